@@ -1,0 +1,183 @@
+"""Augmentation of a whole batch at once, each image with parameters of its own.
+
+The operations take their random parameters as tensors and are pure, so each can be compared with
+torchvision's on the same parameters. All results are independent of the other images in the batch,
+to the bit: nothing is fused or summed in an order that the shape of the batch could change.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import permutations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.randomness import uniform
+
+LUMA = (0.2989, 0.587, 0.114)
+JITTER_STRENGTH = (0.3, 0.3, 0.3)  # brightness, contrast, saturation: factor 1 ± strength
+HUE_STRENGTH = 0.075  # shift in turns of the colour circle
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+ORDERS = torch.tensor(list(permutations(range(4))))  # (24, 4): which operation comes at each step
+CUTOUT = 16
+DRAWS = 10  # flip, crop y and x, four jitter factors, jitter order, cutout y and x
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to a training image held in memory, in this order."""
+
+    flip: bool = False
+    pad: int = 0
+    jitter: bool = False
+    cutout: bool = False
+
+
+def variant(recipe: Recipe, augment: str) -> Recipe | None:
+    """The recipe that `augment` ("default", "flip-crop", "none") makes of a data set's own one."""
+    flip_crop = replace(recipe, flip=True, pad=recipe.pad or 4, jitter=False, cutout=False)
+    return {"default": recipe, "flip-crop": flip_crop, "none": None}[augment]
+
+
+def per_image(values: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1), to broadcast over images."""
+    return values[:, None, None, None]
+
+
+def luma(images: Tensor) -> Tensor:
+    """Brightness as the eye sees it: float (B, 3 or 1, H, W) -> (B, 1, H, W)."""
+    if images.shape[1] == 1:
+        return images
+    red, green, blue = images.split(1, dim=1)
+    return (red * LUMA[0]).add_(green * LUMA[1]).add_(blue * LUMA[2])
+
+
+def flip(images: Tensor, flipped: Tensor) -> Tensor:
+    """Mirror the images (B, C, H, W) for which `flipped` (B,) bool is true, left to right."""
+    return torch.where(per_image(flipped), images.flip(3), images)
+
+
+def pad_crop(images: Tensor, top: Tensor, left: Tensor, pad: int) -> Tensor:
+    """Pad (B, C, H, W) by `pad` zeros on each side, cut H x W at (top, left) (B,) in 0..2·pad."""
+    height, width = images.shape[2:]
+    windows = F.pad(images, [pad] * 4).unfold(2, height, 1).unfold(3, width, 1)
+    return windows[torch.arange(len(images), device=images.device), :, top, left]
+
+
+def exact_mean(planes: Tensor) -> Tensor:
+    """Mean of (B, 1, H, W) with values in [0, 1] per image: (B, 1, 1, 1).
+
+    Summed as integers, because a float sum may be split differently in another batch.
+    """
+    units = (planes * 2**20).round_().int().sum(dim=(1, 2, 3), keepdim=True)
+    return units.float() / (2**20 * planes[0].numel())
+
+
+def blend(images: Tensor, factor: Tensor, to_grey: Tensor, to_mean: Tensor) -> Tensor:
+    """clamp(factor·image + (1 - factor)·base), in place; float (B, C, H, W) in [0, 1], rest (B,).
+
+    The base is the grey image where `to_grey` is 1 (saturation), its mean where `to_mean` is 1
+    (contrast), else black (brightness). Factor 1 leaves an image exactly as it is.
+    """
+    grey = luma(images)
+    base = exact_mean(grey) * per_image((1 - factor) * to_mean)
+    base = grey * per_image((1 - factor) * to_grey) + base
+    return images.mul_(per_image(factor)).add_(base).clamp_(0, 1)
+
+
+def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Turn the hue of float RGB (B, 3, H, W) by `turns` (B,), 1 being the whole circle.
+
+    RGB -> HSV -> RGB in one go: largest and smallest channel stay, only the hue (0..6) moves.
+    """
+    red, green, blue = images.unbind(1)
+    high = torch.maximum(torch.maximum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
+    chroma = high - low
+    scale = torch.where(chroma == 0, 1, chroma).reciprocal_()
+    from_green = (blue - red).mul_(scale).add_(2)
+    from_blue = (red - green).mul_(scale).add_(4)
+    hue = torch.where(high == green, from_green, from_blue)
+    hue = torch.where(high == red, (green - blue).mul_(scale), hue).add_(6 * turns[:, None, None])
+    hue.sub_((hue / 6).floor_().mul_(6))
+    ramps = ((hue - 3).abs_().sub_(1), 2 - (hue - 2).abs_(), 2 - (hue - 4).abs_())
+    return torch.stack([ramp.clamp_(0, 1).mul_(chroma).add_(low) for ramp in ramps], dim=1)
+
+
+def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """Brightness, contrast, saturation and hue with `factors` (4, B) on float images, in place.
+
+    `order` (B, 4): the operation at each step. Three of the four are the same blend with other
+    coefficients, so a step blends all images at once and turns the hue of those whose turn it is.
+    `factors` and `order` are wanted on the CPU: choosing rows there does not stall a GPU.
+    """
+    device = images.device
+    for operation in order.unbind(1):
+        factor = factors.gather(0, operation[None])[0]
+        factor = torch.where(operation == HUE, 1, factor).to(device)
+        to_grey = (operation == SATURATION).to(device, torch.float32)
+        to_mean = (operation == CONTRAST).to(device, torch.float32)
+        images = blend(images, factor, to_grey, to_mean)
+        rows = (operation == HUE).nonzero()[:, 0]
+        if len(rows) and images.shape[1] == 3:
+            turns, rows = factors[HUE, rows].to(device), rows.to(device)
+            images[rows] = shift_hue(images[rows], turns)
+    return images
+
+
+def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(x - mean) / std per channel, in place; float (B, C, H, W) in [0, 1]."""
+    mean_, std_ = (torch.tensor(v, device=images.device)[:, None, None] for v in (mean, std))
+    return images.sub_(mean_).div_(std_)
+
+
+def cutout(images: Tensor, row: Tensor, column: Tensor, size: int) -> Tensor:
+    """Zero the size x size square around pixel (row, column) (B,), clipped at borders, in place."""
+
+    def inside(pixels: int, centre: Tensor) -> Tensor:
+        first = centre[:, None] - size // 2
+        position = torch.arange(pixels, device=images.device)
+        return (position >= first) & (position < first + size)
+
+    rows, columns = inside(images.shape[2], row), inside(images.shape[3], column)
+    return images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 0..1."""
+    return images.float().div_(255)
+
+
+def augment(
+    images: Tensor,
+    *,
+    recipe: Recipe,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    seed: int,
+    epoch: int,
+    index: Tensor,
+) -> Tensor:
+    """Augment and normalise uint8 images (B, C, H, W); `index` (B,), CPU: which samples they are.
+
+    Returns float32 (B, C, H, W). Each image depends on itself and (seed, epoch, its index) only.
+    """
+    device, size = images.device, images.shape[-1]
+    draws = uniform(seed, epoch, index, DRAWS)
+    flip_draw, top, left, _, _, _, _, _, row, column = draws.to(device)
+    if recipe.flip:
+        images = flip(images, flip_draw < 0.5)
+    if recipe.pad:
+        places = 2 * recipe.pad + 1
+        images = pad_crop(images, (top * places).long(), (left * places).long(), recipe.pad)
+    images = to_float(images)
+    if recipe.jitter:
+        strength = torch.tensor([*JITTER_STRENGTH, HUE_STRENGTH])[:, None]
+        factors = (2 * draws[3:7] - 1) * strength
+        factors[:HUE] += 1
+        images = jitter(images, factors, ORDERS[(draws[7] * len(ORDERS)).long()])
+    images = normalize(images, mean, std)
+    if recipe.cutout:
+        centre = ((v * size).long() for v in (row, column))
+        images = cutout(images, *centre, size=min(CUTOUT, size // 2))
+    return images

@@ -1,0 +1,104 @@
+"""Image files: which there are in a tree of class folders, and how one becomes RGB pixels."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from data.errors import DataError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+CHUNK = 512  # files handed to the threads at a time, so that an error stops the rest
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The files of one split, sorted by class and name.
+
+    `paths` is one array of bytes: a million Path objects would be copied into every worker process
+    as soon as their reference counts are touched.
+    """
+
+    paths: np.ndarray
+    labels: Tensor
+    class_names: list[str]
+
+
+def list_tree(root: Path, split: str) -> Tree:
+    """The images in root/split/<class>/, at any depth. DataError if there are none."""
+    folder = root / split
+    expected = f"--data-path: expected images in {folder}/<class>/*.jpg"
+    if not folder.is_dir():
+        raise DataError(f"{expected}, but there is no folder {folder}")
+    classes = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    if not classes:
+        raise DataError(f"{expected}, but {folder} has no class folders")
+    files = [_images_under(folder) for folder in classes]
+    empty = [folder for folder, found in zip(classes, files, strict=True) if not found]
+    if empty:
+        raise DataError(f"{expected}, but {len(empty)} class folders hold none, first {empty[0]}")
+    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(f) for f in files]))
+    paths = np.array([os.fsencode(path) for found in files for path in found])
+    return Tree(paths, labels, [folder.name for folder in classes])
+
+
+def _images_under(folder: Path) -> list[str]:
+    return sorted(
+        os.path.join(parent, name)
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+    )
+
+
+def read_image(path: str | bytes) -> Image.Image:
+    """Any image file as 8-bit RGB. DataError, naming the file, if it cannot be decoded."""
+    path = os.fsdecode(path)
+    try:
+        with Image.open(path) as image:
+            return _to_rgb(image)
+    # Decoders raise OSError, SyntaxError, struct.error and more on damaged files, and an error of
+    # their own on files that would unpack to gigabytes.
+    except Exception as error:
+        raise DataError(f"cannot read image {path}: {' '.join(str(error).split())}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip to white
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if "transparency" in image.info:  # a palette with alpha has to go through RGBA
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def resize_and_crop(size: int) -> Callable[[Image.Image], Image.Image]:
+    """Shorter side to `size` (antialiased), then the centre size x size; nothing if it fits."""
+    return v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
+
+
+def decode_all(paths: np.ndarray, size: int) -> Tensor:
+    """Read all files into one uint8 tensor (N, 3, size, size), in threads."""
+    images = np.empty((len(paths), size, size, 3), dtype=np.uint8)
+    fit = resize_and_crop(size)
+
+    def decode(i: int) -> None:
+        image = read_image(paths[i])
+        images[i] = np.asarray(image if image.size == (size, size) else fit(image))
+
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=len(paths), desc="reading images", unit="img", disable=None) as progress,
+    ):
+        for start in range(0, len(paths), CHUNK):
+            chunk = range(start, min(start + CHUNK, len(paths)))
+            list(pool.map(decode, chunk))
+            progress.update(len(chunk))
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,189 @@
+"""load_data: from a data set's name and the user's wishes to loaders."""
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from data.augment import LUMA, variant
+from data.errors import DataError, UserError
+from data.images import Tree
+from data.loaders import CachedLoader, Loader, Stats, to_channels
+from data.readers import Source
+from data.streaming import FileLoader, eval_transform, train_transform
+from data.table import DATASETS, IMAGENET_STATS, SMALL, Dataset
+
+AUGMENT = ("default", "flip-crop", "none")
+EVAL_CROPS = ("standard", "full")
+NORMALIZE = ("dataset", "imagenet", "none")
+Splits = dict[str, Source | Tree]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set ready for use; a split that was not asked for is None."""
+
+    name: str
+    classes: int
+    class_names: list[str]
+    channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train: Loader | None
+    val: Loader | None
+
+
+def load_data(
+    name: str,
+    *,
+    data_path: str | os.PathLike | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    normalize: str | Sequence[Sequence[float]] = "dataset",
+    augment: str = "default",
+    eval_crop: str = "standard",
+    batch_size: int = 128,
+    val_batch_size: int = 512,
+    workers: int = 4,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    splits: Sequence[str] = ("train", "val"),
+) -> Data:
+    """The data set `name` (a key of DATASETS, in any case) as loaders of normalised batches.
+
+    image_size and channels (1 or 3) default to the data set's own; images are converted. normalize:
+    "dataset", "imagenet", "none" or a (mean, std) pair for pixels in 0..1. augment: "default" (the
+    data set's recipe), "flip-crop" or "none". eval_crop, for sets read from files: "standard"
+    (centre 224 of 256) or "full". workers: processes that decode files; results do not depend on
+    their number. Raises UserError for values that make no sense, DataError for missing files.
+    """
+    row = find_dataset(name, image_size)
+    choose("--augment", augment, AUGMENT)
+    choose("--eval-crop", eval_crop, EVAL_CROPS)
+    if min(batch_size, val_batch_size) < 1:
+        raise UserError(f"--batch-size must be at least 1, not {min(batch_size, val_batch_size)}")
+    size, channels = image_size or row.image_size, channels or row.channels
+    stats = choose_stats(row, normalize, channels)
+    root = Path(data_path).expanduser() if data_path else None
+    sources = {split: row.read(split, root, size) for split in splits}
+    class_names = common_classes(row, sources)
+    if "train" in sources and batch_size > len(sources["train"].labels):
+        raise UserError(
+            f"--batch-size {batch_size} is more than the {len(sources['train'].labels)} training "
+            f"images of {row.name}"
+        )
+
+    def loader(split: str) -> Loader | None:
+        if split not in sources:
+            return None
+        train, source = split == "train", sources[split]
+        common = {
+            "batch_size": batch_size if train else val_batch_size,
+            "train": train,
+            "stats": stats,
+            "seed": seed,
+        }
+        if isinstance(source, Tree):
+            augmented = train and augment != "none"
+            return FileLoader(
+                source,
+                train_transform(size) if augmented else eval_transform(size, eval_crop),
+                channels=channels,
+                workers=workers,
+                device=torch.device(device),
+                **common,
+            )
+        return CachedLoader(
+            fit(source.images, size, channels).to(device),
+            source.labels.to(device),
+            recipe=variant(row.recipe, augment) if train else None,
+            **common,
+        )
+
+    return Data(
+        row.name,
+        len(class_names),
+        class_names,
+        channels,
+        size,
+        *stats,
+        loader("train"),
+        loader("val"),
+    )
+
+
+def choose(flag: str, value: str, choices: Sequence[str]) -> None:
+    """UserError, with the nearest choice, unless `value` is one of the choices."""
+    if value in choices:
+        return
+    by_lower = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(str(value).lower(), by_lower, n=1)
+    hint = f" (did you mean {by_lower[near[0]]}?)" if near else ""
+    raise UserError(f"unknown {flag} {value!r}: choose from {', '.join(choices)}{hint}")
+
+
+def find_dataset(name: str, image_size: int | None) -> Dataset:
+    """The row of the table for `name`, at this image size."""
+    by_lower = {key.lower(): key for key in DATASETS}
+    key = by_lower.get(name.lower(), name)
+    choose("--dataset", key, tuple(DATASETS))
+    row = DATASETS[key]
+    if image_size is not None and image_size < 1:
+        raise UserError(f"--image-size must be at least 1, not {image_size}")
+    if row.image_size is None and image_size is None:
+        raise UserError(f"--dataset {row.name} needs --image-size: its images have no common size")
+    return row.small if row.small and image_size <= SMALL else row
+
+
+def choose_stats(row: Dataset, normalize: str | Sequence[Sequence[float]], channels: int) -> Stats:
+    """Mean and standard deviation per channel for `normalize`, for 1 or 3 channels."""
+    if isinstance(normalize, str):
+        choose("--normalize", normalize, NORMALIZE)
+        no_change = ((0.0,) * row.channels, (1.0,) * row.channels)
+        named = {"dataset": row.stats, "imagenet": IMAGENET_STATS, "none": no_change}
+        normalize = named[normalize]
+    mean, std = (match_channels(tuple(map(float, values)), channels) for values in normalize)
+    return mean, std
+
+
+def match_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Statistics of RGB for grey images, or the reverse.
+
+    The luma of the means is exact; that of the deviations holds if the colours rise and fall
+    together, as they nearly do in photographs.
+    """
+    if len(values) < channels:
+        return values * channels
+    if len(values) > channels:
+        return (sum(w * v for w, v in zip(LUMA, values, strict=True)) / sum(LUMA),)
+    return values
+
+
+def common_classes(row: Dataset, sources: Splits) -> list[str]:
+    """The class names, the same in all splits and as many as the table says."""
+    names = [source.class_names for source in sources.values()]
+    for other in names[1:]:
+        if other != names[0]:
+            first = sorted(set(names[0]) ^ set(other))[0]
+            raise DataError(
+                f"--data-path: {' and '.join(sources)} must have the same class folders, but "
+                f"{first!r} is in one of them only"
+            )
+    if row.classes not in (None, len(names[0])):
+        raise DataError(
+            f"--data-path: {row.name} has {row.classes} classes, but {len(names[0])} class folders "
+            "were found; --dataset ImageFolder takes any number"
+        )
+    return names[0]
+
+
+def fit(images: Tensor, size: int, channels: int) -> Tensor:
+    """uint8 images (N, C, H, W) at size x size (bilinear, antialiased) with these channels."""
+    images = to_channels(images, channels)
+    return images if images.shape[-1] == size else TF.resize(images, [size, size], antialias=True)

@@ -1,0 +1,60 @@
+"""Random numbers as a pure function of (seed, epoch, sample index, draw).
+
+A generator with a state would give an image other numbers as soon as the batch size, the number of
+workers or the point of a resume changed. Here every number is a hash of its own coordinates
+(SplitMix64: a counter times the golden ratio, then a bijective mixer), computed with int64 tensor
+operations that wrap modulo 2^64, hence identical on every device.
+"""
+
+import torch
+from torch import Tensor
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits as an unsigned constant."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+GOLDEN = _signed(0x9E3779B97F4A7C15)
+MIX_1 = _signed(0xBF58476D1CE4E5B9)
+MIX_2 = _signed(0x94D049BB133111EB)
+DRAWS_PER_SAMPLE = 16
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift; torch's `>>` on int64 copies the sign bit."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser: int64 of any shape -> int64 with well mixed bits."""
+    x = (x ^ _shift_right(x, 30)) * MIX_1
+    x = (x ^ _shift_right(x, 27)) * MIX_2
+    return x ^ _shift_right(x, 31)
+
+
+def bits(seed: int, epoch: int, index: Tensor, draws: int) -> Tensor:
+    """64 random bits (int64) for the first `draws` draws of the samples `index` (B,): (draws, B)."""
+    assert draws <= DRAWS_PER_SAMPLE
+    key = torch.zeros((), dtype=torch.int64, device=index.device)
+    counter = index * DRAWS_PER_SAMPLE + torch.arange(draws, device=index.device)[:, None]
+    for coordinate in (torch.tensor(seed), torch.tensor(epoch), counter):
+        key = mix(key + (coordinate.to(index.device) + 1) * GOLDEN)
+    return key
+
+
+def uniform(seed: int, epoch: int, index: Tensor, draws: int) -> Tensor:
+    """float32 in [0, 1), (draws, B): 24 bits each, which float32 holds exactly."""
+    return _shift_right(bits(seed, epoch, index, draws), 40).float() * 2.0**-24
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """A seed in [0, 2^63) for a library that wants a generator of its own per sample."""
+    return int(bits(seed, epoch, torch.tensor([index]), 1)) & ((1 << 63) - 1)
+
+
+def shuffled(seed: int, epoch: int, samples: int) -> Tensor:
+    """A permutation of range(samples) (int64, CPU) that depends on (seed, epoch) only."""
+    # Draws count from 0 upwards, so the last one of a sample is free for its place in the order.
+    keys = bits(seed, epoch, torch.arange(samples), DRAWS_PER_SAMPLE)[-1]
+    return keys.argsort(stable=True)

@@ -1,0 +1,134 @@
+"""How each data set is read: (split, data_path, image_size) -> Source."""
+
+import contextlib
+import gzip
+import io
+import math
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor
+
+from data.errors import DataError
+from data.images import Tree, decode_all, list_tree
+from data.shapes import CLASS_NAMES as SHAPES
+from data.shapes import make_shapes
+
+DOWNLOADS = Path(__file__).parent / "downloads"
+IDX_FILES = {"train": "train", "val": "t10k"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split in memory: uint8 images (N, C, H, W), int64 labels (N,), the classes' names."""
+
+    images: Tensor
+    labels: Tensor
+    class_names: list[str]
+
+
+Reader = Callable[[str, Path | None, int], Source | Tree]
+
+
+def read_shapes(split: str, data_path: Path | None, image_size: int) -> Source:
+    """The built-in set; needs no files."""
+    return Source(*make_shapes(split), list(SHAPES))
+
+
+def read_tree(split: str, data_path: Path | None, image_size: int) -> Tree:
+    """The files' names only: they are decoded while training."""
+    if data_path is None:
+        raise DataError("--data-path DIR is needed: expected images in DIR/train/<class>/*.jpg")
+    return list_tree(data_path, split)
+
+
+def read_small_tree(split: str, data_path: Path | None, image_size: int) -> Source:
+    """All files decoded and fitted to image_size x image_size."""
+    tree = read_tree(split, data_path, image_size)
+    return Source(decode_all(tree.paths, image_size), tree.labels, tree.class_names)
+
+
+def cifar(name: str, folder: str) -> Reader:
+    """Reader of torchvision's CIFAR classes, which check the files against their MD5 sums."""
+    dataset_class = getattr(torchvision.datasets, name)
+
+    def read(split: str, data_path: Path | None, image_size: int) -> Source:
+        train = split == "train"
+        if data_path is None:
+            dataset = download(name, lambda: dataset_class(DOWNLOADS, train, download=True), folder)
+        else:
+            try:
+                dataset = dataset_class(data_path, train)
+            except Exception as error:
+                raise DataError(
+                    f"--data-path: no complete {name} in {data_path}: expected the unpacked folder "
+                    f"{data_path / folder}"
+                ) from error
+        images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
+        return Source(images, torch.tensor(dataset.targets), list(dataset.classes))
+
+    return read
+
+
+def mnist(name: str) -> Reader:
+    """Reader of idx files, as torchvision lays them or plain .gz files in --data-path."""
+    dataset_class = getattr(torchvision.datasets, name)
+
+    def read(split: str, data_path: Path | None, image_size: int) -> Source:
+        raw = f"{name}/raw"
+        if data_path is None:
+            download(name, lambda: dataset_class(DOWNLOADS, download=True), raw)
+        folders = [data_path, data_path / raw] if data_path else [DOWNLOADS / raw]
+        prefix = IDX_FILES[split]
+        images = read_idx(find_idx(f"{prefix}-images-idx3-ubyte", folders))
+        labels = read_idx(find_idx(f"{prefix}-labels-idx1-ubyte", folders))
+        if len(images) != len(labels):
+            raise DataError(f"--data-path: {folders[0]} has {len(images)} images for "
+                            f"{len(labels)} labels in {prefix}-*: fetch {name} again")  # fmt: skip
+        return Source(images[:, None], labels.long(), list(dataset_class.classes))
+
+    return read
+
+
+def find_idx(name: str, folders: list[Path]) -> Path:
+    """The file `name` or `name`.gz in the first folder that has it; DataError if none has."""
+    candidates = [folder / (name + end) for folder in folders for end in ("", ".gz")]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise DataError(f"--data-path: expected {candidates[0]} or {candidates[1].name} there")
+
+
+def read_idx(path: Path) -> Tensor:
+    """An idx file of bytes, gzipped or not: 00 00 08 <rank>, big-endian sizes, then the values."""
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            content = file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    rank = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
+    start = 4 + 4 * rank
+    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
+    if not rank or len(content) != start + math.prod(shape):
+        raise DataError(f"cannot read {path}: not a complete idx file of bytes, fetch it again")
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())
+
+
+def download(name: str, fetch: Callable[[], object], folder: str) -> object:
+    """Run torchvision's `fetch`, which also finds earlier downloads; its chatter stays off logs."""
+    noise = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    try:
+        with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
+            return fetch()
+    except Exception as error:  # no network, full disk, changed server: all end in the same advice
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"cannot download {name} to {DOWNLOADS} ({reason}): fetch it elsewhere and name the "
+            f"folder that holds {folder} with --data-path"
+        ) from error

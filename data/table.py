@@ -1,0 +1,54 @@
+"""The table of data sets. A new one is a new row."""
+
+from dataclasses import dataclass
+
+from data.augment import Recipe
+from data.readers import Reader, cifar, mnist, read_shapes, read_small_tree, read_tree
+
+IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR_STATS = (
+    (125.3 / 255, 123.0 / 255, 113.9 / 255),
+    (63.0 / 255, 62.1 / 255, 66.7 / 255),
+)
+COLOUR = Recipe(flip=True, pad=4, jitter=True, cutout=True)
+SMALL = 64  # image folders up to this many pixels are held in memory
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One data set: where it comes from and what its images are like.
+
+    `classes` and `image_size` are None where the user's folder and --image-size decide. Cached sets
+    are read once and live on the device, the others are decoded while training.
+    """
+
+    name: str
+    read: Reader
+    stats: tuple[tuple[float, ...], tuple[float, ...]]
+    classes: int | None
+    channels: int
+    image_size: int | None
+    recipe: Recipe
+    cached: bool = True
+    small: "Dataset | None" = None  # takes this row's place for images up to SMALL pixels
+
+
+def _rows() -> list[Dataset]:
+    # fmt: off
+    small_folder = Dataset("ImageFolder", read_small_tree, CIFAR_STATS, None, 3, None, COLOUR)
+    return [
+        Dataset("CIFAR100", cifar("CIFAR100", "cifar-100-python"), CIFAR_STATS, 100, 3, 32, COLOUR),
+        Dataset("CIFAR10", cifar("CIFAR10", "cifar-10-batches-py"), CIFAR_STATS, 10, 3, 32, COLOUR),
+        Dataset("MNIST", mnist("MNIST"), ((0.1307,), (0.3081,)), 10, 1, 28, Recipe(pad=2)),
+        Dataset("FashionMNIST", mnist("FashionMNIST"), ((0.2860,), (0.3530,)), 10, 1, 28,
+                Recipe(flip=True, pad=2)),
+        Dataset("ImageNet", read_tree, IMAGENET_STATS, 1000, 3, 224, Recipe(flip=True),
+                cached=False),
+        Dataset("ImageFolder", read_tree, IMAGENET_STATS, None, 3, None, Recipe(flip=True),
+                cached=False, small=small_folder),
+        Dataset("Shapes", read_shapes, ((0.5,) * 3, (0.25,) * 3), 10, 3, 32, COLOUR),
+    ]
+    # fmt: on
+
+
+DATASETS = {row.name: row for row in _rows()}

@@ -1,0 +1,1 @@
+"""Stage 1: networks, checkpoints, training and the compound-scaling search."""

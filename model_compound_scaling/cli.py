@@ -1,0 +1,292 @@
+"""What the three command lines share: flags, one-line errors, exit codes."""
+
+import argparse
+import difflib
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from data import DATASETS, Data, load_data
+from data.errors import DataError, UserError
+from data.load import find_dataset
+from model_compound_scaling.checkpoints import (
+    Checkpoint,
+    find_file,
+    network_spec,
+    read_checkpoint,
+)
+from model_compound_scaling.efficientnet import ORIGINS
+from model_compound_scaling.registry import REGISTRY, NetworkSpec, canonical_name, table_row
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        """No "(default: None)": where None is the default, the help says what it means."""
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """One-line errors that name the flag and the nearest valid one; no abbreviations."""
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__(formatter_class=_Help, allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        unknown = [word for word in message.split() if word.startswith("--")]
+        if "unrecognized" in message and unknown:
+            close = difflib.get_close_matches(unknown[0], self._option_string_actions, n=1)
+            message = f"unknown flag {' '.join(unknown)}"
+            message += f"; did you mean {close[0]}?" if close else "; --help lists all flags"
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def run(body: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequence | None) -> int:
+    """Parse, run `body`, turn a user's mistake into one line and its exit code."""
+    args = parser.parse_args(argv)
+    sys.stdout.reconfigure(line_buffering=True)  # logs piped to a file stay current
+    try:
+        body(args)
+    except UserError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output left, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return 0
+
+
+def positive(value: str) -> int:
+    """An integer of at least 1."""
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return number
+
+
+def natural(value: str) -> int:
+    """An integer of at least 0."""
+    number = int(value)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return number
+
+
+def non_negative(value: str) -> float:
+    """A finite number of at least 0."""
+    number = float(value)
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not a number of at least 0")
+    return number
+
+
+def add_data_flags(parser: Parser, *, training: bool, default: str) -> None:
+    """`default` says in words which data set is taken without --dataset."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--dataset", metavar="NAME", help=f"one of {', '.join(DATASETS)} (default: {default})"
+    )
+    group.add_argument(
+        "--data-path",
+        type=Path,
+        metavar="DIR",
+        help="folder of the data set "
+        "(default: data/downloads, where CIFAR and MNIST are downloaded to)",
+    )
+    group.add_argument(
+        "--image-size",
+        type=positive,
+        metavar="S",
+        help="height and width of the input (default: the checkpoint's or data set's)",
+    )
+    group.add_argument(
+        "--normalize",
+        choices=("dataset", "imagenet", "none"),
+        help="mean and deviation of the input (default: the checkpoint's, else the data set's)",
+    )
+    if training:
+        group.add_argument(
+            "--augment",
+            choices=("default", "flip-crop", "none"),
+            default="default",
+            help="training images: the data set's usual recipe, only flip and crop, or as they are",
+        )
+        group.add_argument("--batch-size", type=positive, default=256, metavar="N")
+    group.add_argument("--val-batch-size", type=positive, default=512, metavar="N")
+    group.add_argument(
+        "--workers",
+        type=natural,
+        default=4,
+        metavar="N",
+        help="processes that read images from disk; small data sets stay in memory",
+    )
+
+
+def add_machine_flags(parser: Parser) -> None:
+    """Where it runs, and the seed."""
+    group = parser.add_argument_group("machine")
+    group.add_argument(
+        "--cuda",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="train on the GPU (default: if there is one)",
+    )
+    group.add_argument("--seed", type=natural, default=0, metavar="N")
+
+
+def add_network_flags(parser: Parser) -> None:
+    """What network a checkpoint holds."""
+    group = parser.add_argument_group("network, if the checkpoint does not describe it")
+    group.add_argument(
+        "--model",
+        metavar="NAME",
+        help=f"one of {', '.join(REGISTRY)}, torchvision:NAME, or module:function (a builder that "
+        "takes num_classes) (default: what the checkpoint says or its tensors show)",
+    )
+    group.add_argument(
+        "--dw-multps",
+        type=float,
+        nargs=2,
+        metavar=("D", "W"),
+        help="depth and width multiplier of a MicroNet (default: read off the tensors)",
+    )
+    group.add_argument(
+        "--phi",
+        type=float,
+        default=3.5,
+        metavar="PHI",
+        help="exponent of both multipliers; takes effect with --dw-multps",
+    )
+    group.add_argument(
+        "--weights-origin",
+        choices=("auto", *ORIGINS),
+        default="auto",
+        help="where EfficientNet weights were trained: decides BatchNorm eps and padding; tf also "
+        "for lukemelas' and timm's tf_ models; auto goes by the names of the tensors",
+    )
+
+
+def add_run_flags(parser: Parser, *, output: Path) -> None:
+    """Where a run's files go, and what happens to an earlier run there."""
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--output",
+        "--slurm-save",
+        type=Path,
+        default=output,
+        metavar="DIR",
+        help="folder of the results; each network of a grid has its own below",
+    )
+    group.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|PATH|none",
+        help="auto continues the same run in the same folder, PATH a last.pt, none starts over",
+    )
+    group.add_argument(
+        "--no-resume",
+        dest="resume",
+        action="store_const",
+        const="none",
+        default=argparse.SUPPRESS,
+        help="same as --resume none; an earlier run in the folder is kept under another name",
+    )
+
+
+def config(args: argparse.Namespace, **more: object) -> dict:
+    """The flags as plain values, for a run's config.json."""
+    plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    return plain | more
+
+
+def require_single(resume: str, points: Sequence) -> None:
+    """A checkpoint named by --resume belongs to one run only."""
+    if resume not in ("auto", "none") and len(points) > 1:
+        raise UserError(f"--resume {resume} belongs to one network, but the grid has {len(points)}")
+
+
+def choose_device(cuda: bool | None) -> torch.device:
+    """The GPU if there is one, unless told otherwise."""
+    if cuda and not torch.cuda.is_available():
+        raise UserError("--cuda: no usable GPU here; leave it out or pass --no-cuda")
+    return torch.device("cpu" if cuda is False or not torch.cuda.is_available() else "cuda")
+
+
+def open_checkpoint(
+    args: argparse.Namespace, *, name: str, folder: Path, flag: str
+) -> tuple[Checkpoint, NetworkSpec]:
+    """The checkpoint named on the command line and the network it holds."""
+    checkpoint = read_checkpoint(find_file(name, folder=folder, flag=flag))
+    spec = network_spec(
+        checkpoint,
+        model=args.model and canonical_name(args.model),
+        depth_width=args.dw_multps and tuple(m**args.phi for m in args.dw_multps),
+        num_classes=args.dataset and find_dataset(args.dataset, args.image_size or 1).classes,
+        origin=None if args.weights_origin == "auto" else args.weights_origin,
+    )
+    return checkpoint, spec
+
+
+def input_size(args: argparse.Namespace, spec: NetworkSpec, recorded: dict) -> int:
+    """Height and width of the input: the flag's, the checkpoint's, or what the network is for."""
+    return args.image_size or recorded.get("image_size") or table_row(spec.model).image_size
+
+
+def open_data(
+    args: argparse.Namespace,
+    *,
+    spec: NetworkSpec,
+    recorded: dict,
+    device: torch.device,
+    splits: tuple[str, ...] = ("train", "val"),
+) -> Data:
+    """The data set as flags say, then as the checkpoint recorded. Its classes must agree."""
+    name = args.dataset or recorded.get("dataset")
+    if name is None:
+        raise UserError("--dataset is needed: the checkpoint does not say what it was trained on")
+    row = table_row(spec.model)
+    training = {}
+    if "train" in splits:
+        training = {"augment": args.augment, "batch_size": args.batch_size}
+    data = load_data(
+        name,
+        data_path=args.data_path,
+        image_size=input_size(args, spec, recorded),
+        channels=row.channels,
+        normalize=args.normalize or _recorded_statistics(recorded) or "dataset",
+        eval_crop="full" if row.family == "efficientnet" else "standard",
+        val_batch_size=args.val_batch_size,
+        workers=args.workers,
+        seed=args.seed,
+        device=device,
+        splits=splits,
+        **training,
+    )
+    if spec.num_classes not in (None, data.classes):
+        raise DataError(
+            f"{name} has {data.classes} classes, the network {spec.num_classes}: "
+            "choose the --dataset or --data-path the network was trained on"
+        )
+    return data
+
+
+def _recorded_statistics(recorded: dict) -> tuple | None:
+    return (recorded["mean"], recorded["std"]) if "mean" in recorded else None
+
+
+def describe(data: Data) -> dict:
+    """What a checkpoint records of its data, so that later stages need no flags."""
+    return {
+        "dataset": data.name,
+        "image_size": data.image_size,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "class_names": list(data.class_names),
+    }

@@ -1,0 +1,15 @@
+"""Shared fixtures: the real files, where they are at hand."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_files() -> Path:
+    """Folder with released checkpoints and real images, named by EFFICIENTCNNS_TEST_DATA."""
+    folder = os.environ.get("EFFICIENTCNNS_TEST_DATA")
+    if not folder:
+        pytest.skip("EFFICIENTCNNS_TEST_DATA is not set: no released checkpoints, no real images")
+    return Path(folder)
