@@ -104,6 +104,13 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
     return torch.stack([ramp.clamp_(0, 1).mul_(chroma).add_(low) for ramp in ramps], dim=1)
 
 
+def jitter_parameters(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors (4, B) and order (B, 4) from draws (5, B) in [0, 1), distributed as ColorJitter's."""
+    factors = (2 * draws[:4] - 1) * torch.tensor([*JITTER_STRENGTH, HUE_STRENGTH])[:, None]
+    factors[:HUE] += 1
+    return factors, ORDERS[(draws[4] * len(ORDERS)).long()]
+
+
 def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """Brightness, contrast, saturation and hue with `factors` (4, B) on float images, in place.
 
@@ -172,10 +179,7 @@ def augment(
         images = pad_crop(images, (top * places).long(), (left * places).long(), recipe.pad)
     images = to_float(images)
     if recipe.jitter:
-        strength = torch.tensor([*JITTER_STRENGTH, HUE_STRENGTH])[:, None]
-        factors = (2 * draws[3:7] - 1) * strength
-        factors[:HUE] += 1
-        images = jitter(images, factors, ORDERS[(draws[7] * len(ORDERS)).long()])
+        images = jitter(images, *jitter_parameters(draws[3:8]))
     images = normalize(images, mean, std)
     if recipe.cutout:
         centre = ((v * size).long() for v in (row, column))

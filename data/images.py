@@ -1,7 +1,6 @@
 """Image files: which there are in a tree of class folders, and how one becomes RGB pixels."""
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from tqdm import tqdm
 from data.errors import DataError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
-CHUNK = 512  # files handed to the threads at a time, so that an error stops the rest
+CHUNK = 128  # files per task of a thread; one each would cost more than decoding a small one
+THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def read_image(path: str | bytes) -> Image.Image:
     # Decoders raise OSError, SyntaxError, struct.error and more on damaged files, and an error of
     # their own on files that would unpack to gigabytes.
     except Exception as error:
-        raise DataError(f"cannot read image {path}: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"cannot read image {path}: {reason}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -79,26 +80,26 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def resize_and_crop(size: int) -> Callable[[Image.Image], Image.Image]:
-    """Shorter side to `size` (antialiased), then the centre size x size; nothing if it fits."""
-    return v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
-
-
 def decode_all(paths: np.ndarray, size: int) -> Tensor:
-    """Read all files into one uint8 tensor (N, 3, size, size), in threads."""
+    """Read all files into one uint8 tensor (N, 3, size, size), in threads.
+
+    Images of another size: shorter side to `size` (bilinear, antialiased), then the centre.
+    """
     images = np.empty((len(paths), size, size, 3), dtype=np.uint8)
-    fit = resize_and_crop(size)
+    fit = v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
 
-    def decode(i: int) -> None:
-        image = read_image(paths[i])
-        images[i] = np.asarray(image if image.size == (size, size) else fit(image))
+    def decode(chunk: range) -> int:
+        for i in chunk:
+            image = read_image(paths[i])
+            images[i] = np.asarray(image if image.size == (size, size) else fit(image))
+        return len(chunk)
 
+    files = range(len(paths))
+    chunks = [files[start : start + CHUNK] for start in files[::CHUNK]]
     with (
-        ThreadPoolExecutor() as pool,
+        ThreadPoolExecutor(THREADS) as pool,
         tqdm(total=len(paths), desc="reading images", unit="img", disable=None) as progress,
     ):
-        for start in range(0, len(paths), CHUNK):
-            chunk = range(start, min(start + CHUNK, len(paths)))
-            list(pool.map(decode, chunk))
-            progress.update(len(chunk))
+        for done in pool.map(decode, chunks):
+            progress.update(done)
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

@@ -79,42 +79,64 @@ def load_data(
             f"images of {row.name}"
         )
 
-    def loader(split: str) -> Loader | None:
-        if split not in sources:
-            return None
-        train, source = split == "train", sources[split]
-        common = {
-            "batch_size": batch_size if train else val_batch_size,
-            "train": train,
-            "stats": stats,
-            "seed": seed,
-        }
-        if isinstance(source, Tree):
-            augmented = train and augment != "none"
-            return FileLoader(
-                source,
-                train_transform(size) if augmented else eval_transform(size, eval_crop),
-                channels=channels,
-                workers=workers,
-                device=torch.device(device),
-                **common,
-            )
-        return CachedLoader(
-            fit(source.images, size, channels).to(device),
-            source.labels.to(device),
-            recipe=variant(row.recipe, augment) if train else None,
-            **common,
+    loaders = {
+        split: make_loader(
+            source,
+            row=row,
+            train=split == "train",
+            image_size=size,
+            channels=channels,
+            stats=stats,
+            augment=augment,
+            eval_crop=eval_crop,
+            batch_size=batch_size if split == "train" else val_batch_size,
+            workers=workers,
+            seed=seed,
+            device=torch.device(device),
         )
-
+        for split, source in sources.items()
+    }
     return Data(
-        row.name,
-        len(class_names),
-        class_names,
-        channels,
-        size,
-        *stats,
-        loader("train"),
-        loader("val"),
+        name=row.name,
+        classes=len(class_names),
+        class_names=class_names,
+        channels=channels,
+        image_size=size,
+        mean=stats[0],
+        std=stats[1],
+        train=loaders.get("train"),
+        val=loaders.get("val"),
+    )
+
+
+def make_loader(
+    source: Source | Tree,
+    *,
+    row: Dataset,
+    train: bool,
+    image_size: int,
+    channels: int,
+    stats: Stats,
+    augment: str,
+    eval_crop: str,
+    batch_size: int,
+    workers: int,
+    seed: int,
+    device: torch.device,
+) -> Loader:
+    """The loader for one split: cached images move to the device, others are read as needed."""
+    common = {"batch_size": batch_size, "train": train, "stats": stats, "seed": seed}
+    if not row.cached:
+        crop = eval_transform(image_size, eval_crop)
+        transform = train_transform(image_size) if train and augment != "none" else crop
+        return FileLoader(
+            source, transform, channels=channels, workers=workers, device=device, **common
+        )
+    return CachedLoader(
+        fit(source.images, image_size, channels).to(device),
+        source.labels.to(device),
+        recipe=variant(row.recipe, augment) if train else None,
+        **common,
     )
 
 

@@ -34,7 +34,7 @@ def mix(x: Tensor) -> Tensor:
 
 
 def bits(seed: int, epoch: int, index: Tensor, draws: int) -> Tensor:
-    """64 random bits (int64) for the first `draws` draws of the samples `index` (B,): (draws, B)."""
+    """64 random bits, int64 (draws, B), for the first draws of the samples `index` (B,)."""
     assert draws <= DRAWS_PER_SAMPLE
     key = torch.zeros((), dtype=torch.int64, device=index.device)
     counter = index * DRAWS_PER_SAMPLE + torch.arange(draws, device=index.device)[:, None]

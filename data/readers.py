@@ -5,8 +5,9 @@ import gzip
 import io
 import math
 import sys
+import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +65,8 @@ def cifar(name: str, folder: str) -> Reader:
             dataset = download(name, lambda: dataset_class(DOWNLOADS, train, download=True), folder)
         else:
             try:
-                dataset = dataset_class(data_path, train)
+                with quiet():
+                    dataset = dataset_class(data_path, train)
             except Exception as error:
                 raise DataError(
                     f"--data-path: no complete {name} in {data_path}: expected the unpacked folder "
@@ -120,11 +122,23 @@ def read_idx(path: Path) -> Tensor:
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())
 
 
-def download(name: str, fetch: Callable[[], object], folder: str) -> object:
-    """Run torchvision's `fetch`, which also finds earlier downloads; its chatter stays off logs."""
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep torchvision's progress bars, and warnings about the age of its pickles, out of logs."""
     noise = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    with (
+        contextlib.redirect_stdout(noise),
+        contextlib.redirect_stderr(noise),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def download(name: str, fetch: Callable[[], object], folder: str) -> object:
+    """Run torchvision's `fetch`, which downloads what an earlier call has not."""
     try:
-        with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
+        with quiet():
             return fetch()
     except Exception as error:  # no network, full disk, changed server: all end in the same advice
         reason = " ".join(str(error).split())

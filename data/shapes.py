@@ -90,14 +90,14 @@ def _draw(figure: Callable[[Array, Array], Array], n: int, rng: np.random.Genera
     for _ in range(2):
         _paint_bars(images, uniform, 0.4)
 
-    radius = uniform(6, 12, n)
+    radius = uniform(5.5, 12, n)
     u, v = _coordinates(uniform, n, radius, 0.9, 0.5)
     scale = radius[:, None, None]
-    colour = ground + uniform(0.1, 1, n, 3) * uniform(0.15, 0.9, n, 1)
+    colour = ground + uniform(0.1, 1, n, 3) * uniform(0.12, 0.9, n, 1)
     _paint(images, figure(u / scale, v / scale) * scale, colour)
 
-    _paint_bars(images, uniform, 0.3)
-    images += uniform(0, 0.25, n, 1, 1, 1) * uniform(-0.5, 0.5, *images.shape)
+    _paint_bars(images, uniform, 0.4)
+    images += uniform(0, 0.36, n, 1, 1, 1) * uniform(-0.5, 0.5, *images.shape)
     return (np.clip(images, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 

@@ -87,6 +87,14 @@ def non_negative(value: str) -> float:
     return number
 
 
+def boolean(value: str) -> bool:
+    """`True` or `False`, as scripts write it."""
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if value.lower() not in words:
+        raise argparse.ArgumentTypeError(f"{value} is neither True nor False")
+    return words[value.lower()]
+
+
 def add_data_flags(parser: Parser, *, training: bool, default: str) -> None:
     """`default` says in words which data set is taken without --dataset."""
     group = parser.add_argument_group("data")

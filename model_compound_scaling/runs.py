@@ -70,7 +70,7 @@ class Run:
     @property
     def epochs_done(self) -> int:
         """Where to go on: epochs are counted through all phases."""
-        return self.history[-1]["epoch"] + 1 if self.history else 0
+        return self.history[-1]["epoch"] if self.history else 0
 
     @property
     def best(self) -> dict:
@@ -80,21 +80,22 @@ class Run:
     def finish_epoch(self, figures: dict, content: dict) -> None:
         """Save `last.pt`, `best.pt` if this epoch is the best, and the figures."""
         self.history.append(figures)
-        content = {**content, "history": self.history}
         if self.best is figures:
-            write_file(
-                {k: v for k, v in content.items() if k not in ("optimizer", "history")}
-                | {"figures": figures},
-                self.folder / "best.pt",
-            )
-        write_file(content, self.folder / "last.pt")
+            network = {key: value for key, value in content.items() if key != "resume"}
+            write_file({**network, "figures": figures}, self.folder / "best.pt")
+        write_file({**content, "history": self.history}, self.folder / "last.pt")
         self._write_history()
-        shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
-        self.log("  ".join(line for line in shown if len(line) < 40))
+        self.log(_line(figures))
 
     def _write_history(self) -> None:
         lines = "".join(json.dumps(figures) + "\n" for figures in self.history)
         write_text(self.folder / "metrics.jsonl", lines)
+
+
+def _line(figures: dict) -> str:
+    """The plain figures of an epoch for the log."""
+    shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in figures.items()}
+    return "  ".join(f"{k} {v}" for k, v in shown.items() if not isinstance(v, list))
 
 
 def _differences(old: dict, new: dict) -> list[str]:

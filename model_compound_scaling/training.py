@@ -90,27 +90,28 @@ def run_epochs(
     network: nn.Module,
     data: Data,
     step: Callable[[Tensor], None],
-    prepare: Callable[[int], dict],
     content: Callable[[], dict],
+    prepare: Callable[[int], dict] = lambda epoch: {},
+    figures: Callable[[], dict] = dict,
 ) -> None:
     """Train, evaluate, record and save each of `epochs`, continuing where the run stopped.
 
-    `prepare(epoch)` sets what changes between epochs and returns its figures for the record;
-    `content()` is what a checkpoint must hold. Raises NonFiniteLoss; the last good epoch is on
-    disk then.
+    `prepare(epoch)` sets what changes between epochs and `figures()` looks at the trained network;
+    both return figures for the record. `content()` is what a checkpoint must hold. Raises
+    NonFiniteLoss; the last good epoch is on disk then.
     """
     for epoch in epochs[max(run.epochs_done - epochs.start, 0) :]:
-        figures = {"phase": phase, "epoch": epoch, **prepare(epoch)}
+        record = {"phase": phase, "epoch": epoch + 1, **prepare(epoch)}
         # dropout must not depend on how often the run was interrupted
         torch.manual_seed((seed << 20) + epoch)
         batches = data.train.epoch(epoch)
         label = f"{phase} {epoch + 1}/{epochs.stop}"
-        figures |= train_epoch(network, batches, step=step, total=len(data.train), label=label)
-        if not math.isfinite(figures["train_loss"]):
+        record |= train_epoch(network, batches, step=step, total=len(data.train), label=label)
+        if not math.isfinite(record["train_loss"]):
             raise NonFiniteLoss(
-                f"the loss became {figures['train_loss']} in epoch {epoch + 1}: lower --lr; "
+                f"the loss became {record['train_loss']} in epoch {epoch + 1}: lower --lr; "
                 f"the state before this epoch is in {run.folder}"
             )
         scores = evaluate(network, data.val.epoch(0), total=len(data.val))
-        figures |= {f"val_{name}": value for name, value in asdict(scores).items()}
-        run.finish_epoch(figures, content())
+        record |= {f"val_{name}": value for name, value in asdict(scores).items()}
+        run.finish_epoch(record | figures(), content())

@@ -1,0 +1,60 @@
+"""Thesis figure 5.2: how each layer's weights became ternary."""
+
+from pathlib import Path
+
+import numpy as np
+
+from data.errors import UserError
+from model_compound_scaling.checkpoints import read_file
+from model_compound_scaling.runs import Run
+
+
+def require_matplotlib() -> None:
+    """UserError, before any work is done, if plots cannot be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UserError("plots need matplotlib: pip install matplotlib") from None
+
+
+def plot_ternarization(run: Run) -> None:
+    """One PNG per layer in the run's folder: latent weights and centroids at the end, centroids,
+    and entropy, zeros and accuracy over the epochs."""
+    content = read_file(run.folder / "last.pt")
+    sizes = [content["state_dict"][layer["layer"]].numel() for layer in run.history[-1]["layers"]]
+    latents = content["resume"]["ternarizer"]["latent"].cpu().split(sizes)
+    folder = run.folder / "ternarization"
+    folder.mkdir(exist_ok=True)
+    for i, latent in enumerate(latents):
+        epochs = [figures["layers"][i] for figures in run.history]
+        top1 = [figures["val_top1"] for figures in run.history]
+        _draw(epochs, top1, latent.numpy(), folder / f"{epochs[0]['layer']}.png")
+    run.log(f"{len(latents)} plots in {folder}")
+
+
+def _draw(epochs: list[dict], top1: list[float], latent: np.ndarray, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    last, x = epochs[-1], range(1, len(epochs) + 1)
+    left.hist(latent, bins=100, color="lightgrey")
+    for key, colour in (("w_p", "tab:blue"), ("w_n", "tab:red")):
+        left.axvline(last[key], color=colour, label=f"{key} {last[key]:.3g}")
+        middle.plot(x, [layer[key] for layer in epochs], color=colour, marker=".", label=key)
+    left.set(title="latent weights and centroids", xlabel="weight", ylabel="count")
+    middle.set(title="centroids", xlabel="epoch")
+    right.plot(x, [100 * layer["zeros"] for layer in epochs], marker=".", label="zeros, %")
+    right.plot(x, top1, marker=".", label="top-1 of the network, %")
+    right.set(title="zeros, accuracy, entropy", xlabel="epoch", ylim=(0, 100))
+    bits = right.twinx()
+    bits.plot(x, [layer["entropy"] for layer in epochs], "k.--", label="entropy, bit")
+    bits.set(ylim=(0, 1.6), ylabel="bit per weight")
+    for axis in (left, middle, right):
+        axis.legend(fontsize="small", loc="upper left")
+    bits.legend(fontsize="small", loc="lower left")
+    figure.suptitle(last["layer"])
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,129 @@
+"""What both rule sets share: a count, the costs of element-wise operations, and the data flow."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model_scoring.storage import WORD, Settings, cheapest
+from model_scoring.tracing import Record, Trace
+from model_scoring.weights import Weights
+
+# kind -> (multiplications, additions) per output element. A comparison, an exponential and a
+# division count as one multiplication each.
+PER_ELEMENT = {
+    "relu": (1, 0),  # challenge: max(x, 0) is one multiplication
+    "relu6": (2, 0),  # two comparisons
+    "leaky_relu": (2, 0),  # comparison, product
+    "elu": (3, 1),  # comparison, exp, - 1, product
+    "swish": (3, 1),  # challenge: x / (1 + exp(-x))
+    "sigmoid": (2, 1),  # challenge: exp(x) / (1 + exp(x))
+    "hardsigmoid": (3, 1),  # min(max(x + 3, 0), 6) / 6
+    "hardswish": (4, 1),  # hard sigmoid, times x
+    "tanh": (3, 2),  # (e - 1) / (e + 1) with e = exp(2x)
+    "gelu": (4, 1),  # x / 2 (1 + erf(x / sqrt 2)), erf as one
+    "exp": (1, 0),  # as in the challenge's sigmoid
+    "softmax": (3, 2),  # comparison and subtraction of the largest, exp, sum, division
+    "norm": (3, 4),  # mean, variance, difference; scale and shift
+    "add": (0, 1),  # residual sums
+    "neg": (0, 0),  # a sign
+    "scale": (1, 0),  # squeeze-and-excitation product
+}
+
+
+@dataclass(frozen=True)
+class Count:
+    """Cost of one operation: parameters of 32 bits, operations on 32-bit operands."""
+
+    params: float = 0.0
+    adds: float = 0.0
+    mults: float = 0.0
+    format: str = ""
+    live_in: int = 0
+    live_out: int = 0
+    weights: int = 0  # left when dead channels are gone
+    nonzeros: int = 0
+
+    @property
+    def ops(self) -> float:
+        return self.adds + self.mults
+
+
+@dataclass(frozen=True)
+class Live:
+    """What is left of a convolution or linear layer.
+
+    Bool masks (groups, inputs per group) and (groups, filters per group).
+    """
+
+    inputs: Tensor
+    filters: Tensor
+
+    @property
+    def rows(self) -> int:
+        return int(self.filters.sum())
+
+    @property
+    def columns(self) -> int:
+        return int(self.inputs.sum())
+
+    def weights(self, kernel: int) -> int:
+        return kernel * int((self.inputs.sum(1) * self.filters.sum(1)).sum())
+
+    def keep(self, counts: Tensor) -> Tensor:
+        """Counts (groups, filters, inputs) with those of dead channels set to 0."""
+        return counts * (self.filters[:, :, None] & self.inputs[:, None, :])
+
+
+def stored_layer(weights: Weights, live: Live, settings: Settings, *, whole: bool) -> Count:
+    """Storage of a layer's weights, without operations."""
+    n, z = live.weights(weights.kernel), int(live.keep(weights.counts).sum())
+    name, params = cheapest(
+        n, z, live.rows, ternary=weights.ternary, settings=settings, whole=whole
+    )
+    return Count(params, 0.0, 0.0, name, live.columns, live.rows, n, z)
+
+
+def positions(record: Record) -> int:
+    """Output elements per filter: pixels of a convolution, rows of a linear layer."""
+    filters = record.weights.counts.shape[0] * record.weights.counts.shape[1]
+    return math.prod(record.out_shape) // filters
+
+
+def scaled(adds: float, mults: float, settings: Settings) -> dict[str, float]:
+    """Operations in units of 32-bit operations."""
+    return {"adds": adds * settings.add_bits / WORD, "mults": mults * settings.mul_bits / WORD}
+
+
+def elementwise(record: Record, elements: float, settings: Settings) -> dict[str, float]:
+    """Cost of `elements` outputs of an operation without weights."""
+    window, out = record.window, elements
+    costs = {
+        "avgpool": ((window - 1) * out, out),  # challenge: c mults, (h w - 1) c adds
+        "sum": ((window - 1) * out, 0),
+        "maxpool": (0, (window - 1) * out),  # comparisons
+        "matmul": ((window - 1) * out, window * out),
+    }
+    mults, adds = PER_ELEMENT.get(record.kind, (0, 0))
+    adds, mults = costs.get(record.kind, (adds * elements, mults * elements))
+    return scaled(adds, mults, settings)
+
+
+def channels(shape: tuple[int, ...]) -> int:
+    return shape[1] if len(shape) > 1 else math.prod(shape)
+
+
+def consumers(trace: Trace) -> list[list[int]]:
+    """For each record the records that use its result; -1 stands for the network's output."""
+    users: list[list[int]] = [[] for _ in trace.records]
+    for i, record in enumerate(trace.records):
+        for source in record.inputs:
+            users[source].append(i)
+    for i in trace.outputs:
+        users[i].append(-1)
+    return users
+
+
+def full_mask(shape: tuple[int, int], like: Tensor) -> Tensor:
+    return torch.ones(shape, dtype=torch.bool, device=like.device)

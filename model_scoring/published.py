@@ -1,0 +1,213 @@
+"""Rule set `published`: counts as the tables of Becking 2020 were counted, to compare with them.
+
+Its simplifications are kept on purpose: every filter has the layer's average of nonzeros, all
+BatchNorm scales count as merged, and a few operations of the residual families are left out.
+`Structure` has all that depends on a network's family.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from model_scoring.counting import (
+    Count,
+    Live,
+    channels,
+    consumers,
+    elementwise,
+    full_mask,
+    positions,
+    scaled,
+    stored_layer,
+)
+from model_scoring.storage import WORD, Settings, tree_bits
+from model_scoring.tracing import Record, Trace
+
+RESIDUAL = ("resnet", "micronet")
+SHORTCUTS = (".shortcut.", ".downsample.")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The data flow of a network as the tables saw it."""
+
+    trace: Trace
+    family: str
+
+    @cached_property
+    def users(self) -> list[list[int]]:
+        return consumers(self.trace)
+
+    @cached_property
+    def by_name(self) -> dict[str, int]:
+        return {record.name: i for i, record in enumerate(self.trace.records)}
+
+    @cached_property
+    def skipped(self) -> set[int]:
+        """Shortcut convolutions and their BatchNorm, pooling, and all residual sums but the last."""
+        if self.family not in RESIDUAL:
+            return set()
+        records = self.trace.records
+        sums = [i for i, r in enumerate(records) if r.kind == "add"]
+        named = {i for i, r in enumerate(records) if any(s in r.name for s in SHORTCUTS)}
+        pools = {i for i, r in enumerate(records) if r.kind in ("avgpool", "maxpool")}
+        return named | pools | set(sums[:-1])
+
+    @cached_property
+    def live(self) -> dict[int, Live]:
+        """What is left of each layer.
+
+        In the chain of a residual network's block convolutions an input goes with the filter of the
+        convolution before; elsewhere it goes if it has no weights, except in depthwise and linear
+        layers.
+        """
+        result, before = {}, None
+        for i, record in enumerate(self.trace.records):
+            if record.weights is None:
+                continue
+            counts = record.weights.counts
+            groups, filters, inputs = counts.shape
+            everything = Live(
+                full_mask((groups, inputs), counts), full_mask((groups, filters), counts)
+            )
+            if record.kind == "linear":
+                result[i] = everything
+                continue
+            result[i] = Live(counts.any(1), counts.any(2))
+            if record.weights.depthwise:
+                result[i] = replace(result[i], inputs=everything.inputs)
+            if self.family in RESIDUAL and ".conv" in record.name:
+                follows = before is not None and groups == 1 and before.filters.numel() == inputs
+                kept = before.filters.reshape(1, -1) if follows else everything.inputs
+                before = result[i] = replace(result[i], inputs=kept)
+        return result
+
+    @cached_property
+    def sources(self) -> list[int | None]:
+        """For each record the counted layer its values last went through, itself included."""
+        found: list[int | None] = []
+        for i, record in enumerate(self.trace.records):
+            before = [found[j] for j in record.inputs if found[j] is not None]
+            is_layer = record.weights is not None and i not in self.skipped
+            found.append(i if is_layer else max(before, default=None))
+        return found
+
+    def live_share(self, i: int) -> tuple[int, int]:
+        """Live and all channels of a record's result: those of the layer it comes from."""
+        shape = self.trace.records[i].out_shape
+        c, source = channels(shape), self.sources[i]
+        if source is None:
+            return c, c
+        filters = self.live[source].filters
+        return (int(filters.sum()) if filters.numel() == c else c), c
+
+    def live_elements(self, i: int) -> float:
+        live, c = self.live_share(i)
+        out = 1
+        for size in self.trace.records[i].out_shape:
+            out *= size
+        return out / c * live
+
+    def second_conv(self, i: int) -> int | None:
+        """In a MicroNet, the second convolution of the block whose first BatchNorm this is."""
+        name = self.trace.records[i].name
+        if self.family != "micronet" or not name.endswith(".bn1"):
+            return None
+        return self.by_name.get(name.removesuffix("bn1") + "conv2")
+
+    def activation_counts(self, i: int) -> bool:
+        """In a MicroNet only those after the stem and the first convolution of a block."""
+        source = self.sources[i]
+        first = source is None or self.trace.records[source].name.endswith("conv1")
+        return self.family != "micronet" or first
+
+    def merges_bias(self, i: int) -> bool:
+        """A bias before a BatchNorm becomes part of the BatchNorm's."""
+        return any(j >= 0 and self.trace.records[j].kind == "batchnorm" for j in self.users[i])
+
+
+def conv(i: int, structure: Structure, settings: Settings) -> Count:
+    """2 mults an output if ternary, else v; v - 1 adds, v the average nonzeros of a filter."""
+    record, live = structure.trace.records[i], structure.live[i]
+    count = stored_layer(record.weights, live, settings, whole=True)
+    outputs = positions(record) * live.rows
+    v = count.nonzeros / live.rows if live.rows else 1.0
+    bias = record.bias and not structure.merges_bias(i)
+    ternary = record.weights.ternary
+    adds = (v - 1) * settings.add_bits / WORD
+    if ternary and settings.tree_adder:
+        adds = tree_bits(v - 1, settings.value_bits) / WORD
+    return replace(
+        count,
+        params=count.params + bias * live.rows * settings.value_bits / WORD,
+        adds=outputs * (adds + bias * settings.add_bits / WORD),
+        mults=outputs * (2 if ternary else v) * settings.mul_bits / WORD,
+    )
+
+
+def linear(i: int, structure: Structure, settings: Settings) -> Count:
+    """A mult per nonzero weight, one add less per output; ternary or not."""
+    record = structure.trace.records[i]
+    count = stored_layer(record.weights, structure.live[i], settings, whole=True)
+    biases, rows = record.bias * count.live_out, positions(record)
+    adds = max(count.nonzeros - count.live_out, 0) + biases
+    return replace(
+        count,
+        params=count.params + biases * settings.value_bits / WORD,
+        **scaled(adds * rows, count.nonzeros * rows, settings),
+    )
+
+
+def batchnorm(i: int, structure: Structure, settings: Settings) -> Count:
+    """A bias per live channel and an add per element; the scale counts as merged.
+
+    A MicroNet's second convolution carries two: the block's first BatchNorm counts with its inputs
+    (parameters) and outputs (additions).
+    """
+    live, elements = structure.live_share(i)[0], structure.live_elements(i)
+    second = structure.second_conv(i)
+    if second is not None:
+        kept = structure.live[second]
+        live = kept.columns
+        elements = positions(structure.trace.records[second]) * kept.rows
+    return Count(
+        params=live * settings.value_bits / WORD,
+        **scaled(elements, 0, settings),
+        live_in=live,
+        live_out=live,
+    )
+
+
+def plain(i: int, structure: Structure, settings: Settings) -> Count:
+    """Per live element: ReLU 1 mult, swish 3 and 1 add, sigmoid 2 and 1, pooling, products."""
+    record, live = structure.trace.records[i], structure.live_share(i)[0]
+    activation = record.kind in ("relu", "swish", "sigmoid")
+    if activation and not structure.activation_counts(i):
+        return Count(live_in=live, live_out=live)
+    return Count(
+        params=record.stored * settings.value_bits / WORD,
+        **elementwise(record, structure.live_elements(i), settings),
+        live_in=live,
+        live_out=live,
+    )
+
+
+RULES: dict[str, Callable[[int, Structure, Settings], Count]] = {
+    "conv": conv,  # thesis section 4.4, counted as in table 5.3
+    "linear": linear,  # challenge's formula with nonzeros
+    "batchnorm": batchnorm,  # thesis section 4.4: merged into the layer before
+}
+
+
+def count(trace: Trace, settings: Settings, *, family: str = "other") -> list[Count]:
+    """Cost of each record of a trace; `family` as in the registry."""
+    structure = Structure(trace, family)
+    counts = []
+    for i, record in enumerate(trace.records):
+        if i in structure.skipped:
+            c = channels(record.out_shape)
+            counts.append(Count(format="not counted", live_in=c, live_out=c))
+            continue
+        cost = RULES.get(record.kind, plain)(i, structure, settings)
+        counts.append(replace(cost, params=0.0, format="shared") if record.shared else cost)
+    return counts

@@ -1,0 +1,159 @@
+"""Score a network: trace it, count it under both rule sets, add up."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from data.errors import UserError
+from model_scoring import published, strict
+from model_scoring.counting import Count
+from model_scoring.storage import WORD, Settings
+from model_scoring.tracing import Record, Trace, trace
+from model_scoring.weights import distinct_values
+
+# parameters and operations of the challenge's reference networks
+REFERENCES = {
+    "imagenet": (6.9e6, 1170e6),  # MobileNetV2-1.4
+    "cifar": (36.5e6, 10.49e9),  # WideResNet-28-10
+}
+PICOJOULE = {16: (1.1, 0.4), 32: (3.7, 0.9)}  # float mult, add; Horowitz 2014, 45 nm
+
+
+@dataclass(frozen=True)
+class Total:
+    """One rule set's sums over a network."""
+
+    params: float
+    adds: float
+    mults: float
+    storage_term: float
+    compute_term: float
+    energy_uj: float
+
+    @property
+    def ops(self) -> float:
+        return self.adds + self.mults
+
+    @property
+    def score(self) -> float:
+        return self.storage_term + self.compute_term
+
+    @property
+    def bytes(self) -> float:
+        return self.params * WORD / 8
+
+
+@dataclass(frozen=True)
+class Score:
+    """A network's costs, record by record."""
+
+    trace: Trace
+    counts: dict[str, list[Count]]  # by rule set
+    totals: dict[str, Total]
+    parameters: int
+    zeros: float  # share of all parameters
+    reference: str
+    settings: Settings
+
+    @property
+    def records(self) -> list[Record]:
+        return self.trace.records
+
+
+def energy(adds: float, mults: float, settings: Settings) -> float:
+    """Microjoule of operations given in 32-bit units; Horowitz' figure for the width at hand."""
+    mult, _ = PICOJOULE[16 if settings.mul_bits <= 16 else 32]
+    _, add = PICOJOULE[16 if settings.add_bits <= 16 else 32]
+    return 1e-6 * WORD * (mults / settings.mul_bits * mult + adds / settings.add_bits * add)
+
+
+def total(counts: list[Count], settings: Settings, reference: str) -> Total:
+    """Sum of a rule set's counts and its score."""
+    params, adds, mults = (sum(getattr(c, f) for c in counts) for f in ("params", "adds", "mults"))
+    most_params, most_ops = REFERENCES[reference]
+    return Total(
+        params,
+        adds,
+        mults,
+        params / most_params,
+        (adds + mults) / most_ops,
+        energy(adds, mults, settings),
+    )
+
+
+def require_finite(network: nn.Module) -> None:
+    """Raise UserError if a weight is NaN or infinite: its counts would mean nothing."""
+    for name, tensor in network.named_parameters():
+        if not bool(tensor.isfinite().all()):
+            raise UserError(f"{name} holds NaN or infinite values: nothing to count")
+
+
+def score(
+    network: nn.Module,
+    shape: tuple[int, int, int],
+    *,
+    family: str = "other",
+    settings: Settings | None = None,
+    reference: str | None = None,
+) -> Score:
+    """Count a network for one image of (channels, height, width) under both rule sets.
+
+    `family` as in the registry's rows; only `published` looks at it. `reference` is "imagenet" or
+    "cifar", by default the former for images of more than 64 pixels. Raises UserError if the
+    network cannot take such an image or has weights that are no numbers.
+    """
+    require_finite(network)
+    settings = settings or Settings()
+    reference = reference or ("imagenet" if max(shape[1:]) > 64 else "cifar")
+    traced = trace(network, shape)
+    counts = {
+        "published": published.count(traced, settings, family=family),
+        "strict": strict.count(traced, settings),
+    }
+    sizes = [(p.numel(), int(p.count_nonzero())) for p in network.parameters()]
+    parameters, nonzeros = (sum(column) for column in zip(*sizes, strict=True))
+    return Score(
+        trace=traced,
+        counts=counts,
+        totals={name: total(c, settings, reference) for name, c in counts.items()},
+        parameters=parameters,
+        zeros=1 - nonzeros / parameters,
+        reference=reference,
+        settings=settings,
+    )
+
+
+def ternary_records(result: Score) -> list[Record]:
+    """Layers that are ternary by their values."""
+    return [r for r in result.records if r.weights is not None and r.weights.ternary]
+
+
+def warnings(result: Score) -> list[str]:
+    """One line each: nothing ternary, operations without a rule, parameters never used."""
+    lines = []
+    if not ternary_records(result):
+        layers = [r for r in result.records if r.weight is not None]
+        named = ", ".join(f"{r.name} {distinct_values(r.weight)}" for r in layers[:4])
+        more = f" and {len(layers) - 4} more layers" if len(layers) > 4 else ""
+        lines.append(f"no layer is ternary, counted as it is (distinct values: {named}{more})")
+    if result.trace.unknown:
+        named = ", ".join(f"{name} ({n}x)" for name, n in result.trace.unknown.items())
+        lines.append(f"operations without a rule, their arithmetic is not counted: {named}")
+    if unused := result.trace.unused:
+        more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+        lines.append(f"not used by the forward pass, not counted: {', '.join(unused[:3])}{more}")
+    return lines
+
+
+@torch.no_grad()
+def prune_depthwise(network: nn.Module, threshold: float) -> list[str]:
+    """Zero depthwise weights smaller than `threshold` times their layer's largest; 1 = off."""
+    pruned = []
+    for name, module in network.named_modules():
+        depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+        if depthwise and threshold != 1:
+            magnitude = module.weight.abs()
+            module.weight.masked_fill_(magnitude < threshold * magnitude.max(), 0.0)
+            pruned.append(name)
+    return pruned

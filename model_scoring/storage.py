@@ -1,0 +1,72 @@
+"""How many bits a layer's weights take in each storage format, and which format is cheapest.
+
+n weights, z of them not zero, in R rows (filters); a value takes b bits (16, or 32 without half
+precision). Sources: MicroNet challenge 2019 (bit mask); Becking 2020, section 4 (the others).
+"""
+
+import math
+from dataclasses import dataclass
+
+WORD = 32  # bits of one parameter, and of the operands of one operation
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the counted network computes and stores with."""
+
+    value_bits: int = 16
+    mul_bits: int = 16
+    add_bits: int = 32
+    tree_adder: bool = True
+    formats: bool = True  # CSR, CER and the denser ternary format too
+
+
+def dense_bits(n: int, z: int, bits: int) -> tuple[str, int]:
+    """All nonzero values, and a mask of one bit per weight if some are zero: b z + n."""
+    return ("bitmask", bits * z + n) if z < n else ("dense", bits * n)
+
+
+def ternary_bits(n: int, z: int, rows: int, bits: int, formats: bool) -> list[tuple[str, int]]:
+    """Formats that make use of ternary weights; both values are stored once."""
+    values = 2 * bits
+    two_masks = [("Ternary scoring scheme 1", 2 * n + values)]
+    more = [
+        ("CSR", z * (bits + 1) + bits * (rows + 1) + values),  # column and sign, row ends
+        ("CER", z * bits + 2 * bits * (rows + 1) + values),  # columns by value, two ends a row
+        *two_masks,
+        ("Ternary scoring scheme 2", n + z + values),  # mask, and a sign per nonzero weight
+    ]
+    return more if formats else two_masks
+
+
+def cheapest(
+    n: int, z: int, rows: int, *, ternary: bool, settings: Settings, whole: bool
+) -> tuple[str, float]:
+    """Name of the cheapest format and its parameters of 32 bits.
+
+    `whole`: the ternary ones are rounded up to whole parameters before the comparison.
+    """
+    if n == 0:
+        return "none", 0.0
+    bits = settings.value_bits
+    name, size = dense_bits(n, z, bits)
+    found = [(size / WORD, name)]
+    if ternary:
+        for name, size in ternary_bits(n, z, rows, bits, settings.formats):
+            found.append((math.ceil(size / WORD) if whole else size / WORD, name))
+    params, name = min(found, key=lambda pair: pair[0])
+    return name, params
+
+
+def tree_bits(operands: float, width: int) -> float:
+    """Bits added when a tree of adders sums operands of `width` bits.
+
+    Each level adds pairs and its results are a bit wider, up to 32. An odd one out joins a later
+    level, where the other operand is at least as wide.
+    """
+    total = 0.0
+    while operands > 1:
+        total += operands // 2 * width
+        operands = math.ceil(operands / 2)
+        width = min(width + 1, WORD)
+    return total

@@ -1,0 +1,174 @@
+"""Rule set `strict`: the MicroNet challenge's written rules, with nothing left out.
+
+Every filter is counted with its own nonzeros. Channels go only where the network provably computes
+the same function, and a layer that loses channels stores one bit per channel of that side.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from model_scoring.counting import (
+    PER_ELEMENT,
+    Count,
+    Live,
+    channels,
+    consumers,
+    elementwise,
+    full_mask,
+    positions,
+    scaled,
+    stored_layer,
+)
+from model_scoring.liveness import varying
+from model_scoring.storage import WORD, Settings, tree_bits
+from model_scoring.tracing import Record, Trace
+
+
+@dataclass(frozen=True)
+class _Context:
+    trace: Trace
+    users: list[list[int]]
+    settings: Settings
+
+    def values(self, number: int) -> float:
+        """Parameters of so many stored values."""
+        return number * self.settings.value_bits / WORD
+
+
+def live_channels(record: Record) -> Live:
+    """Filters whose output depends on the image, inputs that are not always 0 for any of them."""
+    counts = record.weights.counts
+    groups, filters, inputs = counts.shape
+    alive = full_mask((groups, filters), counts)
+    if record.constants is not None:
+        alive = record.constants.isnan().reshape(groups, filters)
+    used = (counts * alive[:, :, None]).any(1)
+    if record.zero_inputs is not None:
+        used &= ~record.zero_inputs.reshape(groups, inputs)
+    return Live(used, alive)
+
+
+def _nonzero_constants(constants: Tensor | None) -> int:
+    """Constant channels whose value has to be stored."""
+    return 0 if constants is None else int(((constants != 0) & ~constants.isnan()).sum())
+
+
+def _varying_channels(record: Record) -> int:
+    c = channels(record.out_shape)
+    return c if record.constants is None else int(record.constants.isnan().sum())
+
+
+def _filter_sums(per_filter: Tensor, cost: Callable[[int], float]) -> float:
+    """Sum of cost(k) over the filters, k being each one's number of operands."""
+    sizes, filters = per_filter.flatten().unique(return_counts=True)
+    pairs = zip(sizes.tolist(), filters.tolist(), strict=True)
+    return sum(cost(k) * many for k, many in pairs)
+
+
+def _plain_sums(nonzeros: Tensor) -> float:
+    """k nonzeros take k - 1 additions."""
+    return float((nonzeros - 1).clamp(min=0).sum())
+
+
+def _ternary(record: Record, live: Live, settings: Settings) -> tuple[float, float]:
+    """Additions (in 32-bit additions) and multiplications per output position, all filters.
+
+    w_p (sum of one side) + w_n (sum of the other): two sums, a product each, and one addition of
+    the products. With w_n = -w_p one sum of differences and one product do.
+    """
+    nonzeros = live.keep(record.weights.counts).sum(-1)
+    high = live.keep(record.weights.high).sum(-1)
+    sides = [nonzeros] if record.weights.same_magnitude else [high, nonzeros - high]
+    mults = float(sum((side > 0).sum() for side in sides))
+    full = settings.add_bits / WORD
+    if not settings.tree_adder:
+        return _plain_sums(nonzeros) * full, mults
+    width = settings.value_bits
+    trees = sum(_filter_sums(side, lambda k: tree_bits(k, width)) for side in sides)
+    joined = float((sides[0] > 0).logical_and(sides[-1] > 0).sum()) if len(sides) > 1 else 0.0
+    return trees / WORD + joined * full, mults
+
+
+def layer(record: Record, context: _Context) -> Count:
+    """v N mults, (v - 1) N adds, with a bias N more; v nonzeros per filter, N outputs."""
+    settings, live, at = context.settings, live_channels(record), positions(record)
+    count = stored_layer(record.weights, live, settings, whole=False)
+    if record.weights.ternary:
+        adds, mults = _ternary(record, live, settings)
+        adds *= WORD / settings.add_bits
+    else:
+        nonzeros = live.keep(record.weights.counts).sum(-1)
+        adds, mults = _plain_sums(nonzeros), float(nonzeros.sum())
+    masks = sum(m.numel() for m in (live.inputs, live.filters) if not bool(m.all()))
+    biases = live.rows * record.bias
+    stored = biases + _nonzero_constants(record.constants)
+    return replace(
+        count,
+        params=count.params + context.values(stored) + (masks / WORD if live.rows else 0.0),
+        **scaled((adds + biases) * at, mults * at, settings),
+    )
+
+
+def folds(record: Record, context: _Context) -> Record | None:
+    """The layer whose weights a BatchNorm can be multiplied into: full precision, no other user."""
+    if len(record.inputs) != 1:
+        return None
+    source = context.trace.records[record.inputs[0]]
+    alone = len(context.users[record.inputs[0]]) == 1
+    free = source.weights is not None and not source.weights.ternary and not source.shared
+    return source if alone and free and source.out_shape == record.in_shape else None
+
+
+def batchnorm(record: Record, context: _Context) -> Count:
+    """Scale and bias per channel, a mult and an add per element; the scale is free if it folds."""
+    live, elements = _varying_channels(record), varying(record.constants, record.out_shape)
+    source = folds(record, context)
+    bias = 0 if source and source.bias else 1  # else it becomes part of the layer's own
+    scale = 0 if source else 1
+    stored = (bias + scale) * live + _nonzero_constants(record.constants)
+    return Count(
+        params=context.values(stored),
+        **scaled(bias * elements, scale * elements, context.settings),
+        format="folded" if source else "",
+        live_in=live,
+        live_out=live,
+    )
+
+
+def plain(record: Record, context: _Context) -> Count:
+    """Activations, sums, products, pooling: per element that depends on the image."""
+    live, elements = _varying_channels(record), varying(record.constants, record.out_shape)
+    return Count(
+        params=context.values(record.stored),
+        **elementwise(record, elements, context.settings),
+        live_in=live,
+        live_out=live,
+    )
+
+
+RULES: dict[str, Callable[[Record, _Context], Count]] = {
+    "conv": layer,  # challenge: k k c_in h w c_out products of the nonzero weights
+    "linear": layer,  # challenge: in out mults, (in - 1) out adds
+    "batchnorm": batchnorm,  # challenge: "any values that are needed to perform inference"
+    "avgpool": plain,  # challenge: c mults, (h w - 1) c adds
+    "maxpool": plain,  # k k - 1 comparisons
+    "sum": plain,  # k - 1 adds
+    "matmul": plain,  # v N mults, (v - 1) N adds, as a layer
+    "stored": plain,  # challenge: every stored value counts
+    "unknown": plain,  # only what it stores; reported by name
+    **dict.fromkeys(PER_ELEMENT, plain),  # counting.PER_ELEMENT
+}
+
+
+def count(trace: Trace, settings: Settings) -> list[Count]:
+    """Cost of each record of a trace."""
+    context = _Context(trace, consumers(trace), settings)
+    counts = []
+    for record in trace.records:
+        cost = RULES[record.kind](record, context)
+        counts.append(replace(cost, params=0.0, format="shared") if record.shared else cost)
+    assert torch.tensor([c.params for c in counts]).isfinite().all()
+    return counts

@@ -1,0 +1,87 @@
+"""What the rules need to know of a layer's weights: where they are not zero, and if ternary."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PROBE = 1024  # weights that tell nearly every full-precision layer from a ternary one
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Counts per filter and input channel; o, i are filters and inputs within a group.
+
+    All counts are (groups, o, i). `high` counts the larger of a ternary layer's two values.
+    """
+
+    counts: Tensor  # nonzero weights
+    high: Tensor | None  # None: not ternary
+    kernel: int  # weights per filter and input channel
+    same_magnitude: bool = False  # ternary with w_n = -w_p
+
+    @property
+    def ternary(self) -> bool:
+        return self.high is not None
+
+    @property
+    def depthwise(self) -> bool:
+        """One input channel per filter, more than one group."""
+        return self.counts.shape[0] > 1 and self.counts.shape[2] == 1
+
+    @property
+    def total(self) -> int:
+        return self.counts.numel() * self.kernel
+
+
+def _only(values: Tensor, low: Tensor, high: Tensor) -> bool:
+    """Whether all values are 0, low or high."""
+    return bool(((values == low) | (values == high) | (values == 0)).all())
+
+
+def ternary_values(weight: Tensor) -> tuple[float, float] | None:
+    """Smallest and largest nonzero value if there are at most two and a zero, else None.
+
+    Linear in the number of weights, no sorting. An all-zero layer gives (0, 0).
+    """
+    flat = weight.flatten()
+    probe = flat[:PROBE]
+    probe = probe[probe != 0]
+    if len(probe) and not _only(probe, *probe.aminmax()):
+        return None
+    values = flat[flat != 0]
+    if len(values) == len(flat):
+        return None
+    if len(values) == 0:
+        return 0.0, 0.0
+    low, high = values.aminmax()
+    return (float(low), float(high)) if _only(values, low, high) else None
+
+
+def _count(mask: Tensor) -> Tensor:
+    """Number of True along the last dimension. float32 products are exact here, and fast."""
+    if mask.shape[-1] == 1:
+        return mask.squeeze(-1).int()
+    return mask.float().matmul(torch.ones(mask.shape[-1], device=mask.device)).int()
+
+
+def grouped(weight: Tensor, groups: int) -> Tensor:
+    """(c_out, c_in / groups, ...) -> (groups, c_out / groups, c_in / groups, kernel)."""
+    return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+
+
+def examine(weight: Tensor, groups: int) -> Weights:
+    """Count a convolution's (c_out, c_in / groups, ...) or linear layer's (out, in) weights."""
+    parts = grouped(weight, groups)
+    values = ternary_values(weight)
+    return Weights(
+        counts=_count(parts != 0),
+        high=None if values is None else _count((parts == values[1]) & (parts != 0)),
+        kernel=parts.shape[-1],
+        same_magnitude=values is not None and values[0] == -values[1],
+    )
+
+
+def distinct_values(weight: Tensor) -> int:
+    """Number of different values."""
+    return len(weight.unique())
