@@ -33,11 +33,13 @@ class Statistics:
 class Segments:
     """Where each layer lies in the flat vector."""
 
-    def __init__(self, sizes: list[int], device: torch.device) -> None:
+    def __init__(self, sizes: list[int], like: Tensor) -> None:
         self.sizes = sizes
-        self.lengths = torch.tensor(sizes, device=device)
-        layers = torch.arange(len(sizes), dtype=torch.int32, device=device)
+        self.lengths = torch.tensor(sizes, device=like.device)
+        layers = torch.arange(len(sizes), dtype=torch.int32, device=like.device)
         self.layer = torch.repeat_interleave(layers, self.lengths)
+        sizes = self.lengths.to(like.dtype)
+        self.delta = (sizes / sizes.max() + SIZE_OFFSET) / (1 + SIZE_OFFSET)  # (L,)
 
     def spread(self, per_layer: Tensor) -> Tensor:
         """(L,) -> (N,): each weight gets its layer's value."""
@@ -59,8 +61,8 @@ class Segments:
 
     def count(self, codes: Tensor) -> Tensor:
         """Weights per cluster: (3, L), in the order positive, negative, zero."""
-        positive = self.reduce((codes > 0).to(torch.float32), "sum")
-        negative = self.reduce((codes < 0).to(torch.float32), "sum")
+        positive = self.reduce((codes > 0).to(self.delta.dtype), "sum")
+        negative = self.reduce((codes < 0).to(self.delta.dtype), "sum")
         return torch.stack([positive, negative, self.lengths - positive - negative])
 
 
@@ -84,7 +86,7 @@ def probabilities(counts: Tensor) -> Tensor:
 def largest_lambda(centroids: Tensor, information: Tensor, stats: Statistics) -> Tensor:
     """lambda_max (L,): above it, the extreme weight of one side would be assigned to zero.
 
-    The cost of keeping a side's extreme w is (w - w_c)^2 + lambda I_c, that of zero w^2 + lambda I_0.
+    Keeping a side's extreme w costs (w - w_c)^2 + lambda I_c, zeroing it w^2 + lambda I_0.
     """
     extreme = torch.stack([stats.high, -stats.low])
     gain = extreme**2 - (extreme - centroids) ** 2
@@ -125,7 +127,7 @@ class Ternarizer:
         self.names, self.gamma, self.prune, self.frozen = names, gamma, prune, False
         self.weights = [network.get_parameter(name) for name in names]
         flat = torch.cat([w.detach().flatten() for w in self.weights])
-        self.segments = Segments([w.numel() for w in self.weights], flat.device)
+        self.segments = Segments([w.numel() for w in self.weights], flat)
         self.latent = nn.Parameter(flat)
         self.values = flat.clone()
         for weight, view in zip(self.weights, self.segments.split(self.values), strict=True):
@@ -133,8 +135,6 @@ class Ternarizer:
         stats = self.segments.statistics(flat)
         start = initial_scale * torch.stack([stats.high, -stats.low])
         self.centroids = nn.Parameter(self._kmeans(start) if kmeans else start)
-        size = self.segments.lengths / self.segments.lengths.max()
-        self.relative_size = (size + SIZE_OFFSET) / (1 + SIZE_OFFSET)
         self.lam = torch.zeros_like(stats.std)
         self.codes = torch.zeros(flat.shape, dtype=torch.int8, device=flat.device)
         self.finish_step()
@@ -176,7 +176,7 @@ class Ternarizer:
         nearest = assign(self.latent, self.centroids / 2, self.segments)
         information = -probabilities(self.segments.count(nearest)).log2()
         limit = largest_lambda(self.centroids, information, stats)
-        self.lam = self.gamma * self.relative_size * limit
+        self.lam = self.gamma * self.segments.delta * limit
         thresholds = find_thresholds(self.centroids, self.lam, information)
         self.codes = assign(self.latent, thresholds, self.segments)
 

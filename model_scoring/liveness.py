@@ -23,7 +23,7 @@ def of_filters(
 ) -> Tensor | None:
     """Constants of a convolution's or linear layer's outputs.
 
-    weight (c_out, c_in / groups, ...), counts (groups, c_out / groups, c_in / groups) of its nonzero
+    weight (c_out, c_in / groups, ...), counts (groups, c_out / groups, c_in / groups) of nonzero
     weights, constants (c_in,) or None -> (c_out,) or None. An output is constant if all its nonzero
     weights meet constant inputs, and zeros only where the border is padded with zeros.
     """

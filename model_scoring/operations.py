@@ -57,30 +57,35 @@ KINDS = {
     "amax": "maxpool",
 }
 
-# Operations that copy, reorder or create values without arithmetic.
-MOVES = frozenset(
-    """
-    view _unsafe_view reshape _reshape_alias flatten t transpose permute expand clone copy alias
-    detach contiguous slice select split split_with_sizes unsafe_split chunk cat stack unbind
-    squeeze unsqueeze constant_pad_nd reflection_pad2d replication_pad2d as_strided roll flip index
-    index_select gather pixel_shuffle pixel_unshuffle channel_shuffle upsample_nearest2d narrow
-    lift_fresh _to_copy masked_fill native_dropout dropout empty empty_like zeros zeros_like
-    new_zeros ones ones_like full full_like new_full new_empty arange fill repeat unfold
-    empty_strided _unsafe_index set resize where movedim diagonal
-    """.split()
+# Operations that only create values: their result does not depend on the image.
+FACTORIES = frozenset(
+    ["zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full"]
+    + ["new_empty", "new_empty_strided"]
 )
+
+# Operations that copy, reorder or choose values without arithmetic.
+# fmt: off
+MOVES = frozenset([
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "t", "transpose", "permute", "expand",
+    "clone", "copy", "_to_copy", "alias", "detach", "lift_fresh", "slice", "select", "narrow",
+    "split", "split_with_sizes", "unsafe_split", "chunk", "cat", "stack", "unbind", "squeeze",
+    "unsqueeze", "constant_pad_nd", "reflection_pad2d", "replication_pad2d", "as_strided", "roll",
+    "flip", "index", "_unsafe_index", "index_select", "gather", "where", "masked_fill", "fill",
+    "repeat", "unfold", "diagonal", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
+    "upsample_nearest2d", "native_dropout", "dropout",
+])
 
 # Operations through which a channel that is constant in the input can be followed by applying the
 # operation itself to NaN-marked values: each carries NaN on, so NaN always means "not constant".
-FOLLOWED = frozenset(
-    """
-    view _unsafe_view reshape _reshape_alias transpose permute expand clone alias detach slice
-    select split split_with_sizes cat unbind squeeze unsqueeze constant_pad_nd
-    relu hardtanh relu6 clamp clamp_min leaky_relu silu sigmoid hardswish hardsigmoid tanh gelu
-    add sub mul div neg mean _adaptive_avg_pool2d avg_pool2d sum max_pool2d_with_indices
-    adaptive_max_pool2d
-    """.split()
-)
+FOLLOWED = frozenset([
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "transpose", "permute", "expand", "clone",
+    "alias", "detach", "slice", "select", "split", "split_with_sizes", "cat", "unbind", "squeeze",
+    "unsqueeze", "constant_pad_nd", "relu", "hardtanh", "relu6", "clamp", "clamp_min", "leaky_relu",
+    "silu", "sigmoid", "hardswish", "hardsigmoid", "tanh", "gelu", "add", "sub", "mul", "div",
+    "neg", "mean", "_adaptive_avg_pool2d", "avg_pool2d", "sum", "max_pool2d_with_indices",
+    "adaptive_max_pool2d",
+])
+# fmt: on
 
 
 def plain_name(func: object) -> str:

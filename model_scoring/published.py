@@ -21,7 +21,7 @@ from model_scoring.counting import (
     stored_layer,
 )
 from model_scoring.storage import WORD, Settings, tree_bits
-from model_scoring.tracing import Record, Trace
+from model_scoring.tracing import Trace
 
 RESIDUAL = ("resnet", "micronet")
 SHORTCUTS = (".shortcut.", ".downsample.")
@@ -44,7 +44,7 @@ class Structure:
 
     @cached_property
     def skipped(self) -> set[int]:
-        """Shortcut convolutions and their BatchNorm, pooling, and all residual sums but the last."""
+        """Shortcut convolutions with their BatchNorm, pooling, all residual sums but the last."""
         if self.family not in RESIDUAL:
             return set()
         records = self.trace.records

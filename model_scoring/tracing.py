@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from data.errors import UserError
 from model_scoring import liveness
-from model_scoring.operations import FOLLOWED, KINDS, MOVES, plain_name
+from model_scoring.operations import FACTORIES, FOLLOWED, KINDS, MOVES, plain_name
 from model_scoring.weights import Weights, examine
 
 UNKNOWN = "unknown"
@@ -76,6 +76,7 @@ class Tag:
     parameters: frozenset[str] = frozenset()
     value: Tensor | None = None  # numbers, if it does not depend on the image
     constants: Tensor | None = None
+    writes: int = 0  # in-place operations on any tensor before it was tagged
 
 
 def tag_of(tensor: Tensor) -> Tag:
@@ -99,22 +100,35 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.taken: Counter[str] = Counter()
         self.owned: set[str] = set()
+        self.written: dict[int, Tag] = {}  # memory an image was written to -> the last write
+        self.writes = 0
 
     def __hash__(self) -> int:
         return id(self)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        kwargs = kwargs or {}
+        kwargs, name = kwargs or {}, plain_name(func)
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        tags = [tag_of(t) for t in inputs]  # before an in-place operation changes them
+        tags = [self._tag(t) for t in inputs]  # before an in-place operation changes them
+        if name in FACTORIES:
+            tags = []
         shape = tuple(inputs[0].shape) if inputs else ()
         constants = None
-        name = plain_name(func)
         if any(tag.from_image for tag in tags):
             constants = self._constants(func, name, args, kwargs, tags)
+        if func._schema.is_mutable:
+            self.writes += 1
         result = func(*args, **kwargs)
         self._note(func, name, args, kwargs, tags, shape, constants, result)
         return result
+
+    def _tag(self, tensor: Tensor) -> Tag:
+        """A tensor's tag, unless its memory was written to through another view of it."""
+        tag = tag_of(tensor)
+        write = self.written.get(tensor.untyped_storage()._cdata)
+        if write is None or write.writes <= tag.writes:
+            return tag
+        return Tag(producers=tag.producers | write.producers, parameters=tag.parameters)
 
     def _constants(self, func, name, args, kwargs, tags) -> list[Tensor | None]:
         """Constant channels of each output of an operation that is neither layer nor BatchNorm."""
@@ -126,8 +140,10 @@ class _Recorder(TorchDispatchMode):
         def real(leaf: object) -> object:
             if not isinstance(leaf, Tensor):
                 return leaf
-            tag = tag_of(leaf)
-            return liveness.marked(leaf.shape, tag.constants) if tag.value is None else tag.value
+            tag = self._tag(leaf)
+            if tag.value is not None:
+                return tag.value.clone()  # the operation may be in-place
+            return liveness.marked(leaf.shape, tag.constants)
 
         values, options = tree_map(real, (args, kwargs))
         return liveness.through(lambda: func(*values, **options))
@@ -151,18 +167,22 @@ class _Recorder(TorchDispatchMode):
             self.records.append(record)
         padded = [*(constants or []), *([None] * len(outputs))]
         for output, vector in zip(outputs, padded, strict=False):
-            _set_tag(output, Tag(True, tag.producers, frozenset(), None, vector))
+            new = Tag(True, tag.producers, frozenset(), None, vector, self.writes)
+            _set_tag(output, new)
+            if func._schema.is_mutable:
+                self.written[output.untyped_storage()._cdata] = new
 
     def _precompute(self, func, args, kwargs, tags, parameters, outputs) -> None:
         """An operation on stored values alone: its result is known before any image comes."""
         value = None
-        if tags and all(tag.value is not None for tag in tags):
+        known = tags and all(tag.value is not None for tag in tags)
+        if known and not func._schema.is_mutable:  # the network's own weights stay as they are
             real = tree_map(lambda a: tag_of(a).value if isinstance(a, Tensor) else a, args)
             options = {k: v for k, v in kwargs.items() if k != "device"}
             value = func(*real, **options)
         values = [t for t in tree_leaves(value) if isinstance(t, Tensor)] or [None] * len(outputs)
         for output, number in zip(outputs, values, strict=False):
-            _set_tag(output, Tag(False, frozenset(), parameters, number, None))
+            _set_tag(output, Tag(False, frozenset(), parameters, number, None, self.writes))
 
     def _store(self, parameter: str) -> None:
         size = self.sizes[parameter]
@@ -233,9 +253,7 @@ def _linear(args: tuple, record: dict) -> dict:
     value = tag_of(weight).value
     if value is None:  # both operands depend on the image
         return {"kind": "matmul", "window": weight.shape[0], "constants": None}
-    fields = _layer(
-        value.t(), bias[0] if bias else None, tag_of(x), groups=1, padded=False
-    )
+    fields = _layer(value.t(), bias[0] if bias else None, tag_of(x), groups=1, padded=False)
     return fields | {"in_shape": tuple(x.shape)}
 
 
@@ -299,9 +317,11 @@ def _run(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Tr
         owner = frozenset({name} if name in parameters else ())
         _set_tag(state[name], Tag(False, frozenset(), owner, tensor.detach().cpu(), None))
     image = torch.zeros((1, *shape), device=device)
-    with torch.no_grad(), _watching(recorder, network), sdpa_kernel(SDPBackend.MATH):
-        with torch.device(device), recorder:
-            output = functional_call(network, state, (image,))
+    with ExitStack() as stack:
+        contexts = torch.no_grad(), _watching(recorder, network), sdpa_kernel(SDPBackend.MATH)
+        for context in (*contexts, torch.device(device), recorder):
+            stack.enter_context(context)
+        output = functional_call(network, state, (image,))
     leaves = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
     return Trace(
         records=recorder.records,

@@ -1,0 +1,7 @@
+"""Stage 3: what a network costs in parameters, operations, bytes and energy."""
+
+from model_scoring.scoring import Score, score
+from model_scoring.storage import Settings
+from model_scoring.tracing import Trace, trace
+
+__all__ = ["Score", "Settings", "Trace", "score", "trace"]

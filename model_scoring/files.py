@@ -1,0 +1,76 @@
+"""Files of this stage. Each is written beside its place and moved there, whole or not at all."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.errors import CheckpointError, DiskError
+from model_scoring.tracing import Record
+from model_scoring.weights import ternary_values
+
+Files = dict[Path, bytes]
+
+
+def write_all(files: Files) -> None:
+    """Write every file or, if one cannot be, none."""
+    temporaries = {path: path.with_name(f".{path.name}.tmp") for path in files}
+    try:
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporaries[path].write_bytes(content)
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
+    except OSError as error:
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
+        raise DiskError(f"cannot write {path}: {error.strerror}") from None
+
+
+def pack(weight: Tensor) -> dict[str, np.ndarray]:
+    """A ternary layer as two bit masks, 8 weights a byte, its two values and its shape."""
+    low, high = ternary_values(weight) or (0.0, 0.0)
+    values = weight.detach().cpu().numpy().astype(np.float32)
+    return {
+        "low_mask": np.packbits((values == np.float32(low)) & (values != 0)),
+        "high_mask": np.packbits((values == np.float32(high)) & (values != 0)),
+        "centroids": np.array([low, high], dtype=np.float32),
+        "shape": np.array(weight.shape, dtype=np.int64),
+    }
+
+
+def unpack(packed: dict[str, np.ndarray]) -> Tensor:
+    """The layer that `pack` packed."""
+    shape = tuple(packed["shape"].tolist())
+    size = int(np.prod(shape))
+    result = np.zeros(size, dtype=np.float32)
+    for side, value in zip(("low_mask", "high_mask"), packed["centroids"], strict=True):
+        result[np.unpackbits(packed[side], count=size).astype(bool)] = value
+    return torch.from_numpy(result.reshape(shape))
+
+
+def layer_files(records: Iterable[Record], folder: Path, *, sparse: bool) -> Files:
+    """Content of each ternary layer's file: `NAME.npz`, or with `sparse` a COO tensor `NAME.pt`."""
+    files: Files = {}
+    for record in records:
+        buffer = io.BytesIO()
+        if sparse:
+            torch.save(record.weight.detach().cpu().to_sparse_coo(), buffer)
+        else:
+            np.savez(buffer, **pack(record.weight))
+        files[folder / f"{record.name}.{'pt' if sparse else 'npz'}"] = buffer.getvalue()
+    return files
+
+
+def load_layer(path: Path) -> Tensor:
+    """The dense weights of a saved layer, packed or sparse."""
+    try:
+        if path.suffix == ".pt":
+            return torch.load(path, weights_only=True).to_dense()
+        with np.load(path) as packed:
+            return unpack(dict(packed))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is no saved layer: {error}") from None

@@ -1,0 +1,73 @@
+"""Per layer the shares of ternary weights, deleted weights and deleted channels.
+
+As figures 5.1 and 7.1 of Becking 2020.
+"""
+
+import io
+import math
+
+from data.errors import UserError
+from model_scoring.scoring import Score
+
+COLOURS = {
+    "ternary weights": "#4477aa",
+    "deleted weights": "#ccbb44",
+    "deleted channels": "#cc3377",
+}
+
+
+def require_matplotlib() -> None:
+    """Raise UserError if it is not installed; asked before any work is done."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "--plot needs matplotlib: install it with `pip install matplotlib`"
+        ) from None
+
+
+def shares(score: Score, rules: str) -> dict[str, list[float]]:
+    """Percentages per layer with weights.
+
+    Ternary and deleted weights are shares of the layer's weights (in a full-precision layer all
+    weights left count as neither), deleted channels of its inputs and outputs together.
+    """
+    found: dict[str, list[float]] = {name: [] for name in COLOURS}
+    for record, count in zip(score.records, score.counts[rules], strict=True):
+        if record.weights is None:
+            continue
+        groups, filters, inputs = record.weights.counts.shape
+        sides, total = groups * (filters + inputs), record.weights.total
+        nonzeros = int(record.weights.counts.sum())
+        live = count.live_in + count.live_out
+        found["ternary weights"].append(100 * nonzeros / total * record.weights.ternary)
+        found["deleted weights"].append(100 * (1 - nonzeros / total))
+        found["deleted channels"].append(100 * (1 - live / sides) if count.weights else 0.0)
+    return found
+
+
+def plot(score: Score, rules: str, *, title: str) -> bytes:
+    """A PNG image of `shares`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = [r.name for r in score.records if r.weights is not None]
+    figure = Figure(figsize=(max(6.0, 0.22 * len(names)), 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    found, places = shares(score, rules), range(len(names))
+    axes.bar(places, found["ternary weights"], color=COLOURS["ternary weights"])
+    axes.bar(
+        places,
+        found["deleted weights"],
+        bottom=found["ternary weights"],
+        color=COLOURS["deleted weights"],
+    )
+    axes.bar(places, found["deleted channels"], width=0.35, color=COLOURS["deleted channels"])
+    every = math.ceil(len(names) / 120)
+    axes.set_xticks(places[::every], names[::every], rotation=90, fontsize=7)
+    axes.set(ylabel="%", ylim=(0, 100), title=title)
+    axes.legend(list(COLOURS), loc="upper center", bbox_to_anchor=(0.5, -0.45), ncols=3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()

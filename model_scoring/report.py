@@ -1,0 +1,161 @@
+"""A score as text, JSON and CSV. Nothing here writes a file."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+from model_scoring.counting import Count
+from model_scoring.scoring import Score, Total, ternary_records
+from model_scoring.tracing import Record
+
+RULE_SETS = ("published", "strict")
+COLUMNS = ("layer", "kind", "output", "in", "out", "weights", "zeros", "format")
+NUMBERS = ("params", "adds", "mults")
+
+
+def is_ternary(record: Record) -> bool:
+    return record.weights is not None and record.weights.ternary
+
+
+def aligned(rows: Sequence[Sequence[str]], left: set[int]) -> list[str]:
+    """Rows of cells as lines; columns in `left` are flush left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(w) if i in left else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _sparsity(count: Count) -> str:
+    return f"{100 * (1 - count.nonzeros / count.weights):.2f}%" if count.weights else ""
+
+
+def _row(record: Record, count: Count) -> list[str]:
+    kind = f"ternary {record.kind}" if is_ternary(record) else record.kind
+    if record.kind == "unknown":
+        kind = "no rule"
+    return [
+        record.name,
+        kind,
+        "x".join(map(str, record.out_shape[1:])),
+        str(count.live_in),
+        str(count.live_out),
+        f"{count.weights:,}" if count.weights else "",
+        _sparsity(count),
+        count.format,
+        *(f"{getattr(count, name):,.{name == 'params':d}f}" for name in NUMBERS),
+    ]
+
+
+def table(score: Score, rules: str) -> list[str]:
+    """The layers under one rule set, in order of execution."""
+    rows = [[*COLUMNS, *NUMBERS]]
+    rows += [_row(r, c) for r, c in zip(score.records, score.counts[rules], strict=True)]
+    return aligned(rows, {0, 1, 2, 7})
+
+
+def _live(score: Score, rules: str) -> str:
+    pairs = zip(score.records, score.counts[rules], strict=True)
+    layers = [(r, c) for r, c in pairs if r.weights is not None and c.live_out]
+    live = sum(c.live_out for _, c in layers)
+    return f"{live:,} of {sum(r.weights.counts.shape[:2].numel() for r, _ in layers):,}"
+
+
+def summary(score: Score) -> list[str]:
+    """Both rule sets side by side."""
+    layers = [r for r in score.records if r.weights is not None]
+    totals = score.totals
+    baselines = {
+        "imagenet": "MobileNetV2-1.4, 6.9M parameters and 1170M operations",
+        "cifar": "WideResNet-28-10, 36.5M parameters and 10.49G operations",
+    }
+
+    def line(label: str, text: str, value: object) -> list[str]:
+        return [label, *(format(value(totals[rules]), text) for rules in RULE_SETS)]
+
+    rows = [
+        ["", *RULE_SETS],
+        ["live channels", *(_live(score, rules) for rules in RULE_SETS)],
+        line("scoring parameters", ",.0f", lambda t: t.params),
+        line("bytes", ",.0f", lambda t: t.bytes),
+        line("additions", ",.0f", lambda t: t.adds),
+        line("multiplications", ",.0f", lambda t: t.mults),
+        line("operations", ",.0f", lambda t: t.ops),
+        line("energy in uJ", ",.2f", lambda t: t.energy_uj),
+        line("score: storage term", ".6f", lambda t: t.storage_term),
+        line("score: operations term", ".6f", lambda t: t.compute_term),
+        line("score", ".6f", lambda t: t.score),
+    ]
+    return [
+        f"{score.parameters:,} parameters, {100 * score.zeros:.2f} % zeros; "
+        f"{len(ternary_records(score))} of {len(layers)} layers ternary",
+        *aligned(rows, {0}),
+        f"score relative to {baselines[score.reference]}",
+    ]
+
+
+def _total(total: Total) -> dict[str, float]:
+    names = ("params", "adds", "mults", "ops", "score", "energy_uj")
+    return {name: getattr(total, name) for name in names}
+
+
+def _cost(count: Count) -> dict[str, object]:
+    return {"format": count.format, **{name: getattr(count, name) for name in NUMBERS}}
+
+
+def _layer(score: Score, index: int, rules: str) -> dict[str, object]:
+    record, count = score.records[index], score.counts[rules][index]
+    return {
+        "name": record.name,
+        "kind": record.kind,
+        "ternary": is_ternary(record),
+        "in_shape": list(record.in_shape),
+        "out_shape": list(record.out_shape),
+        "weights": count.weights,
+        "nonzeros": count.nonzeros,
+        "live_in": count.live_in,
+        "live_out": count.live_out,
+        **{name: _cost(score.counts[name][index]) for name in RULE_SETS},
+    }
+
+
+def to_dict(
+    score: Score,
+    *,
+    model: str,
+    checkpoint: str | None,
+    image_size: int | list[int],
+    rules: str = "published",
+    top1: float | None = None,
+) -> dict[str, object]:
+    """What --json writes. Counts are in units; weights and live channels follow `rules`."""
+    return {
+        "model": model,
+        "checkpoint": checkpoint,
+        "image_size": image_size,
+        "parameters": score.parameters,
+        "zeros": score.zeros,
+        "top1": top1,
+        **{name: _total(score.totals[name]) for name in RULE_SETS},
+        "layers": [_layer(score, i, rules) for i in range(len(score.records))],
+    }
+
+
+def to_csv(score: Score, rules: str) -> str:
+    """The layers, one line each, with the costs under both rule sets."""
+    text = io.StringIO()
+    rows = []
+    for i in range(len(score.records)):
+        layer = _layer(score, i, rules)
+        for side in ("in_shape", "out_shape"):
+            layer[side] = "x".join(map(str, layer[side]))
+        costs = {f"{name}_{k}": v for name in RULE_SETS for k, v in layer.pop(name).items()}
+        rows.append(layer | costs)
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,232 @@
+#!/usr/bin/env python3
+"""Stage 3: count what a network costs: parameters, operations, bytes, energy, MicroNet score.
+
+Examples:
+  python -u run_scoring.py --t-model net_ternary.pt
+  python -u run_scoring.py --t-model net_ternary.pt --dataset CIFAR100 --eval --json score.json
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from data import Data
+from data.errors import UserError
+from model_compound_scaling import cli
+from model_compound_scaling.checkpoints import load_network
+from model_compound_scaling.registry import table_row
+from model_compound_scaling.training import Evaluation, evaluate
+from model_scoring import Settings, plots, report, score
+from model_scoring.files import Files, layer_files, write_all
+from model_scoring.precision import half_precision
+from model_scoring.scoring import Score, prune_depthwise, ternary_records, warnings
+
+STAGE = Path(__file__).parent / "model_scoring"
+SOURCES, SAVED_LAYERS = STAGE / "trained_t_models", STAGE / "saved_layers"
+REFERENCES = {"ImageNet": "imagenet", "CIFAR10": "cifar", "CIFAR100": "cifar"}
+
+
+def add_counting_flags(parser: cli.Parser) -> None:
+    group = parser.add_argument_group("counting")
+    group.add_argument(
+        "--halfprecision",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="16-bit values, activations and multiplications; --eval computes in 16 bit too",
+    )
+    group.add_argument(
+        "--mul-bits",
+        type=cli.positive,
+        metavar="N",
+        help="operands of multiplications (default: 16, or 32 with --no-halfprecision)",
+    )
+    group.add_argument(
+        "--add-bits",
+        type=cli.positive,
+        default=32,
+        metavar="N",
+        help="operands of additions outside the tree adder",
+    )
+    group.add_argument(
+        "--tree-adder",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="sum ternary layers with a tree of adders, as narrow as each level allows",
+    )
+    group.add_argument(
+        "--formats",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="store ternary layers in the cheapest of all formats; --no-formats leaves the bit "
+        "mask and ternary scoring scheme 1",
+    )
+    group.add_argument(
+        "--prune-threshold",
+        type=cli.non_negative,
+        default=1.0,
+        metavar="T",
+        help="first zero depthwise weights below T x their layer's largest; 1 = off",
+    )
+    group.add_argument(
+        "--rules",
+        choices=report.RULE_SETS,
+        default="published",
+        help="rule set whose layers are listed: as in the thesis' tables, or the challenge's "
+        "written rules; the summary has both",
+    )
+
+
+def add_output_flags(parser: cli.Parser) -> None:
+    group = parser.add_argument_group("output")
+    for name, what in (
+        ("json", "everything that is printed, in units"),
+        ("csv", "the layers"),
+        ("plot", "chart of ternary and deleted weights per layer; needs matplotlib"),
+    ):
+        suffix = "png" if name == "plot" else name
+        group.add_argument(f"--{name}", type=Path, metavar=f"FILE.{suffix}", help=what)
+    group.add_argument(
+        "--save",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="write each ternary layer's two bit masks, 8 weights a byte, and centroids",
+    )
+    group.add_argument(
+        "--pt-sparse",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="with --save: as sparse COO tensors instead",
+    )
+    group.add_argument(
+        "--output",
+        "--slurm-save",
+        type=Path,
+        default=SAVED_LAYERS,
+        metavar="DIR",
+        help="folder of --save",
+    )
+
+
+def build_parser() -> cli.Parser:
+    parser = cli.Parser(prog="run_scoring.py", description=__doc__)
+    what = parser.add_argument_group("what is scored")
+    what.add_argument(
+        "--t-model",
+        required=True,
+        metavar="FILE",
+        help="checkpoint: a name in model_scoring/trained_t_models, or a path",
+    )
+    what.add_argument(
+        "--eval",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="measure top-1 and top-5 accuracy on the validation images",
+    )
+    add_counting_flags(parser)
+    add_output_flags(parser)
+    cli.add_network_flags(parser)
+    cli.add_data_flags(parser, training=False, default="what the checkpoint was trained on")
+    cli.add_machine_flags(parser)
+    return parser
+
+
+def settings(args: argparse.Namespace) -> Settings:
+    """Widths and rules from the flags."""
+    bits = 16 if args.halfprecision else 32
+    return Settings(bits, args.mul_bits or bits, args.add_bits, args.tree_adder, args.formats)
+
+
+def measure(network: nn.Module, data: Data, *, device: torch.device, half: bool) -> Evaluation:
+    """Accuracy on the validation images, in 16 bit if asked for."""
+    network = network.to(device)
+    how = "float32"
+    if half:
+        image = torch.zeros(1, data.channels, data.image_size, data.image_size, device=device)
+        network, how = (found := half_precision(network, image)).network, found.description
+    result = evaluate(network, _batches(data), total=len(data.val))
+    print(
+        f"evaluated on {data.val.samples:,} images in {how}: "
+        f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, loss {result.loss:.4f}"
+    )
+    return result
+
+
+def _batches(data: Data) -> Iterator[tuple[Tensor, Tensor]]:
+    return data.val.epoch(0)
+
+
+def outputs(args: argparse.Namespace, result: Score, content: dict) -> Files:
+    """Every file the flags ask for, complete before the first is written."""
+    files: Files = {}
+    if args.json:
+        files[args.json] = (json.dumps(content, indent=1) + "\n").encode()
+    if args.csv:
+        files[args.csv] = report.to_csv(result, args.rules).encode()
+    if args.plot:
+        title = f"{content['model']}, {100 * content['zeros']:.1f} % zeros"
+        files[args.plot] = plots.plot(result, args.rules, title=title)
+    if args.save:
+        files |= layer_files(ternary_records(result), args.output, sparse=args.pt_sparse)
+    return files
+
+
+def body(args: argparse.Namespace) -> None:
+    if args.plot:
+        plots.require_matplotlib()
+    if args.pt_sparse and not args.save:
+        raise UserError("--pt-sparse takes effect with --save: add it")
+    torch.manual_seed(args.seed)
+    device = cli.choose_device(args.cuda)
+    checkpoint, spec = cli.open_checkpoint(
+        args, name=args.t_model, folder=SOURCES, flag="--t-model"
+    )
+    row, size = table_row(spec.model), cli.input_size(args, spec, checkpoint.data)
+    network = load_network(checkpoint, spec).eval()
+    pruned = prune_depthwise(network, args.prune_threshold)
+    data = None
+    if args.eval:
+        data = cli.open_data(
+            args, spec=spec, recorded=checkpoint.data, device=device, splits=("val",)
+        )
+    result = score(
+        network,
+        (row.channels, size, size),
+        family=row.family,
+        settings=settings(args),
+        reference=REFERENCES.get(args.dataset or checkpoint.data.get("dataset")),
+    )
+    print(f"{spec.model} from {checkpoint.path}, {row.channels}x{size}x{size} input")
+    if args.prune_threshold != 1:
+        print(f"pruned {len(pruned)} depthwise layers below {args.prune_threshold:g} x largest")
+    print("\n".join(report.table(result, args.rules)))
+    print()
+    print("\n".join(report.summary(result)))
+    for line in warnings(result):
+        print(f"warning: {line}", file=sys.stderr)
+    top1 = measure(network, data, device=device, half=args.halfprecision).top1 if data else None
+    content = report.to_dict(
+        result,
+        model=spec.model,
+        checkpoint=str(checkpoint.path),
+        image_size=size,
+        rules=args.rules,
+        top1=top1,
+    )
+    files = outputs(args, result, content)
+    write_all(files)
+    for path in files:
+        print(f"wrote {path}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Score a checkpoint; returns the exit code."""
+    return cli.run(body, build_parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

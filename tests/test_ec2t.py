@@ -1,0 +1,296 @@
+"""EC2T against independent arithmetic: brute force, loops and finite differences."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model_quantization.ec2t import (
+    Segments,
+    Ternarizer,
+    assign,
+    find_thresholds,
+    largest_lambda,
+    probabilities,
+)
+
+DEGENERATE = {
+    "equal": [0.3] * 7,
+    "positive": [0.1, 0.2, 0.9],
+    "negative": [-0.1, -0.2, -0.9],
+    "one weight": [0.5],
+    "zeros": [0.0] * 5,
+}
+
+
+def loop_assignment(weights, w_p, w_n, gamma, relative_size):
+    """The rules of the paper for one layer, weight by weight, in Python floats."""
+    centroids = {"n": -w_n, "0": 0.0, "p": w_p}
+    counts = dict.fromkeys(centroids, 0)
+    for w in weights:
+        counts[min(centroids, key=lambda c: (w - centroids[c]) ** 2)] += 1
+    counts = {c: max(n, 1) for c, n in counts.items()}
+    share = {c: n / sum(counts.values()) for c, n in counts.items()}
+    if share["0"] < 0.5:
+        rest = share["p"] + share["n"]
+        share = {"n": share["n"] / rest / 2, "0": 0.5, "p": share["p"] / rest / 2}
+    limits = []
+    for side, extreme in (("p", max(weights)), ("n", min(weights))):
+        price = math.log2(share["0"]) - math.log2(share[side])
+        if price > 0:
+            gain = extreme**2 - (extreme - centroids[side]) ** 2
+            limits.append(gain / price)
+    lam = gamma * relative_size * max(min(limits, default=0.0), 0.0)
+    codes = []
+    for w in weights:
+        cost = {c: (w - centroids[c]) ** 2 - lam * math.log2(share[c]) for c in centroids}
+        codes.append({"n": -1, "0": 0, "p": 1}[min(cost, key=cost.get)])
+    return codes, lam
+
+
+def random_layers(count: int, seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(2, 400, (count,), generator=generator).tolist()
+    return [torch.randn(n, generator=generator, dtype=torch.float64) * 0.1 for n in sizes]
+
+
+def assigned(layers, centroids, gamma):
+    """Codes per layer and lambda by the implementation, at given centroids (2, L)."""
+    segments = Segments([len(w) for w in layers], layers[0])
+    latent = torch.cat(layers)
+    stats = segments.statistics(latent)
+    nearest = assign(latent, centroids / 2, segments)
+    information = -probabilities(segments.count(nearest)).log2()
+    lam = gamma * segments.delta * largest_lambda(centroids, information, stats)
+    codes = assign(latent, find_thresholds(centroids, lam, information), segments)
+    return segments.split(codes), lam
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.05, 0.15, 0.5, 0.99])
+def test_thresholds_equal_the_cheapest_of_three_costs(gamma):
+    layers = random_layers(40, seed=1)
+    layers += [torch.tensor(w, dtype=torch.float64) for w in DEGENERATE.values()]
+    generator = torch.Generator().manual_seed(2)
+    centroids = 0.02 + 0.3 * torch.rand(2, len(layers), generator=generator, dtype=torch.float64)
+    codes, lam = assigned(layers, centroids, gamma)
+    largest = max(map(len, layers))
+    for i, weights in enumerate(layers):
+        size = (len(weights) / largest + 0.05) / 1.05
+        w_p, w_n = centroids[:, i].tolist()
+        expected, expected_lam = loop_assignment(weights.tolist(), w_p, w_n, gamma, size)
+        assert codes[i].tolist() == expected
+        assert lam[i].item() == pytest.approx(expected_lam, rel=1e-12, abs=1e-15)
+
+
+def test_more_gamma_is_never_less_sparse():
+    layers = random_layers(20, seed=3)
+    centroids = torch.full((2, len(layers)), 0.12, dtype=torch.float64)
+    zeros = [
+        [(c == 0).sum().item() for c in assigned(layers, centroids, gamma)[0]]
+        for gamma in torch.linspace(0, 1, 11).tolist()
+    ]
+    assert all(a <= b for low, high in pairwise(zeros) for a, b in zip(low, high, strict=True))
+    assert sum(zeros[0]) < sum(zeros[-1])
+
+
+def test_probabilities_sum_to_one_with_their_floor():
+    counts = torch.tensor([[3.0, 0.0, 90.0, 0.0], [5.0, 0.0, 5.0, 10.0], [2.0, 7.0, 5.0, 0.0]])
+    shares = probabilities(counts)
+    assert torch.allclose(shares.sum(0), torch.ones(4))
+    assert (shares[2] >= 0.5).all() and (shares > 0).all()
+    assert torch.allclose(shares[0] / shares[1], counts.clamp_min(1)[0] / counts.clamp_min(1)[1])
+
+
+class Tiny(nn.Module):
+    """Two ternarized layers and an ordinary one, in float64."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 3)
+        self.double()
+
+    def forward(self, x):
+        return self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))
+
+
+def batch(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(16, 4, generator=generator, dtype=torch.float64)
+    return x, torch.randint(0, 3, (16,), generator=generator)
+
+
+def tiny(gamma=0.1, **settings):
+    network = Tiny()
+    ternarizer = Ternarizer(
+        network, ["a.weight", "b.weight"], initial_scale=0.5, gamma=gamma, **settings
+    )
+    return network, ternarizer
+
+
+def backward(network, x, y):
+    network.zero_grad()
+    loss = F.cross_entropy(network(x), y)
+    loss.backward()
+    return loss
+
+
+def test_centroid_gradients_against_finite_differences():
+    network, ternarizer = tiny()
+    x, y = batch()
+    backward(network, x, y)
+    ternarizer.prepare_step()
+    gradient = ternarizer.centroids.grad.clone()
+    ternarizer.frozen = True  # codes stay, only values follow the centroids
+    for side in range(2):
+        for layer in range(2):
+            losses = []
+            for shift in (1e-6, -1e-6):
+                ternarizer.centroids.data[side, layer] += shift
+                ternarizer.finish_step()
+                losses.append(F.cross_entropy(network(x), y).item())
+                ternarizer.centroids.data[side, layer] -= shift
+            expected = (losses[0] - losses[1]) / 2e-6
+            assert gradient[side, layer].item() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def loop_adam(value, gradient, state, lr, decay=0.0):
+    """One scalar Adam step; `state` is [step, mean, square]."""
+    gradient += decay * value
+    state[0] += 1
+    state[1] = 0.9 * state[1] + 0.1 * gradient
+    state[2] = 0.999 * state[2] + 0.001 * gradient**2
+    mean, square = state[1] / (1 - 0.9 ** state[0]), state[2] / (1 - 0.999 ** state[0])
+    return value - lr * mean / (math.sqrt(square) + 1e-8)
+
+
+def test_twenty_steps_against_loops():
+    gamma, lr, lr2 = 0.3, 1e-2, 1e-3
+    network, ternarizer = tiny(gamma)
+    optimizer = torch.optim.Adam(
+        [{"params": [ternarizer.latent], "lr": lr}, {"params": [ternarizer.centroids], "lr": lr2}]
+    )
+    reference = Tiny()
+    layers = {name: reference.get_parameter(name) for name in ternarizer.names}
+    latents = {name: w.detach().flatten().tolist() for name, w in layers.items()}
+    centroids = {name: [0.5 * max(w), -0.5 * min(w)] for name, w in latents.items()}
+    adam = {name: [[0, 0.0, 0.0] for _ in w] for name, w in latents.items()}
+    adam_c = {name: [[0, 0.0, 0.0] for _ in range(2)] for name in latents}
+    codes = {}
+
+    def reassign():
+        largest = max(map(len, latents.values()))
+        for name, w in latents.items():
+            mean = sum(w) / len(w)
+            std = math.sqrt(sum((v - mean) ** 2 for v in w) / len(w))
+            centroids[name] = [max(c, 0.675 * std) for c in centroids[name]]
+            size = (len(w) / largest + 0.05) / 1.05
+            codes[name], _ = loop_assignment(w, *centroids[name], gamma, size)
+            w_p, w_n = centroids[name]
+            values = [w_p if c > 0 else -w_n if c < 0 else 0.0 for c in codes[name]]
+            layers[name].data = torch.tensor(values).double().view_as(layers[name])
+
+    torch.set_default_dtype(torch.float64)
+    try:
+        reassign()
+        for i in range(20):
+            x, y = batch(i)
+            backward(network, x, y)
+            ternarizer.prepare_step()
+            optimizer.step()
+            ternarizer.finish_step()
+            backward(reference, x, y)
+            for name, weight in layers.items():
+                g = weight.grad.flatten().tolist()
+                w_p, w_n = centroids[name]
+                scale = [w_p if c > 0 else w_n if c < 0 else 1.0 for c in codes[name]]
+                sides = [
+                    sum(v for v, c in zip(g, codes[name], strict=True) if c > 0),
+                    -sum(v for v, c in zip(g, codes[name], strict=True) if c < 0),
+                ]
+                latents[name] = [
+                    loop_adam(w, v * s, state, lr)
+                    for w, v, s, state in zip(latents[name], g, scale, adam[name], strict=True)
+                ]
+                centroids[name] = [
+                    loop_adam(c, v, state, lr2)
+                    for c, v, state in zip(centroids[name], sides, adam_c[name], strict=True)
+                ]
+            reassign()
+            ours = ternarizer.segments.split(ternarizer.codes)
+            assert [c.tolist() for c in ours] == list(codes.values())
+            for name, weight in layers.items():
+                assert torch.allclose(network.get_parameter(name), weight, rtol=0, atol=1e-12)
+        expected = torch.tensor([w for layer in latents.values() for w in layer])
+        assert torch.allclose(ternarizer.latent, expected, rtol=0, atol=1e-12)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def train(network, ternarizer, steps):
+    optimizer = torch.optim.Adam(
+        [ternarizer.latent, ternarizer.centroids, *network.c.parameters()], lr=1e-2
+    )
+    for i in range(steps):
+        backward(network, *batch(i))
+        ternarizer.prepare_step()
+        optimizer.step()
+        ternarizer.finish_step()
+
+
+def test_a_network_stays_ordinary_with_three_values_per_layer():
+    network, ternarizer = tiny()
+    train(network, ternarizer, 10)
+    assert list(network.state_dict()) == list(Tiny().state_dict())
+    for name in ternarizer.names:
+        assert len(network.get_parameter(name).unique()) <= 3
+
+
+def test_frozen_codes_never_change_while_centroids_do():
+    network, ternarizer = tiny()
+    train(network, ternarizer, 3)
+    ternarizer.freeze()
+    codes, centroids = ternarizer.codes.clone(), ternarizer.centroids.detach().clone()
+    latent = ternarizer.latent.detach().clone()
+    train(network, ternarizer, 10)
+    assert torch.equal(ternarizer.codes, codes)
+    assert torch.equal(ternarizer.latent, latent)
+    assert not torch.equal(ternarizer.centroids, centroids)
+    assert torch.equal(ternarizer.values.sign(), codes.double())
+
+
+def test_pruning_keeps_the_latent_values_of_survivors():
+    network, ternarizer = tiny(gamma=0.4, prune=True)
+    backward(network, *batch())
+    ternarizer.prepare_step()
+    flat = torch.cat([w.grad.flatten() for w in ternarizer.weights])
+    assert torch.equal(ternarizer.latent.grad, flat)  # factor 1, zeroed weights too
+    train(network, ternarizer, 10)
+    kept = ternarizer.codes != 0
+    assert 0 < kept.sum() < len(kept)
+    assert torch.equal(ternarizer.values[kept], ternarizer.latent.detach()[kept])
+    assert (ternarizer.values[~kept] == 0).all()
+
+
+def test_kmeans_finds_the_means_of_its_clusters():
+    _, ternarizer = tiny(gamma=0.0, kmeans=True)
+    for i, w in enumerate(ternarizer.segments.split(ternarizer.latent.detach())):
+        w_p, w_n = ternarizer.centroids.detach()[:, i]
+        assert w[w > w_p / 2].mean().item() == pytest.approx(w_p.item())
+        assert -w[w <= -w_n / 2].mean().item() == pytest.approx(w_n.item())
+
+
+def test_state_restores_the_ternarizer():
+    network, ternarizer = tiny()
+    train(network, ternarizer, 4)
+    other_network, other = tiny()
+    other_network.load_state_dict(network.state_dict())
+    other.load_state_dict(ternarizer.state_dict())
+    for n, t in ((network, ternarizer), (other_network, other)):
+        train(n, t, 3)
+    assert torch.equal(ternarizer.latent, other.latent)
+    assert torch.equal(ternarizer.codes, other.codes)
+    assert torch.equal(ternarizer.values, other.values)

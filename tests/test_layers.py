@@ -1,0 +1,68 @@
+"""Which layers are quantized, per family."""
+
+import pytest
+import torch
+
+from data.errors import UserError
+from model_compound_scaling.registry import NetworkSpec, build, default_spec
+from model_quantization.layers import (
+    freeze_ternary,
+    is_ternary,
+    pruned_names,
+    ternarized_names,
+)
+
+
+def names(model, family, classes=10, **settings):
+    with torch.device("meta"):
+        return ternarized_names(build(default_spec(model, classes)), family=family, **settings)
+
+
+def test_every_convolution_inside_the_blocks():
+    assert len(names("cifar_micronet", "micronet")) == 138
+    assert len(names("resnet20", "resnet")) == 18
+    assert len(names("resnet18", "resnet")) == 16
+    image = names("image_micronet", "micronet")
+    assert "conv1.weight" not in image and "conv2.weight" not in image
+    assert not any("shortcut" in name for name in image)
+
+
+def test_efficientnet_expand_project_head():
+    chosen = names("efficientnet-b1", "efficientnet", 1000)
+    # 23 project, 21 expand (the first stage's two blocks do not expand), 1 head
+    assert len(chosen) == 45
+    with torch.device("meta"):
+        network = build(NetworkSpec("efficientnet-b1", 1000))
+    convs = [network.get_submodule(name.removesuffix(".weight")) for name in chosen]
+    assert all(conv.kernel_size == (1, 1) and conv.groups == 1 for conv in convs)
+    assert not any(".fc" in name for name in chosen)
+
+
+def test_lenet_and_other_networks():
+    expected = ["conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight"]
+    assert names("lenet-5", "lenet") == expected
+    other = names("torchvision:squeezenet1_1", "other")
+    assert len(other) == 25 and other[0] != "features.0.weight"
+    assert names("resnet20", "resnet", pattern="^linear") == ["linear.weight"]
+    with pytest.raises(UserError, match="matches no"):
+        names("resnet20", "resnet", pattern="nothing")
+
+
+def test_pruning_families():
+    network = build(NetworkSpec("efficientnet-b0", 10))
+    assert len(pruned_names(network, families=["se"])) == 32
+    assert pruned_names(network, families=["fc"]) == ["classifier.1.weight"]
+    assert len(pruned_names(network, families=["dw"])) == 16
+    with pytest.raises(UserError, match="nothing to prune"):
+        pruned_names(build(NetworkSpec("resnet20", 10)), families=["se"])
+
+
+def test_ternary_layers_are_recognised_by_value():
+    assert is_ternary(torch.tensor([0.0, 0.3, -0.1, 0.3]))
+    assert is_ternary(torch.zeros(3))
+    assert not is_ternary(torch.tensor([0.0, 0.3, 0.2]))
+    assert not is_ternary(torch.tensor([0.3, -0.1]))
+    network = build(NetworkSpec("resnet20", 10))
+    network.layer1[0].conv1.weight.data.sign_().mul_(0.1)[0] = 0
+    assert freeze_ternary(network) == ["layer1.0.conv1.weight"]
+    assert not network.layer1[0].conv1.weight.requires_grad
