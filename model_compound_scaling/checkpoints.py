@@ -4,6 +4,7 @@ Ours are plain dicts, so that they load with `weights_only=True`:
 `{"network": {"model", "num_classes", "arguments"}, "data": {...}, "state_dict": {...}, ...}`.
 """
 
+import math
 import os
 import pickle
 import zipfile
@@ -181,11 +182,12 @@ def fitting_flags(spec: NetworkSpec) -> str:
     if "blocks" not in spec.arguments:
         return f"--model {spec.model}"
     base = BASELINES[spec.model]
-    depth = max(b / n for b, n in zip(spec.arguments["blocks"], base.blocks, strict=True))
+    depth = min(b / n for b, n in zip(spec.arguments["blocks"], base.blocks, strict=True))
+    depth = math.floor(1e4 * depth) / 1e4  # rounded up, it would be one block more
     exact = spec.arguments["channels"]
     widths = (w / 100 for w in range(10, 1000))
     width = next((w for w in widths if [round_channels(w * c) for c in base.channels] == exact), 0)
-    return f"--model {spec.model} --dw-multps {depth:.4g} {width:.4g} --phi 1"
+    return f"--model {spec.model} --dw-multps {depth:g} {width:g} --phi 1"
 
 
 def network_spec(

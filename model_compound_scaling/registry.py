@@ -107,9 +107,9 @@ def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
 def _builder(module: str, name: str) -> Callable[..., nn.Module]:
     try:
         builder = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"--model {module}:{name} cannot be imported: {error}") from None
-    accepted = inspect.signature(builder).parameters.values()
+        accepted = inspect.signature(builder).parameters.values()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"--model {module}:{name} is no importable function: {error}") from None
     if not any(p.name == "num_classes" or p.kind is p.VAR_KEYWORD for p in accepted):
         raise UserError(f"--model {module}:{name} must take num_classes=")
     return builder

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model_scoring.records import Record, Trace
 from model_scoring.storage import WORD, Settings, cheapest
-from model_scoring.tracing import Record, Trace
 from model_scoring.weights import Weights
 
 # kind -> (multiplications, additions) per output element. A comparison, an exponential and a

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data.errors import CheckpointError, DiskError
-from model_scoring.tracing import Record
+from model_scoring.records import Record
 from model_scoring.weights import ternary_values
 
 Files = dict[Path, bytes]

@@ -58,13 +58,13 @@ KINDS = {
 }
 
 # Operations that only create values: their result does not depend on the image.
-FACTORIES = frozenset(
-    ["zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full"]
-    + ["new_empty", "new_empty_strided"]
-)
+# fmt: off
+FACTORIES = frozenset([
+    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros",
+    "new_ones", "new_full", "new_empty", "new_empty_strided",
+])
 
 # Operations that copy, reorder or choose values without arithmetic.
-# fmt: off
 MOVES = frozenset([
     "view", "_unsafe_view", "reshape", "_reshape_alias", "t", "transpose", "permute", "expand",
     "clone", "copy", "_to_copy", "alias", "detach", "lift_fresh", "slice", "select", "narrow",

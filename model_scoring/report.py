@@ -5,8 +5,8 @@ import io
 from collections.abc import Sequence
 
 from model_scoring.counting import Count
+from model_scoring.records import Record
 from model_scoring.scoring import Score, Total, ternary_records
-from model_scoring.tracing import Record
 
 RULE_SETS = ("published", "strict")
 COLUMNS = ("layer", "kind", "output", "in", "out", "weights", "zeros", "format")

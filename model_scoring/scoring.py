@@ -8,8 +8,9 @@ from torch import nn
 from data.errors import UserError
 from model_scoring import published, strict
 from model_scoring.counting import Count
+from model_scoring.records import Record, Trace
 from model_scoring.storage import WORD, Settings
-from model_scoring.tracing import Record, Trace, trace
+from model_scoring.tracing import one_thread, trace
 from model_scoring.weights import distinct_values
 
 # parameters and operations of the challenge's reference networks
@@ -103,15 +104,17 @@ def score(
     "cifar", by default the former for images of more than 64 pixels. Raises UserError if the
     network cannot take such an image or has weights that are no numbers.
     """
-    require_finite(network)
     settings = settings or Settings()
     reference = reference or ("imagenet" if max(shape[1:]) > 64 else "cifar")
+    with one_thread():
+        require_finite(network)
+        sizes = [(p.numel(), int(p.count_nonzero())) for p in network.parameters()]
     traced = trace(network, shape)
-    counts = {
-        "published": published.count(traced, settings, family=family),
-        "strict": strict.count(traced, settings),
-    }
-    sizes = [(p.numel(), int(p.count_nonzero())) for p in network.parameters()]
+    with one_thread():
+        counts = {
+            "published": published.count(traced, settings, family=family),
+            "strict": strict.count(traced, settings),
+        }
     parameters, nonzeros = (sum(column) for column in zip(*sizes, strict=True))
     return Score(
         trace=traced,

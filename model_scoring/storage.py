@@ -44,13 +44,16 @@ def cheapest(
 ) -> tuple[str, float]:
     """Name of the cheapest format and its parameters of 32 bits.
 
-    `whole`: the ternary ones are rounded up to whole parameters before the comparison.
+    `whole`, as the published tables: ternary ones are rounded up to whole parameters before the
+    comparison, and a single zero already asks for a mask.
     """
     if n == 0:
         return "none", 0.0
     bits = settings.value_bits
     name, size = dense_bits(n, z, bits)
     found = [(size / WORD, name)]
+    if not whole:
+        found.append((n * bits / WORD, "dense"))
     if ternary:
         for name, size in ternary_bits(n, z, rows, bits, settings.formats):
             found.append((math.ceil(size / WORD) if whole else size / WORD, name))

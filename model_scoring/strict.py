@@ -23,8 +23,8 @@ from model_scoring.counting import (
     stored_layer,
 )
 from model_scoring.liveness import varying
+from model_scoring.records import Record, Trace
 from model_scoring.storage import WORD, Settings, tree_bits
-from model_scoring.tracing import Record, Trace
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,81 @@
+"""Fields of a record that depend on the operation: weights, windows, constant channels."""
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+
+from model_scoring import liveness
+from model_scoring.operations import KINDS
+from model_scoring.records import UNKNOWN, Tag, Tagger
+from model_scoring.weights import examine
+
+
+def plain(args: tuple, record: dict, tag: Tagger) -> dict:
+    return {}
+
+
+def _layer(weight: Tensor, bias: Tag | None, source: Tag, *, groups: int, padded: bool) -> dict:
+    """Fields of a convolution or linear layer. weight: (c_out, c_in / groups, ...)."""
+    zeros = None if source.constants is None else source.constants == 0
+    weights = examine(weight, groups)
+    return {
+        "weight": weight,
+        "weights": weights,
+        "bias": bias is not None,
+        "zero_inputs": zeros if zeros is not None and bool(zeros.any()) else None,
+        "constants": liveness.of_filters(
+            weight, weights.counts, bias and bias.value, source.constants, padded=padded
+        ),
+    }
+
+
+def _optional(tensor: Tensor | None, tag: Tagger) -> Tag | None:
+    return None if tensor is None else tag(tensor)
+
+
+def _convolution(args: tuple, record: dict, tag: Tagger) -> dict:
+    x, weight, bias, _, padding, _, transposed, _, groups = args
+    value = tag(weight).value
+    if transposed or value is None:
+        return {"kind": UNKNOWN, "operation": "transposed convolution" if transposed else "conv"}
+    return _layer(value, _optional(bias, tag), tag(x), groups=groups, padded=any(padding))
+
+
+def _linear(args: tuple, record: dict, tag: Tagger) -> dict:
+    *bias, x, weight = args
+    value = tag(weight).value
+    if value is None:  # both operands depend on the image
+        return {"kind": "matmul", "window": weight.shape[0], "constants": None}
+    numbers = tag(bias[0]) if bias else None
+    fields = _layer(value.t(), numbers, tag(x), groups=1, padded=False)
+    return fields | {"in_shape": tuple(x.shape)}
+
+
+def _matmul(args: tuple, record: dict, tag: Tagger) -> dict:
+    return {"window": args[-1].shape[-2]}
+
+
+def _batchnorm(args: tuple, record: dict, tag: Tagger) -> dict:
+    x, *state = args[:5]
+    eps = next((a for a in reversed(args) if isinstance(a, float)), 0.0)
+    values = [None if t is None else tag(t).value for t in state]
+    return {"constants": liveness.of_batchnorm(tag(x).constants, x.shape[1], values, eps)}
+
+
+def _pool(args: tuple, record: dict, tag: Tagger) -> dict:
+    size = args[1] if len(args) > 1 else None
+    if record["operation"] in ("max_pool2d_with_indices", "avg_pool2d"):
+        return {"window": math.prod(size) if len(size) > 1 else size[0] ** 2}
+    return {"window": math.prod(record["in_shape"]) // max(1, math.prod(record["out_shape"]))}
+
+
+SPECIAL: dict[str, Callable[[tuple, dict, Tagger], dict]] = {
+    "convolution": _convolution,
+    "addmm": _linear,
+    "mm": _linear,
+    "bmm": _matmul,
+    "baddbmm": _matmul,
+    **{name: _batchnorm for name, kind in KINDS.items() if kind == "batchnorm"},
+    **{name: _pool for name, kind in KINDS.items() if kind in ("avgpool", "maxpool", "sum")},
+}
