@@ -53,15 +53,18 @@ class Run:
         source = None if resume in ("auto", "none") else Path(resume)
         if source and not source.is_file():
             raise CheckpointError(f"--resume {source}: no such file")
-        if resume == "none" and (folder / "config.json").exists():
-            _set_aside(folder)
-        elif resume == "auto" and (folder / "last.pt").exists():
+        self._lock = _locked(folder)
+        if resume == "auto" and (folder / "last.pt").exists():
             _require_same(folder, config)
             source = folder / "last.pt"
-        self._lock = _locked(folder)
+        elif resume != "auto" and (folder / "last.pt").exists() and not _inside(source, folder):
+            _set_aside(folder)
+            self._lock = _locked(folder)
         self.log = Log(folder)
         self.state = read_file(source) if source else {}
         self.history: list[dict] = self.state.get("history", [])
+        if source and not _inside(source, folder):
+            write_file(read_file(source.parent / "best.pt"), folder / "best.pt")
         self._write_history()
         write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
         if source:
@@ -111,6 +114,10 @@ def _require_same(folder: Path, config: dict) -> None:
             f"{folder} holds a run of another configuration ({', '.join(different)}): choose "
             "another --output, or start over with --no-resume (the old run is kept beside it)"
         )
+
+
+def _inside(path: Path | None, folder: Path) -> bool:
+    return path is not None and path.resolve().parent == folder.resolve()
 
 
 def _set_aside(folder: Path) -> None:

@@ -194,6 +194,7 @@ class Ternarizer:
     def freeze(self) -> None:
         """From now on the codes are those of the network's present weights."""
         self.frozen = True
+        self.lam.zero_()
         self.codes = self.values.sign().to(torch.int8)
         high, low = (self.segments.reduce(self.values, how) for how in ("max", "min"))
         present = torch.stack([high, -low])

@@ -116,13 +116,11 @@ class Quantization:
             content=self.content,
         )
 
-    def freeze_best(self) -> None:
-        """Go back to the best ternary epoch and fix its codes."""
-        if self.run.history:
-            best = read_checkpoint(self.run.folder / "best.pt")
-            self.run.log(f"freezing the codes of epoch {best.content['figures']['epoch']}")
-            self.network.load_state_dict(best.state)
-        self.ternarizer.freeze()
+    def load_best(self) -> None:
+        """Go back to the best ternary epoch."""
+        best = read_checkpoint(self.run.folder / "best.pt")
+        self.run.log(f"freezing the codes of epoch {best.content['figures']['epoch']}")
+        self.network.load_state_dict(best.state)
 
     def content(self) -> dict:
         """A checkpoint: an ordinary network, and under "resume" what only training needs."""
@@ -193,8 +191,9 @@ def quantize_point(
     epochs, total = config["epochs"], config["epochs"] + config["retrain_epochs"]
     job.train("ternary", range(epochs))
     if total > epochs:
-        if run.epochs_done <= epochs:
-            job.freeze_best()
+        if run.history and run.epochs_done <= epochs:
+            job.load_best()
+        ternarizer.freeze()
         job.train("frozen", range(epochs, total))
     return run
 

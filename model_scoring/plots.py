@@ -3,6 +3,7 @@
 As figures 5.1 and 7.1 of Becking 2020.
 """
 
+import importlib.util
 import io
 import math
 
@@ -18,9 +19,7 @@ COLOURS = {
 
 def require_matplotlib() -> None:
     """Raise UserError if it is not installed; asked before any work is done."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("matplotlib") is None:
         raise UserError(
             "--plot needs matplotlib: install it with `pip install matplotlib`"
         ) from None

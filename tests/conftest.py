@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # on networks this small, more threads only wait for each other
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,332 @@
+"""The three scripts as a user runs them, on a small folder of images, and a user's mistakes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.io import write_png
+
+import run_compound_scaling
+import run_quantization
+import run_scoring
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--grid", "0.1", "0.5", "--phi", "1", "--batch-size", "8", "--workers", "0", "--no-cuda"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Two classes of 32x32 images that differ in brightness."""
+    root = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 24), ("val", 8)):
+        for label, level in (("dark", 60), ("light", 180)):
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                noise = torch.randint(0, 60, (3, 32, 32), generator=generator)
+                write_png((noise + level).to(torch.uint8), str(folder / f"{i}.png"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(images, tmp_path_factory):
+    """Folder of a short scaling run."""
+    output = tmp_path_factory.mktemp("scaling")
+    assert scale(images, output, "--epochs", "2") == 0
+    return output
+
+
+def folder_flags(images):
+    return ["--dataset", "ImageFolder", "--data-path", str(images), "--image-size", "32"]
+
+
+def scale(images, output, *flags):
+    return run_compound_scaling.main(
+        [*folder_flags(images), *TINY, "--output", str(output), *flags]
+    )
+
+
+def quantize(images, output, checkpoint, *flags):
+    common = ["--data-path", str(images), "--batch-size", "8", "--no-cuda", "--output", str(output)]
+    one = ["--ini-c-divrs", "0.3", "--lambda-max-divrs", "0.15"]
+    return run_quantization.main(["--model-dict", str(checkpoint), *common, *one, *flags])
+
+
+def tensors(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def run_folder(output):
+    return next(path.parent for path in output.glob("*/config.json"))
+
+
+def test_a_run_folder_holds_all_that_happened(trained):
+    run = run_folder(trained)
+    names = {path.name for path in run.iterdir()} - {".lock"}
+    assert names == {"config.json", "metrics.jsonl", "logfile.txt", "last.pt", "best.pt"}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert json.loads((run / "config.json").read_text())["epochs"] == 2
+    content = torch.load(trained / "best_model.pt", weights_only=True)
+    assert content["network"]["model"] == "cifar_micronet"
+    assert content["data"]["class_names"] == ["dark", "light"]
+
+
+def test_three_stages_with_files_copied_between_them(trained, images, tmp_path, capsys):
+    assert (
+        quantize(
+            images,
+            tmp_path,
+            trained / "best_model.pt",
+            "--epochs",
+            "2",
+            "--retrain-epochs",
+            "1",
+            "--eval",
+        )
+        == 0
+    )
+    ternary = tmp_path / "Ternary_best_acc.pt"
+    for name, weight in tensors(ternary).items():
+        if ".conv" in name:
+            assert len(weight.unique()) <= 3
+    report = tmp_path / "report.json"
+    flags = ["--data-path", str(images), "--eval", "--json", str(report), "--no-cuda"]
+    assert run_scoring.main(["--t-model", str(ternary), *flags]) == 0
+    scored = json.loads(report.read_text())
+    assert scored["published"]["params"] > 0 and 0 <= scored["top1"] <= 100
+    assert all(layer["ternary"] for layer in scored["layers"] if ".conv" in layer["name"])
+
+
+def test_pruning_leaves_ternary_layers_alone(trained, images, tmp_path):
+    assert (
+        quantize(
+            images,
+            tmp_path / "t",
+            trained / "best_model.pt",
+            "--epochs",
+            "1",
+            "--retrain-epochs",
+            "0",
+        )
+        == 0
+    )
+    ternary = tmp_path / "t" / "Ternary_best_acc.pt"
+    assert (
+        quantize(
+            images, tmp_path / "p", ternary, "--do-prune", "--epochs", "1", "--retrain-epochs", "1"
+        )
+        == 0
+    )
+    before, after = tensors(ternary), tensors(tmp_path / "p" / "Ternary_best_acc.pt")
+    convs = [name for name in before if ".conv" in name]
+    assert convs and all(torch.equal(before[name], after[name]) for name in convs)
+    assert (after["linear.weight"] == 0).any()
+    assert len(after["linear.weight"].unique()) > 3
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def killed_after(monkeypatch):
+    """Interrupt a stage at the n-th start of an epoch, as a kill would."""
+
+    def arm(epochs):
+        from model_compound_scaling import training
+
+        original, calls = training.train_epoch, []
+
+        def train_epoch(*args, **kwargs):
+            calls.append(1)
+            if len(calls) > epochs:
+                raise Killed
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(training, "train_epoch", train_epoch)
+
+    yield arm
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_a_killed_scaling_run_resumes_to_the_same_bits(
+    images, trained, tmp_path, killed_after, monkeypatch, done, capsys
+):
+    killed_after(done)
+    with pytest.raises(Killed):
+        scale(images, tmp_path, "--epochs", "3")
+    monkeypatch.undo()
+    assert scale(images, tmp_path, "--epochs", "3") == 0
+    assert ("resuming" in capsys.readouterr().out) == (done > 0)
+    whole = tmp_path / "whole"
+    assert scale(images, whole, "--epochs", "3") == 0
+    for name in ("last.pt", "best.pt"):
+        assert equal(tensors(run_folder(tmp_path) / name), tensors(run_folder(whole) / name))
+    metrics = [(run_folder(o) / "metrics.jsonl").read_text() for o in (tmp_path, whole)]
+    assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_a_killed_quantization_resumes_to_the_same_bits(
+    images, trained, tmp_path, killed_after, monkeypatch, done
+):
+    flags = (trained / "best_model.pt", "--epochs", "2", "--retrain-epochs", "2")
+    killed_after(done)
+    with pytest.raises(Killed):
+        quantize(images, tmp_path / "a", *flags)
+    monkeypatch.undo()
+    for output in ("a", "b"):
+        assert quantize(images, tmp_path / output, *flags) == 0
+    folders = [run_folder(tmp_path / output) for output in ("a", "b")]
+    assert equal(*(tensors(folder / "last.pt") for folder in folders))
+    metrics = [(folder / "metrics.jsonl").read_text() for folder in folders]
+    assert metrics[0] == metrics[1]
+    phases = [json.loads(line)["phase"] for line in metrics[0].splitlines()]
+    assert phases == ["ternary", "ternary", "frozen", "frozen"]
+
+
+def test_a_finished_run_is_not_trained_again(images, trained, capsys):
+    before = (run_folder(trained) / "last.pt").stat().st_mtime_ns
+    assert scale(images, trained, "--epochs", "2") == 0
+    assert "already trained" in capsys.readouterr().out
+    assert (run_folder(trained) / "last.pt").stat().st_mtime_ns == before
+
+
+def test_another_configuration_is_refused_and_a_new_start_keeps_the_old_run(
+    images, tmp_path, capsys
+):
+    assert scale(images, tmp_path, "--epochs", "1") == 0
+    kept = tensors(run_folder(tmp_path) / "last.pt")
+    assert scale(images, tmp_path, "--epochs", "1", "--lr", "0.01") == 2
+    assert "lr 0.1 -> 0.01" in capsys.readouterr().err
+    assert equal(tensors(run_folder(tmp_path) / "last.pt"), kept)
+    name = run_folder(tmp_path).name
+    assert scale(images, tmp_path, "--epochs", "1", "--lr", "0.01", "--no-resume") == 0
+    assert equal(tensors(tmp_path / f"{name}.old1" / "last.pt"), kept)
+    assert not equal(tensors(tmp_path / name / "last.pt"), kept)
+
+
+def test_resume_from_a_named_checkpoint(images, trained, tmp_path, capsys):
+    last = run_folder(trained) / "last.pt"
+    assert scale(images, tmp_path, "--epochs", "3", "--resume", str(last)) == 0
+    assert f"resuming {last} after epoch 2" in capsys.readouterr().out
+    assert scale(images, tmp_path / "x", "--epochs", "3", "--resume", "nowhere.pt") == 5
+    assert not (tmp_path / "x").exists()
+
+
+def test_two_runs_do_not_share_a_folder(images, tmp_path, capsys):
+    from model_compound_scaling.runs import Run
+
+    run = Run(tmp_path / "cifar_micronet_d0.1_w0.5_phi1", config={})
+    (run.folder / "config.json").unlink()
+    assert scale(images, tmp_path, "--epochs", "1") == 3
+    assert "used by another run" in capsys.readouterr().err
+
+
+def test_a_diverged_run_says_so_and_keeps_the_last_good_epoch(images, tmp_path, capsys):
+    assert scale(images, tmp_path, "--epochs", "2", "--lr", "1e30") == 6
+    assert "--lr" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*/last.pt"))
+
+
+SCALING, QUANTIZATION, SCORING = run_compound_scaling, run_quantization, run_scoring
+MISTAKES = [
+    (SCALING, ["--model", "resnet21"], 2, "resnet20"),
+    (SCALING, ["--dataset", "CIFAR1000"], 2, "CIFAR100"),
+    (SCALING, ["--epoch", "3"], 2, "--epochs"),
+    (SCALING, ["--epochs", "many"], 2, "--epochs"),
+    (SCALING, ["--epochs", "0"], 2, "--epochs"),
+    (SCALING, ["--dataset", "Shapes", "--grid", "1.4", "1.2", "1.6"], 2, "--grid"),
+    (SCALING, ["--dataset", "Shapes", "--model", "resnet20", "--phi", "2"], 2, "--phi"),
+    (SCALING, ["--dataset", "ImageFolder", "--image-size", "32", "--data-path", "nowhere"], 4, "nowhere"),
+    (SCALING, ["--dataset", "ImageNet", "--data-path", "{empty}"], 4, "train"),
+    (QUANTIZATION, [], 2, "--model-dict"),
+    (QUANTIZATION, ["--model-dict", "nowhere.pt"], 5, "nowhere.pt"),
+    (QUANTIZATION, ["--model-dict", "{net}", "--model", "resnet20"], 5, "cifar_micronet"),
+    (QUANTIZATION, ["--model-dict", "{net}", "--dw-multps", "1.9", "1"], 5, "--dw-multps"),
+    (QUANTIZATION, ["--model-dict", "{net}", "--dataset", "CIFAR100"], 5, "100"),
+    (QUANTIZATION, ["--model-dict", "{net}", "--dataset", "Shapes"], 5, "2 classes"),
+    (SCORING, ["--t-model", "nowhere.pt"], 5, "nowhere.pt"),
+    (SCORING, ["--t-model", "{truncated}"], 5, "truncated"),
+    (SCORING, ["--t-model", "{net}", "--model", "lenet-5"], 5, "cifar_micronet"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("script", "flags", "code", "names"), MISTAKES)
+def test_mistakes_get_one_clear_line_and_write_nothing(
+    trained, tmp_path, capsys, script, flags, code, names
+):
+    (tmp_path / "empty").mkdir()
+    truncated = tmp_path / "truncated.pt"
+    truncated.write_bytes((trained / "best_model.pt").read_bytes()[:2000])
+    paths = {"net": trained / "best_model.pt", "empty": tmp_path / "empty", "truncated": truncated}
+    output = tmp_path / "output"
+    argv = [flag.format(**paths) for flag in flags] + ["--output", str(output)]
+    try:
+        status = script.main(argv)
+    except SystemExit as stop:  # argparse
+        status = stop.code
+    captured = capsys.readouterr()
+    assert status == code
+    assert names in captured.err and captured.err.count("\n") == 1
+    assert not output.exists()
+
+
+def test_a_truncated_image_is_named(images, tmp_path, capsys):
+    (tmp_path / "val").symlink_to(images / "val")
+    for label in ("dark", "light"):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        for image in sorted((images / "train" / label).iterdir()):
+            (tmp_path / "train" / label / image.name).symlink_to(image)
+    broken = tmp_path / "train" / "dark" / "3.png"
+    content = broken.read_bytes()
+    broken.unlink()
+    broken.write_bytes(content[:500])
+    assert scale(tmp_path, tmp_path / "output", "--epochs", "1") == 4
+    captured = capsys.readouterr()
+    assert str(broken) in captured.err and captured.err.count("\n") == 1
+    assert not (tmp_path / "output").exists()
+
+
+# every command line that scripts out there use
+DOCUMENTED = [
+    (SCALING, "--epochs 250 --batch-size 128 --grid 1.4 1.2 --phi 3.5 --dataset CIFAR100 --image-size 32"),
+    (QUANTIZATION, "--model-dict c100_micronet_d14_w12_phi35.pt --batch-size 128 --epochs 20 --retrain-epochs 20 --ini-c-divrs 0.45 --lambda-max-divrs 0.15 --model cifar-micronet --dw-multps 1.4 1.2 --phi 3.5 --dataset CIFAR100"),
+    (SCORING, "--t-model c100_micronet_ec2t_spars90.pt --model cifar_micronet --dataset CIFAR100 --eval --halfprecision"),
+    (QUANTIZATION, "--batch-size 128 --val-batch-size 256 --ini-c-divrs 0.2 --lambda-max-divrs 0.125 --model efficientnet-b1 --model-dict efficientnet_b1.pt --dataset ImageNet --image-size 224 --data-path DIR --epochs 20 --retrain-epochs 15"),
+    (QUANTIZATION, "--batch-size 128 --val-batch-size 256 --ini-c-divrs 0.25 --lambda-max-divrs 0.15 --model efficientnet-b1 --model-dict B1_ternary_exp_proj_head.pt --dataset ImageNet --image-size 224 --data-path DIR --epochs 10 --retrain-epochs 0 --do-prune --no-resume"),
+    (SCORING, "--dataset ImageNet --data-path DIR --val-batch-size 256 --image-size 256 --model efficientnet-b1 --t-model efficientnet_b1_ec2t_ecp_spars61.pt --prune-threshold 0.01 --eval --halfprecision"),
+    (SCORING, "--no-halfprecision --t-model best_ternary_imagenet_micronet.pt --image-size 200 --no-cuda"),
+    (SCALING, "--no-cuda --workers 2 --val-batch-size 64 --data-path D --slurm-save S --seed 1 --lr 0.1 --momentum 0.9 --weight-decay 5e-4 --start-epoch 2 --resume none"),
+    (QUANTIZATION, "--model-dict M --cuda --workers 2 --slurm-save S --seed 1 --lr 1e-4 --lr2 1e-5 --weight-decay 5e-6 --resume auto --no-eval --ec-pruning-se --ec-pruning-fc --ec-pruning-dw --centroids 3 --plot-ternarization True"),
+    (SCORING, "--t-model T --no-cuda --workers 2 --slurm-save S --seed 1 --dw-multps 1.4 1.2 --phi 3.5 --mul-bits 8 --add-bits 16 --save --pt-sparse"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("script", "line"), DOCUMENTED)
+def test_documented_command_lines_parse(script, line):
+    script.build_parser().parse_args(line.split())
+
+
+@pytest.mark.parametrize("script", ["run_compound_scaling", "run_quantization", "run_scoring"])
+def test_help_is_grouped_and_needs_no_data(script):
+    command = [sys.executable, f"{script}.py", "--help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "data:" in shown and "machine:" in shown and "(default: " in shown
+
+
+def test_piped_output_has_no_progress_bars_and_survives_a_closed_pipe(images, tmp_path):
+    command = [sys.executable, "-u", "run_compound_scaling.py", *folder_flags(images), *TINY]
+    command += ["--epochs", "1", "--output", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "evaluating" not in done.stderr and "\r" not in done.stdout + done.stderr
+    assert "best network" in done.stdout
