@@ -54,16 +54,29 @@ def build_parser() -> cli.Parser:
     )
     training = parser.add_argument_group("training (SGD with Nesterov momentum)")
     training.add_argument(
-        "--epochs", type=cli.positive, metavar="N", help="(default: 200, EfficientNet 90)"
+        "--epochs",
+        type=cli.positive,
+        metavar="N",
+        help="passes over the training images (default: 200, EfficientNet 90)",
     )
-    training.add_argument("--start-epoch", type=cli.natural, default=0, metavar="N")
-    training.add_argument("--lr", type=cli.non_negative, default=0.1, metavar="X")
-    training.add_argument("--momentum", type=cli.non_negative, default=0.9, metavar="X")
+    training.add_argument(
+        "--start-epoch",
+        type=cli.natural,
+        default=0,
+        metavar="N",
+        help="epochs to leave out, schedule included; a resumed run knows its own",
+    )
+    training.add_argument(
+        "--lr", type=cli.non_negative, default=0.1, metavar="X", help="first learning rate"
+    )
+    training.add_argument(
+        "--momentum", type=cli.non_negative, default=0.9, metavar="X", help="0 for plain SGD"
+    )
     training.add_argument(
         "--weight-decay",
         type=cli.non_negative,
         metavar="X",
-        help="(default: 5e-4, EfficientNet 1e-4)",
+        help="L2 penalty (default: 5e-4, EfficientNet 1e-4)",
     )
     training.add_argument(
         "--schedule",

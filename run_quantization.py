@@ -21,7 +21,9 @@ SOURCES, OUTPUT = STAGE / "trained_fp_models", STAGE / "saved_models"
 
 
 def build_parser() -> cli.Parser:
-    parser = cli.Parser(prog="run_quantization.py", description=__doc__)
+    parser = cli.Parser(
+        prog="run_quantization.py", required="--model-dict FILE", description=__doc__
+    )
     what = parser.add_argument_group("what is quantized")
     what.add_argument(
         "--model-dict",
@@ -75,7 +77,9 @@ def build_parser() -> cli.Parser:
         help="3: find the first centroids by k-means, starting from --ini-c-divrs",
     )
     training = parser.add_argument_group("training (Adam)")
-    training.add_argument("--epochs", type=cli.natural, default=20, metavar="N")
+    training.add_argument(
+        "--epochs", type=cli.natural, default=20, metavar="N", help="epochs with moving codes"
+    )
     training.add_argument(
         "--retrain-epochs",
         type=cli.natural,
@@ -100,7 +104,7 @@ def build_parser() -> cli.Parser:
         "--eval",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="measure the accuracy before quantization, and before training, too",
+        help="also measure the accuracy before quantization and before training",
     )
     cli.add_network_flags(parser)
     cli.add_data_flags(parser, training=True, default="the checkpoint's, else CIFAR100")

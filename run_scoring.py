@@ -24,7 +24,7 @@ from model_compound_scaling.training import Evaluation, evaluate
 from model_scoring import Settings, plots, report, score
 from model_scoring.files import Files, layer_files, write_all
 from model_scoring.precision import half_precision
-from model_scoring.scoring import Score, prune_depthwise, ternary_records, warnings
+from model_scoring.scoring import Score, prune_depthwise, ternary_layers, warnings
 
 STAGE = Path(__file__).parent / "model_scoring"
 SOURCES, SAVED_LAYERS = STAGE / "trained_t_models", STAGE / "saved_layers"
@@ -171,7 +171,7 @@ def outputs(args: argparse.Namespace, result: Score, content: dict) -> Files:
         title = f"{content['model']}, {100 * content['zeros']:.1f} % zeros"
         files[args.plot] = plots.plot(result, args.rules, title=title)
     if args.save:
-        files |= layer_files(ternary_records(result), args.output, sparse=args.pt_sparse)
+        files |= layer_files(ternary_layers(result), args.output, sparse=args.pt_sparse)
     return files
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data.errors import CheckpointError, DiskError
+from data.errors import CheckpointError, DiskError, UserError
 from model_compound_scaling import efficientnet
 from model_compound_scaling.micronet import BASELINES, round_channels, scaled_shape
 from model_compound_scaling.registry import (
@@ -213,7 +213,9 @@ def network_spec(
     if spec is None:
         classes = num_classes or _last_size(checkpoint.state)
         spec = _candidate(model, checkpoint, origin) or default_spec(model, classes)
-    if depth_width and table_row(spec.model).family == "micronet":
+    if depth_width:
+        if table_row(spec.model).family != "micronet":
+            raise UserError(f"--dw-multps scales MicroNets; {spec.model} has one size")
         depth, width = depth_width
         shape = scaled_shape(spec.model, depth=depth, width=width)
         spec = NetworkSpec(spec.model, spec.num_classes, shape)

@@ -24,17 +24,30 @@ from model_compound_scaling.efficientnet import ORIGINS
 from model_compound_scaling.registry import REGISTRY, NetworkSpec, canonical_name, table_row
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        """No "(default: None)": where None is the default, the help says what it means."""
-        return action.help if action.default is None else super()._get_help_string(action)
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Adds defaults as one would type them; a default of None or False is in the help's words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        default, text = action.default, action.help or ""
+        if default in (None, False, argparse.SUPPRESS) or not action.option_strings:
+            return text
+        if isinstance(default, Path):
+            default = os.path.relpath(default)
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
+        return f"{text} (default: {shown})".lstrip().replace("%", "%%")
 
 
 class Parser(argparse.ArgumentParser):
     """One-line errors that name the flag and the nearest valid one; no abbreviations."""
 
-    def __init__(self, **settings: object) -> None:
-        super().__init__(formatter_class=_Help, allow_abbrev=False, **settings)
+    def __init__(self, *, prog: str, required: str = "", description: str | None = None) -> None:
+        super().__init__(
+            prog=prog,
+            usage=f"{prog} {required} [flags]".replace("  ", " "),
+            description=description,
+            formatter_class=_Help,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
         unknown = [word for word in message.split() if word.startswith("--")]
@@ -126,8 +139,16 @@ def add_data_flags(parser: Parser, *, training: bool, default: str) -> None:
             default="default",
             help="training images: the data set's usual recipe, only flip and crop, or as they are",
         )
-        group.add_argument("--batch-size", type=positive, default=256, metavar="N")
-    group.add_argument("--val-batch-size", type=positive, default=512, metavar="N")
+        group.add_argument(
+            "--batch-size", type=positive, default=256, metavar="N", help="training images a step"
+        )
+    group.add_argument(
+        "--val-batch-size",
+        type=positive,
+        default=512,
+        metavar="N",
+        help="images at once when evaluating",
+    )
     group.add_argument(
         "--workers",
         type=natural,
@@ -144,9 +165,15 @@ def add_machine_flags(parser: Parser) -> None:
         "--cuda",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="train on the GPU (default: if there is one)",
+        help="compute on the GPU (default: if there is one)",
     )
-    group.add_argument("--seed", type=natural, default=0, metavar="N")
+    group.add_argument(
+        "--seed",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="of initialisation, order of the images, augmentation and dropout",
+    )
 
 
 def add_network_flags(parser: Parser) -> None:

@@ -23,11 +23,12 @@ PER_ELEMENT = {
     "hardswish": (4, 1),  # hard sigmoid, times x
     "tanh": (3, 2),  # (e - 1) / (e + 1) with e = exp(2x)
     "gelu": (4, 1),  # x / 2 (1 + erf(x / sqrt 2)), erf as one
-    "exp": (1, 0),  # as in the challenge's sigmoid
+    "function": (1, 0),  # exp and the like, as in the challenge's sigmoid
+    "compare": (1, 0),  # as ReLU
     "softmax": (3, 2),  # comparison and subtraction of the largest, exp, sum, division
     "norm": (3, 4),  # mean, variance, difference; scale and shift
     "add": (0, 1),  # residual sums
-    "neg": (0, 0),  # a sign
+    "sign": (0, 0),  # part of the next operation
     "scale": (1, 0),  # squeeze-and-excitation product
 }
 

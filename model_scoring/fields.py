@@ -63,11 +63,21 @@ def _batchnorm(args: tuple, record: dict, tag: Tagger) -> dict:
     return {"constants": liveness.of_batchnorm(tag(x).constants, x.shape[1], values, eps)}
 
 
+def _covered(size: int, out: int) -> int:
+    """Elements read along an axis by adaptive pooling, whose windows may overlap."""
+    return sum(-(-(i + 1) * size // out) - i * size // out for i in range(out))
+
+
 def _pool(args: tuple, record: dict, tag: Tagger) -> dict:
-    size = args[1] if len(args) > 1 else None
+    """Input elements per output element."""
+    before, after = record["in_shape"], record["out_shape"]
     if record["operation"] in ("max_pool2d_with_indices", "avg_pool2d"):
+        size = args[1]
         return {"window": math.prod(size) if len(size) > 1 else size[0] ** 2}
-    return {"window": math.prod(record["in_shape"]) // max(1, math.prod(record["out_shape"]))}
+    if "adaptive" in record["operation"]:
+        axes = zip(before[-2:], after[-2:], strict=True)
+        return {"window": math.prod(_covered(i, o) / o for i, o in axes)}
+    return {"window": math.prod(before) / max(1, math.prod(after))}
 
 
 SPECIAL: dict[str, Callable[[tuple, dict, Tagger], dict]] = {

@@ -66,7 +66,7 @@ def plot(score: Score, rules: str, *, title: str) -> bytes:
     every = math.ceil(len(names) / 120)
     axes.set_xticks(places[::every], names[::every], rotation=90, fontsize=7)
     axes.set(ylabel="%", ylim=(0, 100), title=title)
-    axes.legend(list(COLOURS), loc="upper center", bbox_to_anchor=(0.5, -0.45), ncols=3)
+    figure.legend(list(COLOURS), loc="outside upper center", ncols=3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()

@@ -29,7 +29,7 @@ class Record:
     bias: bool = False
     zero_inputs: Tensor | None = None  # bool (c_in,): channels that are 0 for every image
     constants: Tensor | None = None  # (c_out,) see liveness; None: no channel is constant
-    window: int = 1  # pooling: input elements per output element; matmul: length of the products
+    window: float = 1  # pooling: input elements per output element; matmul: length of the products
 
     @property
     def shared(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from model_scoring.counting import Count
 from model_scoring.records import Record
-from model_scoring.scoring import Score, Total, ternary_records
+from model_scoring.scoring import Score, Total, layers, ternary_layers
 
 RULE_SETS = ("published", "strict")
 COLUMNS = ("layer", "kind", "output", "in", "out", "weights", "zeros", "format")
@@ -47,7 +47,9 @@ def _row(record: Record, count: Count) -> list[str]:
         f"{count.weights:,}" if count.weights else "",
         _sparsity(count),
         count.format,
-        *(f"{getattr(count, name):,.{name == 'params':d}f}" for name in NUMBERS),
+        f"{count.params:,.1f}",
+        f"{count.adds:,.0f}",
+        f"{count.mults:,.0f}",
     ]
 
 
@@ -60,14 +62,13 @@ def table(score: Score, rules: str) -> list[str]:
 
 def _live(score: Score, rules: str) -> str:
     pairs = zip(score.records, score.counts[rules], strict=True)
-    layers = [(r, c) for r, c in pairs if r.weights is not None and c.live_out]
-    live = sum(c.live_out for _, c in layers)
-    return f"{live:,} of {sum(r.weights.counts.shape[:2].numel() for r, _ in layers):,}"
+    counted = [(r, c) for r, c in pairs if r.weights is not None and c.live_out]
+    live = sum(c.live_out for _, c in counted)
+    return f"{live:,} of {sum(r.weights.counts.shape[:2].numel() for r, _ in counted):,}"
 
 
 def summary(score: Score) -> list[str]:
     """Both rule sets side by side."""
-    layers = [r for r in score.records if r.weights is not None]
     totals = score.totals
     baselines = {
         "imagenet": "MobileNetV2-1.4, 6.9M parameters and 1170M operations",
@@ -92,7 +93,7 @@ def summary(score: Score) -> list[str]:
     ]
     return [
         f"{score.parameters:,} parameters, {100 * score.zeros:.2f} % zeros; "
-        f"{len(ternary_records(score))} of {len(layers)} layers ternary",
+        f"{len(ternary_layers(score))} of {len(layers(score))} layers ternary",
         *aligned(rows, {0}),
         f"score relative to {baselines[score.reference]}",
     ]

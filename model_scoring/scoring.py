@@ -127,18 +127,23 @@ def score(
     )
 
 
-def ternary_records(result: Score) -> list[Record]:
-    """Layers that are ternary by their values."""
-    return [r for r in result.records if r.weights is not None and r.weights.ternary]
+def layers(result: Score) -> list[Record]:
+    """Convolutions and linear layers, one that runs twice only once."""
+    return [r for r in result.records if r.weights is not None and not r.shared]
+
+
+def ternary_layers(result: Score) -> list[Record]:
+    """Those that are ternary by their values."""
+    return [r for r in layers(result) if r.weights.ternary]
 
 
 def warnings(result: Score) -> list[str]:
     """One line each: nothing ternary, operations without a rule, parameters never used."""
     lines = []
-    if not ternary_records(result):
-        layers = [r for r in result.records if r.weight is not None]
-        named = ", ".join(f"{r.name} {distinct_values(r.weight)}" for r in layers[:4])
-        more = f" and {len(layers) - 4} more layers" if len(layers) > 4 else ""
+    if not ternary_layers(result):
+        found = layers(result)
+        named = ", ".join(f"{r.name} {distinct_values(r.weight)}" for r in found[:4])
+        more = f" and {len(found) - 4} more layers" if len(found) > 4 else ""
         lines.append(f"no layer is ternary, counted as it is (distinct values: {named}{more})")
     if result.trace.unknown:
         named = ", ".join(f"{name} ({n}x)" for name, n in result.trace.unknown.items())

@@ -137,7 +137,7 @@ def test_half_precision_is_close_and_leaves_the_network_alone():
     network, _ = small_network()
     before = network.conv1.weight.clone()
     image = torch.randn(2, 3, 32, 32)
-    expected = network.eval()(image)
+    expected = network.eval()(image).detach()
     candidates = [half_precision(network, image[:1]).network, Rounding(small_network()[0].eval())]
     for candidate in candidates:
         assert isinstance(candidate, InType | Rounding)
@@ -231,3 +231,26 @@ def test_released_checkpoint_evaluates_on_shapes_flags(real_files, capsys):
     code, out, _ = run(capsys, "--t-model", path)
     assert code == 0
     assert "11,810" in out and "8,018,432" in out and "476,032" in out
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--t-model net.pt --model cifar_micronet --dataset CIFAR100 --eval --halfprecision",
+        "--dataset ImageNet --data-path DIR --val-batch-size 256 --image-size 256 --model "
+        "efficientnet-b1 --t-model net.pt --prune-threshold 0.01 --eval --halfprecision",
+        "--no-halfprecision --t-model net.pt --image-size 200 --no-cuda",
+        "--t-model net.pt --dw-multps 1.4 1.2 --phi 3.5 --mul-bits 8 --add-bits 16 --save "
+        "--pt-sparse --workers 2 --seed 3 --cuda --slurm-save DIR --no-eval --rules strict",
+    ],
+)
+def test_command_lines_in_use(line):
+    args = run_scoring.build_parser().parse_args(line.split())
+    assert args.t_model == "net.pt"
+
+
+def test_help_is_grouped_and_shows_defaults(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    for words in ("counting:", "output:", "data:", "machine:", "(default: published)"):
+        assert words in out

@@ -325,3 +325,9 @@ def test_energy():
         total = score(network, (3, 8, 8), settings=settings).totals["strict"]
         assert total.energy_uj == pytest.approx(picojoule[bits] * 1e-6)
         assert math.isclose(total.score, total.params / 36.5e6 + total.ops / 10.49e9)
+
+
+def test_adaptive_pooling_with_overlapping_windows():
+    (count,) = strict(Call(lambda x: F.adaptive_avg_pool2d(x, (3, 8))), (2, 7, 8)).values()
+    covered = 3 + 3 + 3  # rows 0-2, 2-4, 4-6
+    assert costs(count) == pytest.approx((0, 2 * 8 * (covered - 3), 2 * 8 * 3))
