@@ -143,7 +143,7 @@ def warnings(result: Score) -> list[str]:
     if not ternary_layers(result):
         found = layers(result)
         named = ", ".join(f"{r.name} {distinct_values(r.weight)}" for r in found[:4])
-        more = f" and {len(found) - 4} more layers" if len(found) > 4 else ""
+        more = f" and {len(found) - 4} more" if len(found) > 4 else ""
         lines.append(f"no layer is ternary, counted as it is (distinct values: {named}{more})")
     if result.trace.unknown:
         named = ", ".join(f"{name} ({n}x)" for name, n in result.trace.unknown.items())
