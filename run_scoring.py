@@ -9,11 +9,11 @@ Examples:
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from data import Data
 from data.errors import UserError
@@ -148,16 +148,12 @@ def measure(network: nn.Module, data: Data, *, device: torch.device, half: bool)
     if half:
         image = torch.zeros(1, data.channels, data.image_size, data.image_size, device=device)
         network, how = (found := half_precision(network, image)).network, found.description
-    result = evaluate(network, _batches(data), total=len(data.val))
+    result = evaluate(network, data.val.epoch(0), total=len(data.val))
     print(
         f"evaluated on {data.val.samples:,} images in {how}: "
         f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, loss {result.loss:.4f}"
     )
     return result
-
-
-def _batches(data: Data) -> Iterator[tuple[Tensor, Tensor]]:
-    return data.val.epoch(0)
 
 
 def outputs(args: argparse.Namespace, result: Score, content: dict) -> Files:

@@ -1,119 +1,119 @@
 """Entropy-constrained trained ternarization (Marban et al., CVPR-W 2020).
 
 Every ternarized layer has latent weights W in full precision, two centroids -|w_n| < 0 < w_p, and
-codes in {-1, 0, +1}. The network computes with code x centroid, the gradients reach W and the
-centroids, and after each step the codes are chosen anew: the cheapest of
+codes in {-1, 0, +1}. The network computes with the centroids, the gradients reach W and the
+centroids, and after each step the codes are chosen anew (`assignment.py`).
 
-    cost(c) = (W - w_c)^2 - lambda log2 P_c,    c in {n, 0, p}
-
-All layers lie in one flat vector, so that a step is the same few operations for any network:
-"per layer" tensors have shape (L,), or (2, L) with the positive side first; "per weight" tensors
-have shape (N,). Nothing waits for the device.
+Layers lie in a few flat vectors, so that a step is the same few operations for any number of
+layers, and nothing waits for the device. Shapes are named as in `assignment.py`.
 """
 
-from dataclasses import dataclass
+import math
 
 import torch
 from torch import Tensor, nn
 
-MIN_ZERO_SHARE = 0.5  # P_0 is at least this
+from model_quantization.assignment import (
+    Segments,
+    assign,
+    find_thresholds,
+    largest_lambda,
+    probabilities,
+    shares,
+    size_factor,
+    statistics,
+)
+
 MIN_CENTROID = 0.675  # a centroid is at least this many standard deviations of its layer
-SIZE_OFFSET = 0.05  # the smallest layers still feel this share of the largest one's constraint
+GROUP = 2**21  # weights per flat vector: few operations, and still friendly to a processor's cache
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """What the assignment needs to know of each layer's latent weights; all (L,)."""
+class LayerGroup:
+    """Some layers of a network in one flat vector, and one step of their ternarization.
 
-    low: Tensor
-    high: Tensor
-    std: Tensor
-
-
-class Segments:
-    """Where each layer lies in the flat vector."""
-
-    def __init__(self, sizes: list[int], like: Tensor) -> None:
-        self.sizes = sizes
-        self.lengths = torch.tensor(sizes, device=like.device)
-        layers = torch.arange(len(sizes), dtype=torch.int32, device=like.device)
-        self.layer = torch.repeat_interleave(layers, self.lengths)
-        sizes = self.lengths.to(like.dtype)
-        self.delta = (sizes / sizes.max() + SIZE_OFFSET) / (1 + SIZE_OFFSET)  # (L,)
-
-    def spread(self, per_layer: Tensor) -> Tensor:
-        """(L,) -> (N,): each weight gets its layer's value."""
-        return per_layer.index_select(0, self.layer)
-
-    def reduce(self, per_weight: Tensor, how: str) -> Tensor:
-        """(N,) -> (L,): "sum", "mean", "min" or "max" over each layer."""
-        return torch.segment_reduce(per_weight, how, lengths=self.lengths, unsafe=True)
-
-    def split(self, per_weight: Tensor) -> tuple[Tensor, ...]:
-        """(N,) -> one view per layer."""
-        return per_weight.split(self.sizes)
-
-    def statistics(self, latent: Tensor) -> Statistics:
-        """Extremes and (population) standard deviation of each layer."""
-        deviation = latent - self.spread(self.reduce(latent, "mean"))
-        variance = self.reduce(deviation * deviation, "mean")
-        return Statistics(self.reduce(latent, "min"), self.reduce(latent, "max"), variance.sqrt())
-
-    def count(self, codes: Tensor) -> Tensor:
-        """Weights per cluster: (3, L), in the order positive, negative, zero."""
-        positive = self.reduce((codes > 0).to(self.delta.dtype), "sum")
-        negative = self.reduce((codes < 0).to(self.delta.dtype), "sum")
-        return torch.stack([positive, negative, self.lengths - positive - negative])
-
-
-def assign(latent: Tensor, thresholds: Tensor, segments: Segments) -> Tensor:
-    """Codes (N,) in int8: +1 above the first threshold, -1 at or below minus the second."""
-    positive = latent > segments.spread(thresholds[0])
-    negative = latent <= -segments.spread(thresholds[1])
-    return positive.to(torch.int8) - negative.to(torch.int8)
-
-
-def probabilities(counts: Tensor) -> Tensor:
-    """Shares P (3, L) of the clusters, guarded: empty ones count as one weight, P_0 is at least
-    one half and the other two shrink alike, so that the three still sum to 1."""
-    counts = counts.clamp_min(1)
-    shares = counts / counts.sum(0)
-    zero = shares[2].clamp_min(MIN_ZERO_SHARE)
-    sides = shares[:2] * ((1 - zero) / shares[:2].sum(0))
-    return torch.cat([sides, zero[None]])
-
-
-def largest_lambda(centroids: Tensor, information: Tensor, stats: Statistics) -> Tensor:
-    """lambda_max (L,): above it, the extreme weight of one side would be assigned to zero.
-
-    Keeping a side's extreme w costs (w - w_c)^2 + lambda I_c, zeroing it w^2 + lambda I_0.
+    `latent` (N,) and `centroids` (2, L), magnitudes, are the parameters to optimize. `values` (N,)
+    is what the network computes with: its weights are views of it. With `prune` (ECP) surviving
+    weights keep their latent value, and centroids only steer the assignment.
     """
-    extreme = torch.stack([stats.high, -stats.low])
-    gain = extreme**2 - (extreme - centroids) ** 2
-    price = information[:2] - information[2]
-    # a side that costs no more than zero sets no limit
-    limit = torch.where(price > 0, gain / price, torch.inf)
-    return limit.amin(0).clamp_min(0).nan_to_num(posinf=0.0)
+
+    def __init__(self, weights: list[nn.Parameter], *, prune: bool) -> None:
+        self.weights, self.prune = weights, prune
+        flat = torch.cat([w.detach().flatten() for w in weights])
+        self.segments = Segments([w.numel() for w in weights], flat)
+        self.latent, self.values = nn.Parameter(flat), flat.clone()
+        for weight, view in zip(weights, self.segments.split(self.values), strict=True):
+            weight.data = view.view_as(weight)
+        stats = statistics(flat, self.segments)
+        self.centroids = nn.Parameter(torch.stack([stats.high, -stats.low]))
+        self.lam = torch.zeros_like(stats.std)
+        self.positive, self.negative = flat > 0, flat < 0  # the codes: two masks (N,)
+
+    def set_gradients(self, *, frozen: bool) -> None:
+        """Gradients of latents and centroids from those of the network's weights."""
+        gradient = torch.cat([w.grad.flatten() for w in self.weights])
+        if self.prune:
+            self.latent.grad = gradient  # factor 1 everywhere
+            return
+        # d value / d w_p = 1 on the positive side, d value / d |w_n| = -1 on the negative one
+        positive = self.segments.reduce(gradient * self.positive, "sum")
+        negative = self.segments.reduce(gradient * self.negative, "sum")
+        self.centroids.grad = torch.stack([positive, -negative])
+        if not frozen:  # factor |centroid|, 1 in the zero cluster
+            scale = self.values.abs().add_(~(self.positive | self.negative))
+            self.latent.grad = gradient.mul_(scale)
+
+    def set_values(self) -> None:
+        """The network's weights from codes and centroids."""
+        if self.prune:
+            torch.mul(self.latent, self.positive | self.negative, out=self.values)
+        else:
+            positive, negative = (self.segments.spread(c) for c in self.centroids)
+            torch.mul(positive, self.positive, out=self.values)
+            self.values.sub_(negative.mul_(self.negative))
+
+    def reassign(self, gamma: float, delta: Tensor) -> None:
+        """The entropy-constrained assignment; lambda = gamma delta lambda_max."""
+        stats = statistics(self.latent, self.segments)
+        least = (MIN_CENTROID * stats.std).clamp_min(torch.finfo(stats.std.dtype).tiny)
+        self.centroids.copy_(torch.maximum(self.centroids, least))
+        nearest = assign(self.latent, self.centroids / 2, self.segments)
+        chance = probabilities(shares(nearest, self.segments), self.segments.counts)
+        information = -chance.log2()
+        self.lam = gamma * delta * largest_lambda(self.centroids, information, stats)
+        thresholds = find_thresholds(self.centroids, self.lam, information)
+        self.positive, self.negative = assign(self.latent, thresholds, self.segments)
+
+    def kmeans(self, rounds: int = 20) -> None:
+        """Centroids by Lloyd's algorithm, layer by layer, with the third one fixed at zero."""
+        for _ in range(rounds):
+            sides = assign(self.latent, self.centroids / 2, self.segments)
+            sums = [self.segments.reduce(self.latent * side, "sum") for side in sides]
+            counts = torch.stack([self.segments.reduce(side, "sum") for side in sides])
+            means = torch.stack([sums[0], -sums[1]]) / counts.clamp_min(1)
+            self.centroids.copy_(torch.where(counts > 0, means, self.centroids))
 
 
-def find_thresholds(centroids: Tensor, lam: Tensor, information: Tensor) -> Tensor:
-    """Where keeping a weight becomes cheaper than zeroing it, as magnitudes (2, L).
-
-    cost(c) < cost(0) solved for |W|: |w_c| / 2 + lambda (I_c - I_0) / (2 |w_c|).
-    """
-    return (centroids + lam * (information[:2] - information[2]) / centroids) / 2
+def grouped(weights: list[nn.Parameter], limit: int) -> list[list[nn.Parameter]]:
+    """Consecutive layers of at most `limit` weights together, or one larger layer."""
+    groups, room = [], 0
+    for weight in weights:
+        if not groups or weight.numel() > room:
+            groups.append([])
+            room = limit
+        groups[-1].append(weight)
+        room -= weight.numel()
+    return groups
 
 
 class Ternarizer:
-    """The ternarized layers of one network: `prepare_step` before the optimizer, `finish_step`
-    after it.
+    """The ternarized layers of one network: `prepare_step` after the backward pass, `finish_step`
+    after the optimizer's.
 
-    `latent` (N,) and `centroids` (2, L; magnitudes, positive side first) are the parameters to
-    optimize. The network's own weights become views of one flat vector that holds the ternary
-    values; they stay ordinary parameters under their ordinary names. With `prune` (ECP) the
-    surviving weights keep their latent value instead, and centroids only steer the assignment.
+    The network's weights stay ordinary parameters under their ordinary names; the optimizer gets
+    `latents` and `centroids` in their place. `gamma` may change at any time.
     """
 
+    @torch.no_grad()
     def __init__(
         self,
         network: nn.Module,
@@ -124,101 +124,84 @@ class Ternarizer:
         kmeans: bool = False,
         prune: bool = False,
     ) -> None:
-        self.names, self.gamma, self.prune, self.frozen = names, gamma, prune, False
+        self.names, self.gamma, self.frozen = names, gamma, False
         self.weights = [network.get_parameter(name) for name in names]
-        flat = torch.cat([w.detach().flatten() for w in self.weights])
-        self.segments = Segments([w.numel() for w in self.weights], flat)
-        self.latent = nn.Parameter(flat)
-        self.values = flat.clone()
-        for weight, view in zip(self.weights, self.segments.split(self.values), strict=True):
-            weight.data = view.view_as(weight)
-        stats = self.segments.statistics(flat)
-        start = initial_scale * torch.stack([stats.high, -stats.low])
-        self.centroids = nn.Parameter(self._kmeans(start) if kmeans else start)
-        self.lam = torch.zeros_like(stats.std)
-        self.codes = torch.zeros(flat.shape, dtype=torch.int8, device=flat.device)
+        self.groups = [LayerGroup(group, prune=prune) for group in grouped(self.weights, GROUP)]
+        self.latents = [group.latent for group in self.groups]
+        self.centroids = [group.centroids for group in self.groups]
+        largest = max(w.numel() for w in self.weights)
+        self.deltas = [size_factor(group.segments.counts, largest) for group in self.groups]
+        for group in self.groups:
+            group.centroids.mul_(initial_scale)
+            if kmeans:
+                group.kmeans()
         self.finish_step()
 
     @torch.no_grad()
     def prepare_step(self) -> None:
-        """Gradients of latents and centroids from those of the network's weights."""
-        gradient = torch.cat([w.grad.flatten() for w in self.weights])
-        if self.prune:
-            self.latent.grad = gradient  # factor 1 everywhere
-            return
-        positive, negative = self.codes > 0, self.codes < 0
-        # d value / d w_p = 1 in the positive cluster, d value / d |w_n| = -1 in the negative one
-        self.centroids.grad = torch.stack(
-            [
-                self.segments.reduce(gradient * positive, "sum"),
-                self.segments.reduce(gradient * negative, "sum").neg(),
-            ]
-        )
-        if not self.frozen:
-            scale = torch.where(positive | negative, self.values.abs(), 1)
-            self.latent.grad = gradient * scale
+        """Gradients of latents and centroids."""
+        for group in self.groups:
+            group.set_gradients(frozen=self.frozen)
 
     @torch.no_grad()
     def finish_step(self) -> None:
-        """New codes, unless frozen, and the network's weights from codes and centroids."""
-        if not self.frozen:
-            self._reassign()
-        if self.prune:
-            self.values.copy_(self.latent * (self.codes != 0))
-        else:
-            positive, negative = (self.segments.spread(c) for c in self.centroids)
-            self.values.copy_(torch.where(self.codes > 0, positive, -negative) * (self.codes != 0))
-
-    def _reassign(self) -> None:
-        stats = self.segments.statistics(self.latent)
-        least = (MIN_CENTROID * stats.std).clamp_min(torch.finfo(stats.std.dtype).tiny)
-        self.centroids.copy_(torch.maximum(self.centroids, least))
-        nearest = assign(self.latent, self.centroids / 2, self.segments)
-        information = -probabilities(self.segments.count(nearest)).log2()
-        limit = largest_lambda(self.centroids, information, stats)
-        self.lam = self.gamma * self.segments.delta * limit
-        thresholds = find_thresholds(self.centroids, self.lam, information)
-        self.codes = assign(self.latent, thresholds, self.segments)
-
-    def _kmeans(self, centroids: Tensor, rounds: int = 20) -> Tensor:
-        """Lloyd's algorithm for each layer, with the third centroid fixed at zero."""
-        for _ in range(rounds):
-            codes = assign(self.latent, centroids / 2, self.segments)
-            sides = [self.latent * (codes > 0), -self.latent * (codes < 0)]
-            sums = torch.stack([self.segments.reduce(side, "sum") for side in sides])
-            counts = self.segments.count(codes)[:2]
-            centroids = torch.where(counts > 0, sums / counts.clamp_min(1), centroids)
-        return centroids.detach()
+        """New codes, unless frozen, and the network's new weights."""
+        for group, delta in zip(self.groups, self.deltas, strict=True):
+            if not self.frozen:
+                group.reassign(self.gamma, delta)
+            group.set_values()
 
     @torch.no_grad()
     def freeze(self) -> None:
         """From now on the codes are those of the network's present weights."""
         self.frozen = True
-        self.lam.zero_()
-        self.codes = self.values.sign().to(torch.int8)
-        high, low = (self.segments.reduce(self.values, how) for how in ("max", "min"))
-        present = torch.stack([high, -low])
-        self.centroids.copy_(torch.where(present > 0, present, self.centroids))
-        self.latent.copy_(self.values)
-        self.latent.grad = None
+        for group in self.groups:
+            group.positive, group.negative = group.values > 0, group.values < 0
+            high, low = (group.segments.reduce(group.values, how) for how in ("max", "min"))
+            present = torch.stack([high, -low])
+            group.centroids.copy_(torch.where(present > 0, present, group.centroids))
+            group.latent.copy_(group.values)
+            group.latent.grad = None
+            group.lam.zero_()
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """What cannot be derived from the network's weights."""
-        return {"latent": self.latent.data, "centroids": self.centroids.data, "codes": self.codes}
+    def layers(self) -> list[dict[str, Tensor]]:
+        """Each layer's latents and codes (n,), and centroids w_p, w_n (2,)."""
+        rows = []
+        for group in self.groups:
+            codes = group.positive.to(torch.int8) - group.negative.to(torch.int8)
+            latents = group.segments.split(group.latent.detach())
+            centroids = group.centroids.detach().T * torch.tensor([1, -1], device=codes.device)
+            columns = (latents, group.segments.split(codes), centroids)
+            rows += [
+                {"latent": w, "codes": c, "centroids": m} for w, c, m in zip(*columns, strict=True)
+            ]
+        return rows
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """What cannot be derived from the network's weights, layer by layer."""
+        return dict(zip(self.names, self.layers(), strict=True))
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Continue where another ternarizer of the same network stopped."""
-        self.latent.data.copy_(state["latent"])
-        self.centroids.data.copy_(state["centroids"])
-        self.codes.copy_(state["codes"])
+        rows = iter(state[name] for name in self.names)
+        for group in self.groups:
+            own = [next(rows) for _ in group.weights]
+            group.latent.copy_(torch.cat([row["latent"] for row in own]))
+            group.centroids.copy_(torch.stack([row["centroids"] for row in own], 1).abs())
+            codes = torch.cat([row["codes"] for row in own]).to(group.latent.device)
+            group.positive, group.negative = codes > 0, codes < 0
 
-    def layer_figures(self) -> list[dict[str, float | str]]:
-        """Each layer's cluster shares, centroids, entropy in bits and lambda."""
-        counts = self.segments.count(self.codes) / self.segments.lengths
-        bits = -torch.special.xlogy(counts, counts).sum(0) / torch.log(torch.tensor(2.0))
-        columns = [*counts, self.centroids.data[0], -self.centroids.data[1], bits, self.lam]
+    def figures(self) -> list[dict[str, float | str]]:
+        """Each layer's cluster shares, centroids, entropy in bits per weight, and lambda."""
         keys = ("positive", "negative", "zeros", "w_p", "w_n", "entropy", "lambda")
-        rows = torch.stack([column.float().cpu() for column in columns], 1).tolist()
+        rows = []
+        for group in self.groups:
+            share = shares((group.positive, group.negative), group.segments)
+            bits = -torch.special.xlogy(share, share).sum(0) / math.log(2)
+            centroids = group.centroids.detach()
+            columns = (*share, centroids[0], -centroids[1], bits, group.lam)
+            rows += torch.stack(columns, 1).tolist()
         return [
             {"layer": name, **dict(zip(keys, row, strict=True))}
             for name, row in zip(self.names, rows, strict=True)
@@ -226,4 +209,5 @@ class Ternarizer:
 
     def zeros(self) -> float:
         """Percent of the quantized weights that are zero."""
-        return 100 * float((self.codes == 0).double().mean())
+        nonzero = sum(int((g.positive | g.negative).sum()) for g in self.groups)
+        return 100 - 100 * nonzero / sum(w.numel() for w in self.weights)

@@ -21,15 +21,14 @@ def plot_ternarization(run: Run) -> None:
     """One PNG per layer in the run's folder: latent weights and centroids at the end, centroids,
     and entropy, zeros and accuracy over the epochs."""
     content = read_file(run.folder / "last.pt")
-    sizes = [content["state_dict"][layer["layer"]].numel() for layer in run.history[-1]["layers"]]
-    latents = content["resume"]["ternarizer"]["latent"].cpu().split(sizes)
+    layers = content["resume"]["ternarizer"]
     folder = run.folder / "ternarization"
     folder.mkdir(exist_ok=True)
-    for i, latent in enumerate(latents):
+    for i, (name, layer) in enumerate(layers.items()):
         epochs = [figures["layers"][i] for figures in run.history]
         top1 = [figures["val_top1"] for figures in run.history]
-        _draw(epochs, top1, latent.numpy(), folder / f"{epochs[0]['layer']}.png")
-    run.log(f"{len(latents)} plots in {folder}")
+        _draw(epochs, top1, layer["latent"].cpu().numpy(), folder / f"{name}.png")
+    run.log(f"{len(layers)} plots in {folder}")
 
 
 def _draw(epochs: list[dict], top1: list[float], latent: np.ndarray, path: Path) -> None:

@@ -51,8 +51,8 @@ def make_optimizer(network: nn.Module, ternarizer: Ternarizer, config: dict) -> 
     others = [p for p in network.parameters() if p not in quantized and p.requires_grad]
     return torch.optim.Adam(
         [
-            {"params": [ternarizer.latent], "lr": config["lr"]},
-            {"params": [ternarizer.centroids], "lr": config["lr2"]},
+            {"params": ternarizer.latents, "lr": config["lr"]},
+            {"params": ternarizer.centroids, "lr": config["lr2"]},
             {"params": others, "lr": config["lr"], "weight_decay": config["weight_decay"]},
         ]
     )
@@ -133,7 +133,7 @@ class Quantization:
 
     def figures(self) -> dict:
         """Zeros and each layer's clusters; names a layer that loses one, once."""
-        layers = self.ternarizer.layer_figures()
+        layers = self.ternarizer.figures()
         for line in set(warnings(layers)) - self.reported:
             self.run.log(f"warning: {line}")
             self.reported.add(line)
@@ -179,8 +179,9 @@ def quantize_point(
         kmeans=config["centroids"] > 0,
         prune=bool(config["prune"]),
     )
+    count = sum(weight.numel() for weight in ternarizer.weights)
     run.log(
-        f"{folder.name}: {len(names)} layers with {ternarizer.latent.numel():,} weights"
+        f"{folder.name}: {len(names)} layers with {count:,} weights"
         f"{f', {len(fixed)} ternary layers stay as they are' if fixed else ''}, on {device}"
     )
     job = Quantization(

@@ -8,14 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model_quantization.ec2t import (
+from model_quantization import ec2t
+from model_quantization.assignment import (
     Segments,
-    Ternarizer,
     assign,
     find_thresholds,
     largest_lambda,
     probabilities,
+    shares,
+    size_factor,
+    statistics,
 )
+from model_quantization.ec2t import Ternarizer
 
 DEGENERATE = {
     "equal": [0.3] * 7,
@@ -61,12 +65,13 @@ def assigned(layers, centroids, gamma):
     """Codes per layer and lambda by the implementation, at given centroids (2, L)."""
     segments = Segments([len(w) for w in layers], layers[0])
     latent = torch.cat(layers)
-    stats = segments.statistics(latent)
-    nearest = assign(latent, centroids / 2, segments)
-    information = -probabilities(segments.count(nearest)).log2()
-    lam = gamma * segments.delta * largest_lambda(centroids, information, stats)
-    codes = assign(latent, find_thresholds(centroids, lam, information), segments)
-    return segments.split(codes), lam
+    stats = statistics(latent, segments)
+    nearest = shares(assign(latent, centroids / 2, segments), segments)
+    information = -probabilities(nearest, segments.counts).log2()
+    delta = size_factor(segments.counts, max(map(len, layers)))
+    lam = gamma * delta * largest_lambda(centroids, information, stats)
+    positive, negative = assign(latent, find_thresholds(centroids, lam, information), segments)
+    return segments.split(positive.int() - negative.int()), lam
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.05, 0.15, 0.5, 0.99])
@@ -98,10 +103,25 @@ def test_more_gamma_is_never_less_sparse():
 
 def test_probabilities_sum_to_one_with_their_floor():
     counts = torch.tensor([[3.0, 0.0, 90.0, 0.0], [5.0, 0.0, 5.0, 10.0], [2.0, 7.0, 5.0, 0.0]])
-    shares = probabilities(counts)
-    assert torch.allclose(shares.sum(0), torch.ones(4))
-    assert (shares[2] >= 0.5).all() and (shares > 0).all()
-    assert torch.allclose(shares[0] / shares[1], counts.clamp_min(1)[0] / counts.clamp_min(1)[1])
+    sizes = counts.sum(0)
+    chance = probabilities(counts / sizes, sizes)
+    assert torch.allclose(chance.sum(0), torch.ones(4))
+    assert (chance[2] >= 0.5).all() and (chance > 0).all()
+    assert torch.allclose(chance[0] / chance[1], counts.clamp_min(1)[0] / counts.clamp_min(1)[1])
+
+
+@pytest.fixture(params=[ec2t.GROUP, 1], ids=["one group", "a group each"])
+def grouping(request, monkeypatch):
+    """Layers together in one flat vector, or each on its own: no rule may notice."""
+    monkeypatch.setattr(ec2t, "GROUP", request.param)
+
+
+def codes_of(ternarizer):
+    return [layer["codes"].tolist() for layer in ternarizer.layers()]
+
+
+def centroids_of(ternarizer):
+    return torch.stack([layer["centroids"] for layer in ternarizer.layers()])
 
 
 class Tiny(nn.Module):
@@ -143,18 +163,35 @@ def test_centroid_gradients_against_finite_differences():
     x, y = batch()
     backward(network, x, y)
     ternarizer.prepare_step()
-    gradient = ternarizer.centroids.grad.clone()
+    (centroids,) = ternarizer.centroids
+    gradient = centroids.grad.clone()
     ternarizer.frozen = True  # codes stay, only values follow the centroids
     for side in range(2):
         for layer in range(2):
             losses = []
             for shift in (1e-6, -1e-6):
-                ternarizer.centroids.data[side, layer] += shift
+                centroids.data[side, layer] += shift
                 ternarizer.finish_step()
                 losses.append(F.cross_entropy(network(x), y).item())
-                ternarizer.centroids.data[side, layer] -= shift
+                centroids.data[side, layer] -= shift
             expected = (losses[0] - losses[1]) / 2e-6
             assert gradient[side, layer].item() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_latent_gradients_are_the_weights_times_their_centroid():
+    network, ternarizer = tiny()
+    backward(network, *batch())
+    ternarizer.prepare_step()
+    for layer, weight, gradient in zip(
+        ternarizer.layers(),
+        ternarizer.weights,
+        ternarizer.groups[0].segments.split(ternarizer.latents[0].grad),
+        strict=True,
+    ):
+        w_p, w_n = layer["centroids"].tolist()
+        factor = {1: w_p, 0: 1.0, -1: -w_n}
+        for code, g, out in zip(layer["codes"], weight.grad.flatten(), gradient, strict=True):
+            assert out.item() == pytest.approx(g.item() * factor[int(code)], rel=1e-12)
 
 
 def loop_adam(value, gradient, state, lr, decay=0.0):
@@ -167,11 +204,11 @@ def loop_adam(value, gradient, state, lr, decay=0.0):
     return value - lr * mean / (math.sqrt(square) + 1e-8)
 
 
-def test_twenty_steps_against_loops():
+def test_twenty_steps_against_loops(grouping):
     gamma, lr, lr2 = 0.3, 1e-2, 1e-3
     network, ternarizer = tiny(gamma)
     optimizer = torch.optim.Adam(
-        [{"params": [ternarizer.latent], "lr": lr}, {"params": [ternarizer.centroids], "lr": lr2}]
+        [{"params": ternarizer.latents, "lr": lr}, {"params": ternarizer.centroids, "lr": lr2}]
     )
     reference = Tiny()
     layers = {name: reference.get_parameter(name) for name in ternarizer.names}
@@ -220,19 +257,19 @@ def test_twenty_steps_against_loops():
                     for c, v, state in zip(centroids[name], sides, adam_c[name], strict=True)
                 ]
             reassign()
-            ours = ternarizer.segments.split(ternarizer.codes)
-            assert [c.tolist() for c in ours] == list(codes.values())
+            assert codes_of(ternarizer) == list(codes.values())
             for name, weight in layers.items():
                 assert torch.allclose(network.get_parameter(name), weight, rtol=0, atol=1e-12)
         expected = torch.tensor([w for layer in latents.values() for w in layer])
-        assert torch.allclose(ternarizer.latent, expected, rtol=0, atol=1e-12)
+        ours = torch.cat([layer["latent"] for layer in ternarizer.layers()])
+        assert torch.allclose(ours, expected, rtol=0, atol=1e-12)
     finally:
         torch.set_default_dtype(torch.float32)
 
 
 def train(network, ternarizer, steps):
     optimizer = torch.optim.Adam(
-        [ternarizer.latent, ternarizer.centroids, *network.c.parameters()], lr=1e-2
+        [*ternarizer.latents, *ternarizer.centroids, *network.c.parameters()], lr=1e-2
     )
     for i in range(steps):
         backward(network, *batch(i))
@@ -249,17 +286,17 @@ def test_a_network_stays_ordinary_with_three_values_per_layer():
         assert len(network.get_parameter(name).unique()) <= 3
 
 
-def test_frozen_codes_never_change_while_centroids_do():
+def test_frozen_codes_never_change_while_centroids_do(grouping):
     network, ternarizer = tiny()
     train(network, ternarizer, 3)
     ternarizer.freeze()
-    codes, centroids = ternarizer.codes.clone(), ternarizer.centroids.detach().clone()
-    latent = ternarizer.latent.detach().clone()
+    codes, centroids = codes_of(ternarizer), centroids_of(ternarizer)
+    latents = [w.detach().clone() for w in ternarizer.latents]
     train(network, ternarizer, 10)
-    assert torch.equal(ternarizer.codes, codes)
-    assert torch.equal(ternarizer.latent, latent)
-    assert not torch.equal(ternarizer.centroids, centroids)
-    assert torch.equal(ternarizer.values.sign(), codes.double())
+    assert codes_of(ternarizer) == codes
+    assert all(map(torch.equal, latents, ternarizer.latents))
+    assert not torch.equal(centroids_of(ternarizer), centroids)
+    assert [w.flatten().sign().int().tolist() for w in ternarizer.weights] == codes
 
 
 def test_pruning_keeps_the_latent_values_of_survivors():
@@ -267,23 +304,24 @@ def test_pruning_keeps_the_latent_values_of_survivors():
     backward(network, *batch())
     ternarizer.prepare_step()
     flat = torch.cat([w.grad.flatten() for w in ternarizer.weights])
-    assert torch.equal(ternarizer.latent.grad, flat)  # factor 1, zeroed weights too
+    assert torch.equal(ternarizer.latents[0].grad, flat)  # factor 1, zeroed weights too
     train(network, ternarizer, 10)
-    kept = ternarizer.codes != 0
-    assert 0 < kept.sum() < len(kept)
-    assert torch.equal(ternarizer.values[kept], ternarizer.latent.detach()[kept])
-    assert (ternarizer.values[~kept] == 0).all()
+    for layer, weight in zip(ternarizer.layers(), ternarizer.weights, strict=True):
+        kept = layer["codes"] != 0
+        assert 0 < kept.sum() < len(kept)
+        assert torch.equal(weight.flatten()[kept], layer["latent"][kept])
+        assert (weight.flatten()[~kept] == 0).all()
 
 
 def test_kmeans_finds_the_means_of_its_clusters():
     _, ternarizer = tiny(gamma=0.0, kmeans=True)
-    for i, w in enumerate(ternarizer.segments.split(ternarizer.latent.detach())):
-        w_p, w_n = ternarizer.centroids.detach()[:, i]
-        assert w[w > w_p / 2].mean().item() == pytest.approx(w_p.item())
-        assert -w[w <= -w_n / 2].mean().item() == pytest.approx(w_n.item())
+    for layer in ternarizer.layers():
+        w, (w_p, w_n) = layer["latent"], layer["centroids"].tolist()
+        assert w[w > w_p / 2].mean().item() == pytest.approx(w_p)
+        assert w[w <= w_n / 2].mean().item() == pytest.approx(w_n)
 
 
-def test_state_restores_the_ternarizer():
+def test_state_restores_the_ternarizer(grouping):
     network, ternarizer = tiny()
     train(network, ternarizer, 4)
     other_network, other = tiny()
@@ -291,6 +329,6 @@ def test_state_restores_the_ternarizer():
     other.load_state_dict(ternarizer.state_dict())
     for n, t in ((network, ternarizer), (other_network, other)):
         train(n, t, 3)
-    assert torch.equal(ternarizer.latent, other.latent)
-    assert torch.equal(ternarizer.codes, other.codes)
-    assert torch.equal(ternarizer.values, other.values)
+    assert codes_of(ternarizer) == codes_of(other)
+    for pair in ("latents", "centroids", "weights"):
+        assert all(map(torch.equal, getattr(ternarizer, pair), getattr(other, pair)))

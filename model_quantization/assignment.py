@@ -1,0 +1,106 @@
+"""The entropy-constrained assignment (Marban et al., CVPR-W 2020), as functions of tensors.
+
+A weight W goes where it is cheapest: cost(c) = (W - w_c)^2 - lambda log2 P_c, c in {n, 0, p}, with
+w_n < 0 < w_p. Layers lie one after the other in a flat vector: "per weight" tensors have shape
+(N,), "per layer" ones (L,), or (2, L) and (3, L) in the order positive, negative, zero. Centroids
+and thresholds are magnitudes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MIN_ZERO_SHARE = 0.5  # P_0 is at least this
+SIZE_OFFSET = 0.05  # even the smallest layer feels this share of the largest one's constraint
+
+
+class Segments:
+    """Where each layer lies in a flat vector."""
+
+    def __init__(self, sizes: list[int], like: Tensor) -> None:
+        self.sizes = sizes
+        self.lengths = torch.tensor(sizes, device=like.device)
+        self.counts = self.lengths.to(like.dtype)
+        layers = torch.arange(len(sizes), dtype=torch.int32, device=like.device)
+        self.layer = layers.repeat_interleave(self.lengths)
+
+    def spread(self, per_layer: Tensor) -> Tensor:
+        """(L,) -> (N,): each weight gets its layer's value."""
+        return per_layer.index_select(0, self.layer)
+
+    def reduce(self, per_weight: Tensor, how: str) -> Tensor:
+        """(N,) -> (L,): "sum", "mean", "min" or "max" over each layer."""
+        per_weight = per_weight.to(self.counts.dtype)
+        return torch.segment_reduce(per_weight, how, lengths=self.lengths, unsafe=True)
+
+    def split(self, per_weight: Tensor) -> tuple[Tensor, ...]:
+        """(N,) -> one view per layer."""
+        return per_weight.split(self.sizes)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the assignment needs to know of each layer's latent weights; all (L,)."""
+
+    low: Tensor
+    high: Tensor
+    std: Tensor
+
+
+def statistics(latent: Tensor, segments: Segments) -> Statistics:
+    """Extremes and (population) standard deviation of each layer."""
+    deviation = latent - segments.spread(segments.reduce(latent, "mean"))
+    variance = segments.reduce(deviation.square_(), "mean")
+    low, high = (segments.reduce(latent, how) for how in ("min", "max"))
+    return Statistics(low, high, variance.sqrt())
+
+
+def assign(latent: Tensor, thresholds: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
+    """Masks (N,) of the positive side, above the first threshold, and of the negative one, at or
+    below minus the second."""
+    positive = latent > segments.spread(thresholds[0])
+    negative = latent <= segments.spread(-thresholds[1])
+    return positive, negative
+
+
+def shares(sides: tuple[Tensor, Tensor], segments: Segments) -> Tensor:
+    """Fractions of the weights per cluster: (3, L), in the order positive, negative, zero."""
+    counts = torch.stack([segments.reduce(side, "sum") for side in sides])
+    return torch.cat([counts, segments.counts[None] - counts.sum(0)]) / segments.counts
+
+
+def probabilities(observed: Tensor, sizes: Tensor) -> Tensor:
+    """Shares P (3, L), guarded: empty clusters count as one weight, P_0 is at least one half and
+    the other two shrink alike, so that the three sum to 1."""
+    counted = observed.clamp_min(1 / sizes)
+    counted = counted / counted.sum(0)
+    zero = counted[2].clamp_min(MIN_ZERO_SHARE)
+    sides = counted[:2] * ((1 - zero) / counted[:2].sum(0))
+    return torch.cat([sides, zero[None]])
+
+
+def largest_lambda(centroids: Tensor, information: Tensor, stats: Statistics) -> Tensor:
+    """lambda_max (L,): above it, the extreme weight of one side would be assigned to zero.
+
+    Keeping a side's extreme w costs (w - w_c)^2 + lambda I_c, zeroing it w^2 + lambda I_0.
+    """
+    extreme = torch.stack([stats.high, -stats.low])
+    gain = extreme**2 - (extreme - centroids) ** 2
+    price = information[:2] - information[2]
+    # a side that costs no more bits than zero sets no limit
+    limit = torch.where(price > 0, gain / price, torch.inf)
+    return limit.amin(0).clamp_min(0).nan_to_num(posinf=0.0)
+
+
+def find_thresholds(centroids: Tensor, lam: Tensor, information: Tensor) -> Tensor:
+    """Where keeping a weight becomes cheaper than zeroing it, as magnitudes (2, L).
+
+    cost(c) < cost(0) solved for |W|: |w_c| / 2 + lambda (I_c - I_0) / (2 |w_c|).
+    """
+    return (centroids + lam * (information[:2] - information[2]) / centroids) / 2
+
+
+def size_factor(sizes: Tensor, largest: int) -> Tensor:
+    """delta (L,): how much of the constraint layers of these sizes feel, at most 1."""
+    return (sizes / largest + SIZE_OFFSET) / (1 + SIZE_OFFSET)
