@@ -8,15 +8,27 @@ Examples:
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from torch import nn
+
+from data.errors import UserError
 from model_compound_scaling import cli
-from model_compound_scaling.runs import Log, copy_best
-from model_quantization.plots import plot_ternarization, require_matplotlib
-from model_quantization.schedule import grid_points, quantize_point, results_table
+from model_compound_scaling.registry import NetworkSpec, table_row
+from model_compound_scaling.runs import Log, copy_best, write_text
+from model_quantization.plots import plot_pareto, plot_ternarization, require_matplotlib
+from model_quantization.schedule import (
+    grid_points,
+    quantize_point,
+    results,
+    results_csv,
+    results_table,
+)
+from model_scoring import score
 
 STAGE = Path(__file__).parent / "model_quantization"
+METHODS = ("ec2t", "ttq", "nearest")
 SOURCES, OUTPUT = STAGE / "trained_fp_models", STAGE / "saved_models"
 
 
@@ -52,6 +64,22 @@ def build_parser() -> cli.Parser:
             const=family,
             help=f"entropy-constrained pruning of the {layers} layers",
         )
+    method = parser.add_argument_group("method")
+    method.add_argument(
+        "--method",
+        choices=METHODS,
+        default="ec2t",
+        help="ec2t: entropy-constrained; nearest: to the nearest centroid, the same with gamma 0; "
+        "ttq: trained ternary quantization, by a fixed threshold",
+    )
+    method.add_argument(
+        "--ttq-threshold",
+        type=cli.non_negative,
+        nargs="+",
+        default=[0.05],
+        metavar="T",
+        help="for ttq: weights below T x their layer's largest are zero; a list spans a grid",
+    )
     strength = parser.add_argument_group("EC2T: lists span a grid")
     strength.add_argument(
         "--ini-c-divrs",
@@ -68,6 +96,19 @@ def build_parser() -> cli.Parser:
         default=[0.125, 0.15, 0.175],
         metavar="GAMMA",
         help="strength of the entropy constraint, as a share of each layer's largest lambda",
+    )
+    goal = strength.add_mutually_exclusive_group()
+    goal.add_argument(
+        "--target-sparsity",
+        type=cli.percent,
+        metavar="P",
+        help="find gamma instead: so that P percent (+-1) of the quantized weights are zero",
+    )
+    goal.add_argument(
+        "--target-params",
+        type=cli.non_negative,
+        metavar="N",
+        help="find gamma instead: so that the network has N (+-2 %) published scoring parameters",
     )
     strength.add_argument(
         "--centroids",
@@ -110,7 +151,13 @@ def build_parser() -> cli.Parser:
     cli.add_data_flags(parser, training=True, default="the checkpoint's, else CIFAR100")
     cli.add_machine_flags(parser)
     cli.add_run_flags(parser, output=OUTPUT)
-    group = parser.add_argument_group("plots")
+    group = parser.add_argument_group("plots (need matplotlib)")
+    group.add_argument(
+        "--plot-pareto",
+        type=Path,
+        metavar="FILE.png",
+        help="draw accuracy over zeros of the grid's networks",
+    )
     group.add_argument(
         "--plot-ternarization",
         type=cli.boolean,
@@ -119,17 +166,38 @@ def build_parser() -> cli.Parser:
         default=False,
         metavar="BOOL",
         help="draw weights, centroids, entropy and zeros of each layer over the epochs to "
-        "ternarization/*.png in each network's folder (needs matplotlib)",
+        "ternarization/*.png in each network's folder",
     )
     return parser
 
 
-def body(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> None:
+    """UserError for flags that contradict each other."""
     if args.do_prune and not args.prune:
         args.prune = ["se", "fc"]
-    if args.plot_ternarization:
+    has_goal = args.target_sparsity is not None or args.target_params is not None
+    if args.method != "ec2t" and (has_goal or args.prune):
+        raise UserError(f"--method {args.method} takes neither targets nor pruning: use ec2t")
+    if args.method == "ttq" and args.centroids:
+        raise UserError("--method ttq starts from centroids of 1: leave out --centroids")
+    if args.plot_ternarization or args.plot_pareto:
         require_matplotlib()
-    points = grid_points(args.ini_c_divrs, args.lambda_max_divrs)
+
+
+def count_parameters(spec: NetworkSpec, size: int) -> Callable:
+    """network -> its published scoring parameters, at the precision of stage 3's defaults."""
+    row = table_row(spec.model)
+
+    def count(network: nn.Module) -> float:
+        scored = score(network, (row.channels, size, size), family=row.family)
+        return scored.totals["published"].params
+
+    return count
+
+
+def body(args: argparse.Namespace) -> None:
+    check(args)
+    points = grid_points(cli.config(args))
     cli.require_single(args.resume, points)
     device = cli.choose_device(args.cuda)
     checkpoint, spec = cli.open_checkpoint(
@@ -141,23 +209,27 @@ def body(args: argparse.Namespace) -> None:
     method = "ecp_" + "_".join(args.prune) if args.prune else "ec2t"
     runs = []
     for point in points:
+        name = f"{spec.model.replace(':', '-')}_{data.name}_{method}_{point.name}"
         run = quantize_point(
             point,
             checkpoint=checkpoint,
             spec=spec,
-            folder=args.output
-            / f"{spec.model.replace(':', '-')}_{data.name}_{method}_{point.name}",
+            folder=args.output / name,
             config=cli.config(args, model=spec.model, point=point.name),
             resume=args.resume,
             data=data,
             recorded=cli.describe(data),
             device=device,
+            scoring_params=count_parameters(spec, data.image_size),
         )
         if args.plot_ternarization:
             plot_ternarization(run)
         runs.append(run)
     log = Log(args.output)
     log(results_table(runs))
+    write_text(args.output / "results.csv", results_csv(runs))
+    if args.plot_pareto:
+        plot_pareto(results(runs), args.plot_pareto)
     if copy_best(runs, args.output / "Ternary_best_acc.pt"):
         log(f"best network: {args.output / 'Ternary_best_acc.pt'}")
 

@@ -28,13 +28,13 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     """Adds defaults as one would type them; a default of None or False is in the help's words."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        default, text = action.default, action.help or ""
+        default, text = action.default, (action.help or "").replace("%", "%%")
         if default in (None, False, argparse.SUPPRESS) or not action.option_strings:
             return text
         if isinstance(default, Path):
             default = os.path.relpath(default)
         shown = " ".join(map(str, default)) if isinstance(default, list) else default
-        return f"{text} (default: {shown})".lstrip().replace("%", "%%")
+        return f"{text} (default: {shown})".lstrip()
 
 
 class Parser(argparse.ArgumentParser):
@@ -97,6 +97,14 @@ def non_negative(value: str) -> float:
     number = float(value)
     if not 0 <= number < float("inf"):
         raise argparse.ArgumentTypeError(f"{value} is not a number of at least 0")
+    return number
+
+
+def percent(value: str) -> float:
+    """A number from 0 to 100."""
+    number = float(value)
+    if not 0 <= number <= 100:
+        raise argparse.ArgumentTypeError(f"{value} is not a percentage")
     return number
 
 

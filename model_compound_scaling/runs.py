@@ -77,8 +77,13 @@ class Run:
 
     @property
     def best(self) -> dict:
-        """Figures of the best epoch by validation accuracy, the earliest of equals."""
-        return max(self.history, key=lambda figures: figures["val_top1"], default={})
+        """Figures of the epoch of best validation accuracy, the earliest of equals; epochs that
+        miss a target come after all others."""
+        return max(
+            self.history,
+            key=lambda figures: (figures.get("on_target", True), figures["val_top1"]),
+            default={},
+        )
 
     def finish_epoch(self, figures: dict, content: dict) -> None:
         """Save `last.pt`, `best.pt` if this epoch is the best, and the figures."""

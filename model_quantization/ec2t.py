@@ -46,6 +46,7 @@ class LayerGroup:
         stats = statistics(flat, self.segments)
         self.centroids = nn.Parameter(torch.stack([stats.high, -stats.low]))
         self.lam = torch.zeros_like(stats.std)
+        self.guarded = torch.zeros_like(self.centroids, dtype=torch.bool)
         self.positive, self.negative = flat > 0, flat < 0  # the codes: two masks (N,)
 
     def set_gradients(self, *, frozen: bool) -> None:
@@ -65,7 +66,7 @@ class LayerGroup:
     def set_values(self) -> None:
         """The network's weights from codes and centroids."""
         if self.prune:
-            torch.mul(self.latent, self.positive | self.negative, out=self.values)
+            self.values.copy_(self.latent).masked_fill_(~(self.positive | self.negative), 0)
         else:
             positive, negative = (self.segments.spread(c) for c in self.centroids)
             torch.mul(positive, self.positive, out=self.values)
@@ -75,6 +76,7 @@ class LayerGroup:
         """The entropy-constrained assignment; lambda = gamma delta lambda_max."""
         stats = statistics(self.latent, self.segments)
         least = (MIN_CENTROID * stats.std).clamp_min(torch.finfo(stats.std.dtype).tiny)
+        self.guarded = self.centroids <= least
         self.centroids.copy_(torch.maximum(self.centroids, least))
         nearest = assign(self.latent, self.centroids / 2, self.segments)
         chance = probabilities(shares(nearest, self.segments), self.segments.counts)
@@ -82,6 +84,14 @@ class LayerGroup:
         self.lam = gamma * delta * largest_lambda(self.centroids, information, stats)
         thresholds = find_thresholds(self.centroids, self.lam, information)
         self.positive, self.negative = assign(self.latent, thresholds, self.segments)
+
+    def reassign_ttq(self, threshold: float) -> None:
+        """Trained ternary quantization (Zhu et al. 2017): a side iff |W| > threshold max|W|."""
+        stats = statistics(self.latent, self.segments)
+        limit = threshold * torch.maximum(stats.high, -stats.low)
+        self.positive, self.negative = assign(
+            self.latent, torch.stack([limit, limit]), self.segments
+        )
 
     def kmeans(self, rounds: int = 20) -> None:
         """Centroids by Lloyd's algorithm, layer by layer, with the third one fixed at zero."""
@@ -110,7 +120,8 @@ class Ternarizer:
     after the optimizer's.
 
     The network's weights stay ordinary parameters under their ordinary names; the optimizer gets
-    `latents` and `centroids` in their place. `gamma` may change at any time.
+    `latents` and `centroids` in their place. `gamma` may change at any time. With `ttq_threshold`
+    the assignment is that of trained ternary quantization, from centroids of 1.
     """
 
     @torch.no_grad()
@@ -123,8 +134,10 @@ class Ternarizer:
         gamma: float,
         kmeans: bool = False,
         prune: bool = False,
+        ttq_threshold: float | None = None,
     ) -> None:
         self.names, self.gamma, self.frozen = names, gamma, False
+        self.ttq_threshold = ttq_threshold
         self.weights = [network.get_parameter(name) for name in names]
         self.groups = [LayerGroup(group, prune=prune) for group in grouped(self.weights, GROUP)]
         self.latents = [group.latent for group in self.groups]
@@ -132,7 +145,10 @@ class Ternarizer:
         largest = max(w.numel() for w in self.weights)
         self.deltas = [size_factor(group.segments.counts, largest) for group in self.groups]
         for group in self.groups:
-            group.centroids.mul_(initial_scale)
+            if ttq_threshold is None:
+                group.centroids.mul_(initial_scale)
+            else:
+                group.centroids.fill_(1)
             if kmeans:
                 group.kmeans()
         self.finish_step()
@@ -147,9 +163,16 @@ class Ternarizer:
     def finish_step(self) -> None:
         """New codes, unless frozen, and the network's new weights."""
         for group, delta in zip(self.groups, self.deltas, strict=True):
-            if not self.frozen:
+            if self.ttq_threshold is not None and not self.frozen:
+                group.reassign_ttq(self.ttq_threshold)
+            elif not self.frozen:
                 group.reassign(self.gamma, delta)
             group.set_values()
+
+    def set_gamma(self, gamma: float) -> None:
+        """Assign the present latent weights with another strength."""
+        self.gamma = gamma
+        self.finish_step()
 
     @torch.no_grad()
     def freeze(self) -> None:
@@ -163,19 +186,24 @@ class Ternarizer:
             group.latent.copy_(group.values)
             group.latent.grad = None
             group.lam.zero_()
+            group.guarded.zero_()
 
     def layers(self) -> list[dict[str, Tensor]]:
         """Each layer's latents and codes (n,), and centroids w_p, w_n (2,)."""
-        rows = []
+        latents, centroids = [], []
         for group in self.groups:
-            codes = group.positive.to(torch.int8) - group.negative.to(torch.int8)
-            latents = group.segments.split(group.latent.detach())
-            centroids = group.centroids.detach().T * torch.tensor([1, -1], device=codes.device)
-            columns = (latents, group.segments.split(codes), centroids)
-            rows += [
-                {"latent": w, "codes": c, "centroids": m} for w, c, m in zip(*columns, strict=True)
-            ]
-        return rows
+            latents += group.segments.split(group.latent.detach())
+            centroids += torch.stack([group.centroids[0], -group.centroids[1]], 1).detach()
+        columns = (latents, self.codes(), centroids)
+        return [{"latent": w, "codes": c, "centroids": m} for w, c, m in zip(*columns, strict=True)]
+
+    def codes(self) -> list[Tensor]:
+        """Each layer's codes: int8 (n,), a copy."""
+        codes = []
+        for group in self.groups:
+            both = group.positive.to(torch.int8) - group.negative.to(torch.int8)
+            codes += group.segments.split(both)
+        return codes
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """What cannot be derived from the network's weights, layer by layer."""
@@ -200,10 +228,15 @@ class Ternarizer:
             share = shares((group.positive, group.negative), group.segments)
             bits = -torch.special.xlogy(share, share).sum(0) / math.log(2)
             centroids = group.centroids.detach()
-            columns = (*share, centroids[0], -centroids[1], bits, group.lam)
+            columns = (*share, centroids[0], -centroids[1], bits, group.lam, *group.guarded)
             rows += torch.stack(columns, 1).tolist()
         return [
-            {"layer": name, **dict(zip(keys, row, strict=True))}
+            {
+                "layer": name,
+                **dict(zip(keys, row, strict=False)),
+                "w_p_guarded": bool(row[-2]),
+                "w_n_guarded": bool(row[-1]),
+            }
             for name, row in zip(self.names, rows, strict=True)
         ]
 

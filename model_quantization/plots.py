@@ -1,6 +1,7 @@
 """Thesis figure 5.2: how each layer's weights became ternary."""
 
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -31,12 +32,32 @@ def plot_ternarization(run: Run) -> None:
     run.log(f"{len(layers)} plots in {folder}")
 
 
-def _draw(epochs: list[dict], top1: list[float], latent: np.ndarray, path: Path) -> None:
+def plot_pareto(results: list[tuple[str, float, float, float]], path: Path) -> None:
+    """Accuracy over zeros of (name, top-1 %, zeros %, scoring parameters), as thesis figure 5.3."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for name, top1, zeros, params in sorted(results, key=lambda row: row[2]):
+        axis.plot(zeros, top1, "o", label=f"{name}: {params:,.0f} params")
+    axis.set(xlabel="zeros, % of the quantized weights", ylabel="top-1, %")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _pyplot() -> ModuleType:
+    """matplotlib's pyplot without a screen."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib import pyplot
 
+    return pyplot
+
+
+def _draw(epochs: list[dict], top1: list[float], latent: np.ndarray, path: Path) -> None:
+    plt = _pyplot()
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     last, x = epochs[-1], range(1, len(epochs) + 1)
     left.hist(latent, bins=100, color="lightgrey")

@@ -1,6 +1,6 @@
 """The two phases of EC2T on one network: ternary training, then training with frozen codes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from model_compound_scaling.checkpoints import (
 from model_compound_scaling.registry import NetworkSpec, table_row
 from model_compound_scaling.runs import Run
 from model_compound_scaling.training import evaluate, run_epochs
-from model_quantization.ec2t import Ternarizer
+from model_quantization.ec2t import MIN_CENTROID, Ternarizer
+from model_quantization.goals import Goal, solve_gamma
 from model_quantization.layers import freeze_ternary, pruned_names, ternarized_names
 
 
@@ -25,17 +26,23 @@ from model_quantization.layers import freeze_ternary, pruned_names, ternarized_n
 class Point:
     """One point of the grid over initial centroids and strength of the entropy constraint."""
 
-    initial_scale: float
-    gamma: float
-
-    @property
-    def name(self) -> str:
-        return f"s{self.initial_scale:g}_g{self.gamma:g}"
+    name: str
+    initial_scale: float = 1.0
+    gamma: float = 0.0
+    ttq_threshold: float | None = None
 
 
-def grid_points(initial_scales: list[float], gammas: list[float]) -> list[Point]:
-    """Every pair of an initial centroid scale and a gamma."""
-    return [Point(s, g) for s in initial_scales for g in gammas]
+def grid_points(config: dict) -> list[Point]:
+    """The runs that the flags ask for: each starts from the same full-precision weights."""
+    scales, gammas = config["ini_c_divrs"], config["lambda_max_divrs"]
+    if config["method"] == "ttq":
+        return [Point(f"ttq_t{t:g}", ttq_threshold=t) for t in config["ttq_threshold"]]
+    if config["method"] == "nearest":
+        return [Point(f"nearest_s{s:g}", s) for s in scales]
+    for goal in ("sparsity", "params"):  # gamma is found, the given ones do not matter
+        if (target := config[f"target_{goal}"]) is not None:
+            return [Point(f"s{s:g}_{goal}{target:g}", s) for s in scales]
+    return [Point(f"s{s:g}_g{g:g}", s, g) for s in scales for g in gammas]
 
 
 def layer_names(network: nn.Module, *, family: str, config: dict) -> list[str]:
@@ -59,13 +66,16 @@ def make_optimizer(network: nn.Module, ternarizer: Ternarizer, config: dict) -> 
 
 
 def warnings(layers: list[dict]) -> Iterator[str]:
-    """Layers that lost all their weights or one side of them."""
+    """Layers that lost all their weights or one side of them, or whose centroids shrink."""
     for layer in layers:
+        name = layer["layer"]
         if layer["zeros"] == 1:
-            yield f"{layer['layer']} is all zero"
+            yield f"{name} is all zero"
         elif not layer["positive"] or not layer["negative"]:
-            side = "negative" if layer["positive"] else "positive"
-            yield f"{layer['layer']} has no {side} weights left"
+            yield f"{name} has no {'negative' if layer['positive'] else 'positive'} weights left"
+        for side in ("w_p", "w_n"):
+            if layer[f"{side}_guarded"]:
+                yield f"{name}: {side} is at its guard, {MIN_CENTROID} standard deviations"
 
 
 class Quantization:
@@ -81,11 +91,32 @@ class Quantization:
         config: dict,
         data: Data,
         recorded: dict,
+        scoring_params: Callable[[nn.Module], float],
     ) -> None:
         self.run, self.network, self.ternarizer = run, network, ternarizer
         self.spec, self.config, self.data, self.recorded = spec, config, data, recorded
+        self.scoring_params = scoring_params
+        self.goal = self._goal()
         self.phase, self.optimizer = "", None
         self.reported: set[str] = set()
+
+    def _goal(self) -> Goal | None:
+        zeros, params = self.config["target_sparsity"], self.config["target_params"]
+        if zeros is not None:
+            return Goal(f"{zeros:g} % zeros", zeros, 1.0, self.ternarizer.zeros)
+        if params is not None:  # fewer with more gamma, hence the signs
+            name = f"{params:,.0f} scoring parameters"
+            return Goal(name, -params, 0.02 * params, lambda: -self.scoring_params(self.network))
+        return None
+
+    def prepare(self, epoch: int) -> dict:
+        """Before an epoch: gamma for the goal, if there is one."""
+        if self.goal and self.phase == "ternary":
+            solve_gamma(self.goal, self.ternarizer.set_gamma)
+            if not self.goal.reached():
+                self.warn(f"{self.goal.name} cannot be reached from here, other --ini-c-divrs may")
+        self.codes = self.ternarizer.codes()
+        return {"gamma": self.ternarizer.gamma}
 
     def step(self, loss: Tensor) -> None:
         """Update latents, centroids and the other parameters, then the ternary weights."""
@@ -112,6 +143,7 @@ class Quantization:
             network=self.network,
             data=self.data,
             step=self.step,
+            prepare=self.prepare,
             figures=self.figures,
             content=self.content,
         )
@@ -132,12 +164,24 @@ class Quantization:
         return network_content(self.network, self.spec, self.recorded, resume=resume)
 
     def figures(self) -> dict:
-        """Zeros and each layer's clusters; names a layer that loses one, once."""
-        layers = self.ternarizer.figures()
-        for line in set(warnings(layers)) - self.reported:
-            self.run.log(f"warning: {line}")
+        """After an epoch: zeros, size, and each layer's clusters; names ailing layers, once."""
+        layers, codes = self.ternarizer.figures(), self.ternarizer.codes()
+        for layer, before, after in zip(layers, self.codes, codes, strict=True):
+            layer["reassigned"] = float((before != after).double().mean())
+        for line in warnings(layers):
+            self.warn(line)
+        return {
+            "zeros": self.ternarizer.zeros(),
+            "scoring_params": self.scoring_params(self.network),
+            "on_target": self.goal is None or self.goal.reached(),
+            "layers": layers,
+        }
+
+    def warn(self, line: str) -> None:
+        """Log a warning, the first time it comes up."""
+        if line not in self.reported:
             self.reported.add(line)
-        return {"zeros": self.ternarizer.zeros(), "layers": layers}
+            self.run.log(f"warning: {line}")
 
     def log_accuracy(self, what: str) -> None:
         """Validation accuracy of the network as it is now."""
@@ -156,12 +200,14 @@ def quantize_point(
     data: Data,
     recorded: dict,
     device: torch.device,
+    scoring_params: Callable[[nn.Module], float],
 ) -> Run:
     """Ternarize (or prune) the network of a checkpoint, in `folder`.
 
-    `config` holds epochs, retrain_epochs, lr, lr2, weight_decay, centroids, prune, ternarize, eval
-    and seed; `recorded` is what checkpoints say about the data. The result in `best.pt` is an
-    ordinary network with ordinary keys.
+    `config` holds epochs, retrain_epochs, lr, lr2, weight_decay, centroids, prune, ternarize, eval,
+    target_sparsity, target_params and seed; `recorded` is what checkpoints say about the data;
+    `scoring_params` counts a network. The result in `best.pt` is an ordinary network with ordinary
+    keys.
     """
     network = load_network(checkpoint, spec).to(device)
     names = layer_names(network, family=table_row(spec.model).family, config=config)
@@ -178,6 +224,7 @@ def quantize_point(
         gamma=point.gamma,
         kmeans=config["centroids"] > 0,
         prune=bool(config["prune"]),
+        ttq_threshold=point.ttq_threshold,
     )
     count = sum(weight.numel() for weight in ternarizer.weights)
     run.log(
@@ -185,7 +232,14 @@ def quantize_point(
         f"{f', {len(fixed)} ternary layers stay as they are' if fixed else ''}, on {device}"
     )
     job = Quantization(
-        run, network, ternarizer, spec=spec, config=config, data=data, recorded=recorded
+        run,
+        network,
+        ternarizer,
+        spec=spec,
+        config=config,
+        data=data,
+        recorded=recorded,
+        scoring_params=scoring_params,
     )
     if measure:
         job.log_accuracy(f"quantized, not trained ({ternarizer.zeros():.2f} % zeros)")
@@ -200,12 +254,27 @@ def quantize_point(
 
 
 def results_table(runs: list[Run]) -> str:
-    """The grid's networks with their accuracy and zeros, aligned."""
+    """The grid's networks with accuracy, zeros and published scoring parameters, aligned."""
     width = max(len(run.folder.name) for run in runs)
-    lines = [f"{'network':{width}}  best top-1    zeros"]
+    lines = [f"{'network':{width}}  best top-1    zeros  scoring params"]
     lines += [
-        f"{run.folder.name:{width}}  {run.best['val_top1']:8.2f} %  {run.best['zeros']:5.2f} %"
+        f"{name:{width}}  {top1:8.2f} %  {zeros:5.2f} %  {params:14,.0f}"
+        for name, top1, zeros, params in results(runs)
+    ]
+    return "\n".join(lines)
+
+
+def results(runs: list[Run]) -> list[tuple[str, float, float, float]]:
+    """(name, top-1 %, zeros %, scoring parameters) of the best epoch of each run."""
+    return [
+        (run.folder.name, *(run.best[key] for key in ("val_top1", "zeros", "scoring_params")))
         for run in runs
         if run.history
     ]
-    return "\n".join(lines)
+
+
+def results_csv(runs: list[Run]) -> str:
+    """The same as CSV."""
+    lines = ["network,top1_percent,zeros_percent,scoring_params"]
+    lines += [f"{name},{top1:.4f},{zeros:.4f},{n:g}" for name, top1, zeros, n in results(runs)]
+    return "\n".join(lines) + "\n"
