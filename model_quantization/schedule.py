@@ -1,6 +1,6 @@
 """The two phases of EC2T on one network: ternary training, then training with frozen codes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,17 +65,14 @@ def make_optimizer(network: nn.Module, ternarizer: Ternarizer, config: dict) -> 
     )
 
 
-def warnings(layers: list[dict]) -> Iterator[str]:
-    """Layers that lost all their weights or one side of them, or whose centroids shrink."""
-    for layer in layers:
-        name = layer["layer"]
-        if layer["zeros"] == 1:
-            yield f"{name} is all zero"
-        elif not layer["positive"] or not layer["negative"]:
-            yield f"{name} has no {'negative' if layer['positive'] else 'positive'} weights left"
-        for side in ("w_p", "w_n"):
-            if layer[f"{side}_guarded"]:
-                yield f"{name}: {side} is at its guard, {MIN_CENTROID} standard deviations"
+# what can go wrong with a layer, in the words of the log
+AILMENTS: dict[str, Callable[[dict], bool]] = {
+    "all weights are zero": lambda layer: layer["zeros"] == 1,
+    "no positive weights left": lambda layer: not layer["positive"] and layer["zeros"] < 1,
+    "no negative weights left": lambda layer: not layer["negative"] and layer["zeros"] < 1,
+    f"w_p at its guard of {MIN_CENTROID} standard deviations": lambda layer: layer["w_p_guarded"],
+    f"w_n at its guard of {MIN_CENTROID} standard deviations": lambda layer: layer["w_n_guarded"],
+}
 
 
 class Quantization:
@@ -98,7 +95,7 @@ class Quantization:
         self.scoring_params = scoring_params
         self.goal = self._goal()
         self.phase, self.optimizer = "", None
-        self.reported: set[str] = set()
+        self.reported: set[tuple[str, str]] = set()
 
     def _goal(self) -> Goal | None:
         zeros, params = self.config["target_sparsity"], self.config["target_params"]
@@ -114,7 +111,7 @@ class Quantization:
         if self.goal and self.phase == "ternary":
             solve_gamma(self.goal, self.ternarizer.set_gamma)
             if not self.goal.reached():
-                self.warn(f"{self.goal.name} cannot be reached from here, other --ini-c-divrs may")
+                self.warn("out of reach, other --ini-c-divrs may help", [self.goal.name])
         self.codes = self.ternarizer.codes()
         return {"gamma": self.ternarizer.gamma}
 
@@ -168,8 +165,8 @@ class Quantization:
         layers, codes = self.ternarizer.figures(), self.ternarizer.codes()
         for layer, before, after in zip(layers, self.codes, codes, strict=True):
             layer["reassigned"] = float((before != after).double().mean())
-        for line in warnings(layers):
-            self.warn(line)
+        for ailment, suffers in AILMENTS.items():
+            self.warn(ailment, [layer["layer"] for layer in layers if suffers(layer)])
         return {
             "zeros": self.ternarizer.zeros(),
             "scoring_params": self.scoring_params(self.network),
@@ -177,11 +174,12 @@ class Quantization:
             "layers": layers,
         }
 
-    def warn(self, line: str) -> None:
-        """Log a warning, the first time it comes up."""
-        if line not in self.reported:
-            self.reported.add(line)
-            self.run.log(f"warning: {line}")
+    def warn(self, what: str, subjects: list[str]) -> None:
+        """Log a warning that names the subjects it was not logged for before."""
+        new = [subject for subject in subjects if (what, subject) not in self.reported]
+        self.reported |= {(what, subject) for subject in new}
+        if new:
+            self.run.log(f"warning: {what}: {', '.join(new)}")
 
     def log_accuracy(self, what: str) -> None:
         """Validation accuracy of the network as it is now."""

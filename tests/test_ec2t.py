@@ -20,6 +20,7 @@ from model_quantization.assignment import (
     statistics,
 )
 from model_quantization.ec2t import Ternarizer
+from model_quantization.goals import Goal, solve_gamma
 
 DEGENERATE = {
     "equal": [0.3] * 7,
@@ -311,6 +312,26 @@ def test_pruning_keeps_the_latent_values_of_survivors():
         assert 0 < kept.sum() < len(kept)
         assert torch.equal(weight.flatten()[kept], layer["latent"][kept])
         assert (weight.flatten()[~kept] == 0).all()
+
+
+def test_ttq_assigns_by_a_share_of_the_largest_weight():
+    network, ternarizer = tiny(ttq_threshold=0.3)
+    for layer, weight in zip(ternarizer.layers(), ternarizer.weights, strict=True):
+        w = layer["latent"]
+        expected = [int(v > 0) - int(v < 0) if abs(v) > 0.3 * w.abs().max() else 0 for v in w]
+        assert layer["codes"].tolist() == expected
+        assert set(weight.flatten().tolist()) <= {-1.0, 0.0, 1.0}
+    train(network, ternarizer, 3)
+    assert (centroids_of(ternarizer).abs() != 1).all()
+
+
+def test_bisection_finds_gamma():
+    seen = []
+    goal = Goal("90", 90.0, 1.0, lambda: 50 + 60 * seen[-1])
+    assert solve_gamma(goal, seen.append) == pytest.approx(2 / 3, abs=1e-3)
+    assert goal.reached()
+    goal = Goal("20", 20.0, 1.0, lambda: 50 + 60 * seen[-1])
+    assert solve_gamma(goal, seen.append) == 0 and not goal.reached()
 
 
 def test_kmeans_finds_the_means_of_its_clusters():

@@ -133,6 +133,62 @@ def test_pruning_leaves_ternary_layers_alone(trained, images, tmp_path):
     assert len(after["linear.weight"].unique()) > 3
 
 
+def final_figures(output):
+    content = torch.load(output / "Ternary_best_acc.pt", weights_only=True)
+    return content["figures"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "target", "figure", "tolerance"),
+    [("--target-sparsity", 75, "zeros", 1), ("--target-params", 1000, "scoring_params", 20)],
+)
+def test_strength_by_goal(images, trained, tmp_path, flag, target, figure, tolerance):
+    flags = ("--epochs", "3", "--retrain-epochs", "1", flag, str(target))
+    assert quantize(images, tmp_path, trained / "best_model.pt", *flags) == 0
+    reached = final_figures(tmp_path)
+    assert abs(reached[figure] - target) <= tolerance and reached["on_target"]
+    lines = (run_folder(tmp_path) / "metrics.jsonl").read_text().splitlines()
+    assert all(0 < json.loads(line)["gamma"] < 1 for line in lines)
+    assert reached["scoring_params"] == scored_params(tmp_path / "Ternary_best_acc.pt", tmp_path)
+
+
+def scored_params(checkpoint, folder):
+    report = folder / "report.json"
+    assert run_scoring.main(["--t-model", str(checkpoint), "--json", str(report), "--no-cuda"]) == 0
+    return json.loads(report.read_text())["published"]["params"]
+
+
+def test_an_impossible_goal_is_said(images, trained, tmp_path, capsys):
+    flags = ("--epochs", "1", "--retrain-epochs", "0", "--target-sparsity", "1")
+    assert quantize(images, tmp_path, trained / "best_model.pt", *flags) == 0
+    assert "out of reach" in capsys.readouterr().out
+    assert not final_figures(tmp_path)["on_target"]
+
+
+def test_methods_side_by_side(images, trained, tmp_path):
+    pareto = tmp_path / "pareto.png"
+    for method in (["nearest"], ["ttq", "--ttq-threshold", "0.05", "0.4"]):
+        flags = ("--epochs", "1", "--retrain-epochs", "1", "--method", *method)
+        assert (
+            quantize(
+                images, tmp_path, trained / "best_model.pt", *flags, "--plot-pareto", str(pareto)
+            )
+            == 0
+        )
+    table = (tmp_path / "results.csv").read_text().splitlines()
+    assert table[0] == "network,top1_percent,zeros_percent,scoring_params"
+    zeros = [float(line.split(",")[2]) for line in table[1:]]
+    assert len(zeros) == 2 and zeros[0] < zeros[1]  # a higher threshold, more zeros
+    assert pareto.read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.glob("*nearest_s0.3/best.pt"))) == 1
+
+
+def test_plots_of_the_ternarization(images, trained, tmp_path):
+    flags = ("--epochs", "1", "--retrain-epochs", "1", "--plot-ternarization", "True")
+    assert quantize(images, tmp_path, trained / "best_model.pt", *flags) == 0
+    assert len(list(tmp_path.glob("*/ternarization/layer*.conv*.weight.png"))) == 6
+
+
 class Killed(Exception):
     pass
 
@@ -255,6 +311,8 @@ MISTAKES = [
     (QUANTIZATION, ["--model-dict", "{net}", "--dw-multps", "1.9", "1"], 5, "--dw-multps"),
     (QUANTIZATION, ["--model-dict", "{net}", "--dataset", "CIFAR100"], 5, "100"),
     (QUANTIZATION, ["--model-dict", "{net}", "--dataset", "Shapes"], 5, "2 classes"),
+    (QUANTIZATION, ["--model-dict", "{net}", "--method", "ttq", "--do-prune"], 2, "--method ttq"),
+    (QUANTIZATION, ["--model-dict", "{net}", "--target-sparsity", "101"], 2, "--target-sparsity"),
     (SCORING, ["--t-model", "nowhere.pt"], 5, "nowhere.pt"),
     (SCORING, ["--t-model", "{truncated}"], 5, "truncated"),
     (SCORING, ["--t-model", "{net}", "--model", "lenet-5"], 5, "cifar_micronet"),
