@@ -167,12 +167,13 @@ class Quantization:
             layer["reassigned"] = float((before != after).double().mean())
         for ailment, suffers in AILMENTS.items():
             self.warn(ailment, [layer["layer"] for layer in layers if suffers(layer)])
-        return {
+        figures = {
             "zeros": self.ternarizer.zeros(),
             "scoring_params": self.scoring_params(self.network),
-            "on_target": self.goal is None or self.goal.reached(),
-            "layers": layers,
         }
+        if self.goal:
+            figures["on_target"] = self.goal.reached()
+        return {**figures, "layers": layers}
 
     def warn(self, what: str, subjects: list[str]) -> None:
         """Log a warning that names the subjects it was not logged for before."""

@@ -1,0 +1,94 @@
+"""What EC2T adds to a training step: plain and EC2T steps in turn, and the median of their ratios.
+
+    python tests/benchmarks/ec2t_step.py            # on the CPU, or the GPU if there is one
+    python tests/benchmarks/ec2t_step.py --no-cuda --pairs 20
+
+Plain is the same network, optimizer (Adam) and batch with no quantization.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from model_compound_scaling.registry import build, default_spec, table_row
+from model_quantization.ec2t import Ternarizer
+from model_quantization.layers import ternarized_names
+
+CASES = [("resnet20", 10, 128), ("cifar_micronet", 100, 32)]  # network, classes, batch on a CPU
+GPU_CASES = [("resnet20", 10, 128), ("cifar_micronet", 100, 128)]
+
+
+def make_step(
+    model: str, classes: int, batch: int, device: torch.device, *, ec2t: bool
+) -> Callable:
+    """A training step without arguments."""
+    torch.manual_seed(0)
+    network = build(default_spec(model, classes)).to(device)
+    images = torch.randn(batch, 3, 32, 32, device=device)
+    labels = torch.randint(0, classes, (batch,), device=device)
+    ternarizer, parameters = None, list(network.parameters())
+    if ec2t:
+        names = ternarized_names(network, family=table_row(model).family)
+        ternarizer = Ternarizer(network, names, initial_scale=0.45, gamma=0.15)
+        others = [p for p in parameters if p not in set(ternarizer.weights)]
+        parameters = [*ternarizer.latents, *ternarizer.centroids, *others]
+    optimizer = torch.optim.Adam(parameters, lr=1e-4)
+
+    def step() -> None:
+        network.zero_grad()
+        F.cross_entropy(network(images), labels).backward()
+        if ternarizer:
+            ternarizer.prepare_step()
+        optimizer.step()
+        if ternarizer:
+            ternarizer.finish_step()
+
+    return step
+
+
+def seconds(step: Callable[[], None], device: torch.device, repeats: int) -> float:
+    """Wall time of one step, from the end of the work before to the end of this."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / repeats
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--cuda", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available()
+    )
+    parser.add_argument("--pairs", type=int, default=12)
+    args = parser.parse_args()
+    device = torch.device("cuda" if args.cuda else "cpu")
+    repeats = 10 if args.cuda else 1
+    print(f"{'network':16} batch  plain ms   EC2T ms  ratio (quartiles)")
+    for model, classes, batch in GPU_CASES if args.cuda else CASES:
+        steps = [make_step(model, classes, batch, device, ec2t=ec2t) for ec2t in (False, True)]
+        for step in steps:
+            seconds(step, device, 2)
+        pairs = [[seconds(step, device, repeats) for step in steps] for _ in range(args.pairs)]
+        plain, ec2t = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
+        low, middle, high = statistics.quantiles([b / a for a, b in pairs], n=4)
+        print(
+            f"{model:16} {batch:5} {plain:9.1f} {ec2t:9.1f}  {middle:.3f} ({low:.3f} .. {high:.3f})"
+        )
+
+
+if __name__ == "__main__":
+    main()
