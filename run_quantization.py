@@ -17,14 +17,9 @@ from data.errors import UserError
 from model_compound_scaling import cli
 from model_compound_scaling.registry import NetworkSpec, table_row
 from model_compound_scaling.runs import Log, copy_best, write_text
+from model_quantization.grid import grid_points, results, results_csv, results_table
 from model_quantization.plots import plot_pareto, plot_ternarization, require_matplotlib
-from model_quantization.schedule import (
-    grid_points,
-    quantize_point,
-    results,
-    results_csv,
-    results_table,
-)
+from model_quantization.schedule import quantize_point
 from model_scoring import score
 
 STAGE = Path(__file__).parent / "model_quantization"
@@ -73,6 +68,13 @@ def build_parser() -> cli.Parser:
         "ttq: trained ternary quantization, by a fixed threshold",
     )
     method.add_argument(
+        "--levels",
+        type=int,
+        choices=(3, 5, 7, 15),
+        default=3,
+        help="values per layer, 0 among them; --ini-c-divrs places the outermost ones",
+    )
+    method.add_argument(
         "--ttq-threshold",
         type=cli.non_negative,
         nargs="+",
@@ -113,9 +115,10 @@ def build_parser() -> cli.Parser:
     strength.add_argument(
         "--centroids",
         type=int,
-        choices=(0, 3),
         default=0,
-        help="3: find the first centroids by k-means, starting from --ini-c-divrs",
+        metavar="K",
+        help="if not 0, find the first K centroids, K as --levels, by k-means that starts from "
+        "--ini-c-divrs",
     )
     training = parser.add_argument_group("training (Adam)")
     training.add_argument(
@@ -178,8 +181,12 @@ def check(args: argparse.Namespace) -> None:
     has_goal = args.target_sparsity is not None or args.target_params is not None
     if args.method != "ec2t" and (has_goal or args.prune):
         raise UserError(f"--method {args.method} takes neither targets nor pruning: use ec2t")
-    if args.method == "ttq" and args.centroids:
-        raise UserError("--method ttq starts from centroids of 1: leave out --centroids")
+    if args.method == "ttq" and (args.centroids or args.levels > 3):
+        raise UserError("--method ttq has three levels, from 1: leave out --centroids and --levels")
+    if args.prune and args.levels > 3:
+        raise UserError("--levels is for quantization: pruned weights keep their own values")
+    if args.centroids not in (0, args.levels):
+        raise UserError(f"--centroids {args.centroids} does not go with --levels {args.levels}")
     if args.plot_ternarization or args.plot_pareto:
         require_matplotlib()
 
@@ -207,6 +214,7 @@ def body(args: argparse.Namespace) -> None:
         args.dataset = "CIFAR100"
     data = cli.open_data(args, spec=spec, recorded=checkpoint.data, device=device)
     method = "ecp_" + "_".join(args.prune) if args.prune else "ec2t"
+    method += f"_levels{args.levels}" if args.levels > 3 else ""
     runs = []
     for point in points:
         name = f"{spec.model.replace(':', '-')}_{data.name}_{method}_{point.name}"

@@ -20,12 +20,10 @@ from model_quantization.assignment import (
     largest_lambda,
     probabilities,
     shares,
-    size_factor,
     statistics,
 )
 
 MIN_CENTROID = 0.675  # a centroid is at least this many standard deviations of its layer
-GROUP = 2**21  # weights per flat vector: few operations, and still friendly to a processor's cache
 
 
 class LayerGroup:
@@ -43,11 +41,15 @@ class LayerGroup:
         self.latent, self.values = nn.Parameter(flat), flat.clone()
         for weight, view in zip(weights, self.segments.split(self.values), strict=True):
             weight.data = view.view_as(weight)
-        stats = statistics(flat, self.segments)
-        self.centroids = nn.Parameter(torch.stack([stats.high, -stats.low]))
-        self.lam = torch.zeros_like(stats.std)
+        self.centroids = nn.Parameter(self.extremes())
         self.guarded = torch.zeros_like(self.centroids, dtype=torch.bool)
+        self.lam = torch.zeros_like(self.segments.counts)
         self.positive, self.negative = flat > 0, flat < 0  # the codes: two masks (N,)
+
+    def extremes(self) -> Tensor:
+        """Largest and smallest network weight of each layer, as magnitudes (2, L)."""
+        high, low = (self.segments.reduce(self.values, how) for how in ("max", "min"))
+        return torch.stack([high, -low])
 
     def set_gradients(self, *, frozen: bool) -> None:
         """Gradients of latents and centroids from those of the network's weights."""
@@ -102,145 +104,43 @@ class LayerGroup:
             means = torch.stack([sums[0], -sums[1]]) / counts.clamp_min(1)
             self.centroids.copy_(torch.where(counts > 0, means, self.centroids))
 
-
-def grouped(weights: list[nn.Parameter], limit: int) -> list[list[nn.Parameter]]:
-    """Consecutive layers of at most `limit` weights together, or one larger layer."""
-    groups, room = [], 0
-    for weight in weights:
-        if not groups or weight.numel() > room:
-            groups.append([])
-            room = limit
-        groups[-1].append(weight)
-        room -= weight.numel()
-    return groups
-
-
-class Ternarizer:
-    """The ternarized layers of one network: `prepare_step` after the backward pass, `finish_step`
-    after the optimizer's.
-
-    The network's weights stay ordinary parameters under their ordinary names; the optimizer gets
-    `latents` and `centroids` in their place. `gamma` may change at any time. With `ttq_threshold`
-    the assignment is that of trained ternary quantization, from centroids of 1.
-    """
-
-    @torch.no_grad()
-    def __init__(
-        self,
-        network: nn.Module,
-        names: list[str],
-        *,
-        initial_scale: float,
-        gamma: float,
-        kmeans: bool = False,
-        prune: bool = False,
-        ttq_threshold: float | None = None,
-    ) -> None:
-        self.names, self.gamma, self.frozen = names, gamma, False
-        self.ttq_threshold = ttq_threshold
-        self.weights = [network.get_parameter(name) for name in names]
-        self.groups = [LayerGroup(group, prune=prune) for group in grouped(self.weights, GROUP)]
-        self.latents = [group.latent for group in self.groups]
-        self.centroids = [group.centroids for group in self.groups]
-        largest = max(w.numel() for w in self.weights)
-        self.deltas = [size_factor(group.segments.counts, largest) for group in self.groups]
-        for group in self.groups:
-            if ttq_threshold is None:
-                group.centroids.mul_(initial_scale)
-            else:
-                group.centroids.fill_(1)
-            if kmeans:
-                group.kmeans()
-        self.finish_step()
-
-    @torch.no_grad()
-    def prepare_step(self) -> None:
-        """Gradients of latents and centroids."""
-        for group in self.groups:
-            group.set_gradients(frozen=self.frozen)
-
-    @torch.no_grad()
-    def finish_step(self) -> None:
-        """New codes, unless frozen, and the network's new weights."""
-        for group, delta in zip(self.groups, self.deltas, strict=True):
-            if self.ttq_threshold is not None and not self.frozen:
-                group.reassign_ttq(self.ttq_threshold)
-            elif not self.frozen:
-                group.reassign(self.gamma, delta)
-            group.set_values()
-
-    def set_gamma(self, gamma: float) -> None:
-        """Assign the present latent weights with another strength."""
-        self.gamma = gamma
-        self.finish_step()
-
-    @torch.no_grad()
     def freeze(self) -> None:
-        """From now on the codes are those of the network's present weights."""
-        self.frozen = True
-        for group in self.groups:
-            group.positive, group.negative = group.values > 0, group.values < 0
-            high, low = (group.segments.reduce(group.values, how) for how in ("max", "min"))
-            present = torch.stack([high, -low])
-            group.centroids.copy_(torch.where(present > 0, present, group.centroids))
-            group.latent.copy_(group.values)
-            group.latent.grad = None
-            group.lam.zero_()
-            group.guarded.zero_()
+        """Take codes and centroids from the network's present weights."""
+        self.positive, self.negative = self.values > 0, self.values < 0
+        present = self.extremes()
+        self.centroids.copy_(torch.where(present > 0, present, self.centroids))
+        self.latent.copy_(self.values)
+        self.latent.grad = None
+        self.lam.zero_()
+        self.guarded.zero_()
 
-    def layers(self) -> list[dict[str, Tensor]]:
-        """Each layer's latents and codes (n,), and centroids w_p, w_n (2,)."""
-        latents, centroids = [], []
-        for group in self.groups:
-            latents += group.segments.split(group.latent.detach())
-            centroids += torch.stack([group.centroids[0], -group.centroids[1]], 1).detach()
-        columns = (latents, self.codes(), centroids)
+    def codes(self) -> Tensor:
+        """-1, 0 or +1 for each weight: int8 (N,)."""
+        return self.positive.to(torch.int8) - self.negative.to(torch.int8)
+
+    def state(self) -> list[dict[str, Tensor]]:
+        """Each layer's latents and codes (n,), and centroids w_p, w_n."""
+        signed = torch.stack([self.centroids[0], -self.centroids[1]], 1).detach()
+        latents = self.segments.split(self.latent.detach())
+        columns = (latents, self.segments.split(self.codes()), signed)
         return [{"latent": w, "codes": c, "centroids": m} for w, c, m in zip(*columns, strict=True)]
 
-    def codes(self) -> list[Tensor]:
-        """Each layer's codes: int8 (n,), a copy."""
-        codes = []
-        for group in self.groups:
-            both = group.positive.to(torch.int8) - group.negative.to(torch.int8)
-            codes += group.segments.split(both)
-        return codes
+    def load_state(self, layers: list[dict[str, Tensor]]) -> None:
+        """The reverse of `state`."""
+        self.latent.copy_(torch.cat([layer["latent"] for layer in layers]))
+        positive, negative = torch.stack([layer["centroids"] for layer in layers], 1)
+        self.centroids.copy_(torch.stack([positive, -negative]))
+        codes = torch.cat([layer["codes"] for layer in layers]).to(self.latent.device)
+        self.positive, self.negative = codes > 0, codes < 0
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """What cannot be derived from the network's weights, layer by layer."""
-        return dict(zip(self.names, self.layers(), strict=True))
-
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Continue where another ternarizer of the same network stopped."""
-        rows = iter(state[name] for name in self.names)
-        for group in self.groups:
-            own = [next(rows) for _ in group.weights]
-            group.latent.copy_(torch.cat([row["latent"] for row in own]))
-            group.centroids.copy_(torch.stack([row["centroids"] for row in own], 1).abs())
-            codes = torch.cat([row["codes"] for row in own]).to(group.latent.device)
-            group.positive, group.negative = codes > 0, codes < 0
-
-    def figures(self) -> list[dict[str, float | str]]:
-        """Each layer's cluster shares, centroids, entropy in bits per weight, and lambda."""
+    def figures(self) -> list[dict[str, float | bool]]:
+        """Each layer's cluster shares, centroids, entropy in bits per weight, lambda and guards."""
+        share = shares((self.positive, self.negative), self.segments)
+        bits = -torch.special.xlogy(share, share).sum(0) / math.log(2)
+        w_p, w_n = self.centroids.detach()
+        columns = torch.stack([*share, w_p, -w_n, bits, self.lam], 1).tolist()
         keys = ("positive", "negative", "zeros", "w_p", "w_n", "entropy", "lambda")
-        rows = []
-        for group in self.groups:
-            share = shares((group.positive, group.negative), group.segments)
-            bits = -torch.special.xlogy(share, share).sum(0) / math.log(2)
-            centroids = group.centroids.detach()
-            columns = (*share, centroids[0], -centroids[1], bits, group.lam, *group.guarded)
-            rows += torch.stack(columns, 1).tolist()
         return [
-            {
-                "layer": name,
-                **dict(zip(keys, row, strict=False)),
-                "w_p_guarded": bool(row[-2]),
-                "w_n_guarded": bool(row[-1]),
-            }
-            for name, row in zip(self.names, rows, strict=True)
+            {**dict(zip(keys, row, strict=True)), "w_p_guarded": p, "w_n_guarded": n}
+            for row, (p, n) in zip(columns, self.guarded.T.tolist(), strict=True)
         ]
-
-    def zeros(self) -> float:
-        """Percent of the quantized weights that are zero."""
-        nonzero = sum(int((g.positive | g.negative).sum()) for g in self.groups)
-        return 100 - 100 * nonzero / sum(w.numel() for w in self.weights)

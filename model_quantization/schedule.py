@@ -1,7 +1,6 @@
 """The two phases of EC2T on one network: ternary training, then training with frozen codes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,32 +16,11 @@ from model_compound_scaling.checkpoints import (
 from model_compound_scaling.registry import NetworkSpec, table_row
 from model_compound_scaling.runs import Run
 from model_compound_scaling.training import evaluate, run_epochs
-from model_quantization.ec2t import MIN_CENTROID, Ternarizer
+from model_quantization.ec2t import MIN_CENTROID
 from model_quantization.goals import Goal, solve_gamma
+from model_quantization.grid import Point
 from model_quantization.layers import freeze_ternary, pruned_names, ternarized_names
-
-
-@dataclass(frozen=True)
-class Point:
-    """One point of the grid over initial centroids and strength of the entropy constraint."""
-
-    name: str
-    initial_scale: float = 1.0
-    gamma: float = 0.0
-    ttq_threshold: float | None = None
-
-
-def grid_points(config: dict) -> list[Point]:
-    """The runs that the flags ask for: each starts from the same full-precision weights."""
-    scales, gammas = config["ini_c_divrs"], config["lambda_max_divrs"]
-    if config["method"] == "ttq":
-        return [Point(f"ttq_t{t:g}", ttq_threshold=t) for t in config["ttq_threshold"]]
-    if config["method"] == "nearest":
-        return [Point(f"nearest_s{s:g}", s) for s in scales]
-    for goal in ("sparsity", "params"):  # gamma is found, the given ones do not matter
-        if (target := config[f"target_{goal}"]) is not None:
-            return [Point(f"s{s:g}_{goal}{target:g}", s) for s in scales]
-    return [Point(f"s{s:g}_g{g:g}", s, g) for s in scales for g in gammas]
+from model_quantization.ternarizer import Ternarizer
 
 
 def layer_names(network: nn.Module, *, family: str, config: dict) -> list[str]:
@@ -203,10 +181,10 @@ def quantize_point(
 ) -> Run:
     """Ternarize (or prune) the network of a checkpoint, in `folder`.
 
-    `config` holds epochs, retrain_epochs, lr, lr2, weight_decay, centroids, prune, ternarize, eval,
-    target_sparsity, target_params and seed; `recorded` is what checkpoints say about the data;
-    `scoring_params` counts a network. The result in `best.pt` is an ordinary network with ordinary
-    keys.
+    `config` holds epochs, retrain_epochs, lr, lr2, weight_decay, centroids, levels, prune,
+    ternarize, eval, target_sparsity, target_params and seed; `recorded` is what checkpoints say
+    about the data; `scoring_params` counts a network. The result in `best.pt` is an ordinary
+    network with ordinary keys.
     """
     network = load_network(checkpoint, spec).to(device)
     names = layer_names(network, family=table_row(spec.model).family, config=config)
@@ -224,6 +202,7 @@ def quantize_point(
         kmeans=config["centroids"] > 0,
         prune=bool(config["prune"]),
         ttq_threshold=point.ttq_threshold,
+        levels=config["levels"],
     )
     count = sum(weight.numel() for weight in ternarizer.weights)
     run.log(
@@ -250,30 +229,3 @@ def quantize_point(
         ternarizer.freeze()
         job.train("frozen", range(epochs, total))
     return run
-
-
-def results_table(runs: list[Run]) -> str:
-    """The grid's networks with accuracy, zeros and published scoring parameters, aligned."""
-    width = max(len(run.folder.name) for run in runs)
-    lines = [f"{'network':{width}}  best top-1    zeros  scoring params"]
-    lines += [
-        f"{name:{width}}  {top1:8.2f} %  {zeros:5.2f} %  {params:14,.0f}"
-        for name, top1, zeros, params in results(runs)
-    ]
-    return "\n".join(lines)
-
-
-def results(runs: list[Run]) -> list[tuple[str, float, float, float]]:
-    """(name, top-1 %, zeros %, scoring parameters) of the best epoch of each run."""
-    return [
-        (run.folder.name, *(run.best[key] for key in ("val_top1", "zeros", "scoring_params")))
-        for run in runs
-        if run.history
-    ]
-
-
-def results_csv(runs: list[Run]) -> str:
-    """The same as CSV."""
-    lines = ["network,top1_percent,zeros_percent,scoring_params"]
-    lines += [f"{name},{top1:.4f},{zeros:.4f},{n:g}" for name, top1, zeros, n in results(runs)]
-    return "\n".join(lines) + "\n"

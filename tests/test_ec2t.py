@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model_quantization import ec2t
+from model_quantization import ternarizer as ternarizer_module
 from model_quantization.assignment import (
     Segments,
     assign,
@@ -19,8 +19,9 @@ from model_quantization.assignment import (
     size_factor,
     statistics,
 )
-from model_quantization.ec2t import Ternarizer
 from model_quantization.goals import Goal, solve_gamma
+from model_quantization.levels import MultiLevelGroup
+from model_quantization.ternarizer import Ternarizer
 
 DEGENERATE = {
     "equal": [0.3] * 7,
@@ -111,18 +112,18 @@ def test_probabilities_sum_to_one_with_their_floor():
     assert torch.allclose(chance[0] / chance[1], counts.clamp_min(1)[0] / counts.clamp_min(1)[1])
 
 
-@pytest.fixture(params=[ec2t.GROUP, 1], ids=["one group", "a group each"])
+@pytest.fixture(params=[ternarizer_module.GROUP, 1], ids=["one group", "a group each"])
 def grouping(request, monkeypatch):
     """Layers together in one flat vector, or each on its own: no rule may notice."""
-    monkeypatch.setattr(ec2t, "GROUP", request.param)
+    monkeypatch.setattr(ternarizer_module, "GROUP", request.param)
 
 
 def codes_of(ternarizer):
-    return [layer["codes"].tolist() for layer in ternarizer.layers()]
+    return [layer["codes"].tolist() for layer in ternarizer.state_dict().values()]
 
 
 def centroids_of(ternarizer):
-    return torch.stack([layer["centroids"] for layer in ternarizer.layers()])
+    return torch.stack([layer["centroids"] for layer in ternarizer.state_dict().values()])
 
 
 class Tiny(nn.Module):
@@ -184,7 +185,7 @@ def test_latent_gradients_are_the_weights_times_their_centroid():
     backward(network, *batch())
     ternarizer.prepare_step()
     for layer, weight, gradient in zip(
-        ternarizer.layers(),
+        ternarizer.state_dict().values(),
         ternarizer.weights,
         ternarizer.groups[0].segments.split(ternarizer.latents[0].grad),
         strict=True,
@@ -262,7 +263,7 @@ def test_twenty_steps_against_loops(grouping):
             for name, weight in layers.items():
                 assert torch.allclose(network.get_parameter(name), weight, rtol=0, atol=1e-12)
         expected = torch.tensor([w for layer in latents.values() for w in layer])
-        ours = torch.cat([layer["latent"] for layer in ternarizer.layers()])
+        ours = torch.cat([layer["latent"] for layer in ternarizer.state_dict().values()])
         assert torch.allclose(ours, expected, rtol=0, atol=1e-12)
     finally:
         torch.set_default_dtype(torch.float32)
@@ -307,7 +308,7 @@ def test_pruning_keeps_the_latent_values_of_survivors():
     flat = torch.cat([w.grad.flatten() for w in ternarizer.weights])
     assert torch.equal(ternarizer.latents[0].grad, flat)  # factor 1, zeroed weights too
     train(network, ternarizer, 10)
-    for layer, weight in zip(ternarizer.layers(), ternarizer.weights, strict=True):
+    for layer, weight in zip(ternarizer.state_dict().values(), ternarizer.weights, strict=True):
         kept = layer["codes"] != 0
         assert 0 < kept.sum() < len(kept)
         assert torch.equal(weight.flatten()[kept], layer["latent"][kept])
@@ -316,7 +317,7 @@ def test_pruning_keeps_the_latent_values_of_survivors():
 
 def test_ttq_assigns_by_a_share_of_the_largest_weight():
     network, ternarizer = tiny(ttq_threshold=0.3)
-    for layer, weight in zip(ternarizer.layers(), ternarizer.weights, strict=True):
+    for layer, weight in zip(ternarizer.state_dict().values(), ternarizer.weights, strict=True):
         w = layer["latent"]
         expected = [int(v > 0) - int(v < 0) if abs(v) > 0.3 * w.abs().max() else 0 for v in w]
         assert layer["codes"].tolist() == expected
@@ -336,7 +337,7 @@ def test_bisection_finds_gamma():
 
 def test_kmeans_finds_the_means_of_its_clusters():
     _, ternarizer = tiny(gamma=0.0, kmeans=True)
-    for layer in ternarizer.layers():
+    for layer in ternarizer.state_dict().values():
         w, (w_p, w_n) = layer["latent"], layer["centroids"].tolist()
         assert w[w > w_p / 2].mean().item() == pytest.approx(w_p)
         assert w[w <= w_n / 2].mean().item() == pytest.approx(w_n)
@@ -353,3 +354,66 @@ def test_state_restores_the_ternarizer(grouping):
     assert codes_of(ternarizer) == codes_of(other)
     for pair in ("latents", "centroids", "weights"):
         assert all(map(torch.equal, getattr(ternarizer, pair), getattr(other, pair)))
+
+
+def cheapest_level(w, table, chances, lam):
+    costs = [(w - v) ** 2 - lam * math.log2(p) for v, p in zip(table, chances, strict=True)]
+    return costs.index(min(costs)) - len(table) // 2
+
+
+@pytest.mark.parametrize("levels", [5, 7, 15])
+def test_more_levels_take_the_cheapest_of_all_costs(levels):
+    _, ternarizer = tiny(gamma=0.4, levels=levels)
+    half = levels // 2
+    for layer, figures in zip(ternarizer.state_dict().values(), ternarizer.figures(), strict=True):
+        table, w = layer["centroids"].tolist(), layer["latent"].tolist()
+        assert table == sorted(table) and table[half] == 0 and len(set(table)) == levels
+        nearest = [min(range(levels), key=lambda i: (v - table[i]) ** 2) for v in w]
+        counts = [max(nearest.count(i), 1) for i in range(levels)]
+        chances = [n / sum(counts) for n in counts]
+        if chances[half] < 0.5:
+            rest = 1 - chances[half]
+            chances = [p / rest / 2 for p in chances]
+            chances[half] = 0.5
+        lam = figures["lambda"]
+        assert layer["codes"].tolist() == [cheapest_level(v, table, chances, lam) for v in w]
+
+
+def test_three_levels_of_many_are_the_ternary_case():
+    networks = [tiny(gamma=0.3), tiny(gamma=0.3)]
+    general = networks[1][1]
+    for name, weight in zip(general.names, general.weights, strict=True):
+        weight.data = Tiny().get_parameter(name).data.clone()
+    general.groups = [MultiLevelGroup(general.weights, levels=3)]
+    general.latents = [group.latent for group in general.groups]
+    general.centroids = [group.centroids for group in general.groups]
+    general.groups[0].centroids.data.mul_(0.5)
+    general.finish_step()
+    for network, ternarizer in networks:
+        train(network, ternarizer, 20)
+    ternary, general = (ternarizer for _, ternarizer in networks)
+    assert codes_of(ternary) == codes_of(general)
+    for a, b in zip(ternary.weights, general.weights, strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("levels", [5, 15])
+def test_levels_train_freeze_and_restore(levels):
+    network, ternarizer = tiny(levels=levels, kmeans=True)
+    train(network, ternarizer, 5)
+    for weight in ternarizer.weights:
+        assert 3 < len(weight.unique()) <= levels
+    other_network, other = tiny(levels=levels)
+    other_network.load_state_dict(network.state_dict())
+    other.load_state_dict(ternarizer.state_dict())
+    train(network, ternarizer, 2)
+    train(other_network, other, 2)
+    assert codes_of(ternarizer) == codes_of(other)
+    before = [w.detach().clone() for w in ternarizer.weights]
+    ternarizer.freeze()
+    ternarizer.finish_step()
+    assert all(map(torch.equal, before, ternarizer.weights))
+    codes = codes_of(ternarizer)
+    train(network, ternarizer, 5)
+    assert codes_of(ternarizer) == codes
+    assert not all(map(torch.equal, before, ternarizer.weights))

@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from model_compound_scaling.micronet import scaled_shape
 from model_compound_scaling.registry import NetworkSpec, build
-from model_quantization.ec2t import Ternarizer
 from model_quantization.layers import ternarized_names
+from model_quantization.ternarizer import Ternarizer
 
 VIEWS = {
     f"aten.{name}"

@@ -183,6 +183,14 @@ def test_methods_side_by_side(images, trained, tmp_path):
     assert len(list(tmp_path.glob("*nearest_s0.3/best.pt"))) == 1
 
 
+def test_more_levels(images, trained, tmp_path):
+    flags = ("--epochs", "1", "--retrain-epochs", "1", "--levels", "5", "--centroids", "5")
+    assert quantize(images, tmp_path, trained / "best_model.pt", *flags) == 0
+    for name, weight in tensors(tmp_path / "Ternary_best_acc.pt").items():
+        if ".conv" in name:
+            assert 3 < len(weight.unique()) <= 5
+
+
 def test_plots_of_the_ternarization(images, trained, tmp_path):
     flags = ("--epochs", "1", "--retrain-epochs", "1", "--plot-ternarization", "True")
     assert quantize(images, tmp_path, trained / "best_model.pt", *flags) == 0
@@ -365,7 +373,7 @@ DOCUMENTED = [
     (SCORING, "--dataset ImageNet --data-path DIR --val-batch-size 256 --image-size 256 --model efficientnet-b1 --t-model efficientnet_b1_ec2t_ecp_spars61.pt --prune-threshold 0.01 --eval --halfprecision"),
     (SCORING, "--no-halfprecision --t-model best_ternary_imagenet_micronet.pt --image-size 200 --no-cuda"),
     (SCALING, "--no-cuda --workers 2 --val-batch-size 64 --data-path D --slurm-save S --seed 1 --lr 0.1 --momentum 0.9 --weight-decay 5e-4 --start-epoch 2 --resume none"),
-    (QUANTIZATION, "--model-dict M --cuda --workers 2 --slurm-save S --seed 1 --lr 1e-4 --lr2 1e-5 --weight-decay 5e-6 --resume auto --no-eval --ec-pruning-se --ec-pruning-fc --ec-pruning-dw --centroids 3 --plot-ternarization True"),
+    (QUANTIZATION, "--model-dict M --cuda --workers 2 --slurm-save S --seed 1 --lr 1e-4 --lr2 1e-5 --weight-decay 5e-6 --resume auto --no-eval --ec-pruning-se --ec-pruning-fc --ec-pruning-dw --centroids 0 --plot-ternarization True"),
     (SCORING, "--t-model T --no-cuda --workers 2 --slurm-save S --seed 1 --dw-multps 1.4 1.2 --phi 3.5 --mul-bits 8 --add-bits 16 --save --pt-sparse"),
 ]  # fmt: skip
 

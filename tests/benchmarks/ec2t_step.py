@@ -19,8 +19,8 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from model_compound_scaling.registry import build, default_spec, table_row
-from model_quantization.ec2t import Ternarizer
 from model_quantization.layers import ternarized_names
+from model_quantization.ternarizer import Ternarizer
 
 CASES = [("resnet20", 10, 128), ("cifar_micronet", 100, 32)]  # network, classes, batch on a CPU
 GPU_CASES = [("resnet20", 10, 128), ("cifar_micronet", 100, 128)]

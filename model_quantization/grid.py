@@ -1,0 +1,55 @@
+"""The grid over what EC2T is started with: its points, and the table of what became of them."""
+
+from dataclasses import dataclass
+
+from model_compound_scaling.runs import Run
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of the grid over initial centroids and strength of the entropy constraint."""
+
+    name: str
+    initial_scale: float = 1.0
+    gamma: float = 0.0
+    ttq_threshold: float | None = None
+
+
+def grid_points(config: dict) -> list[Point]:
+    """The runs that the flags ask for: each starts from the same full-precision weights."""
+    scales, gammas = config["ini_c_divrs"], config["lambda_max_divrs"]
+    if config["method"] == "ttq":
+        return [Point(f"ttq_t{t:g}", ttq_threshold=t) for t in config["ttq_threshold"]]
+    if config["method"] == "nearest":
+        return [Point(f"nearest_s{s:g}", s) for s in scales]
+    for goal in ("sparsity", "params"):  # gamma is found, the given ones do not matter
+        if (target := config[f"target_{goal}"]) is not None:
+            return [Point(f"s{s:g}_{goal}{target:g}", s) for s in scales]
+    return [Point(f"s{s:g}_g{g:g}", s, g) for s in scales for g in gammas]
+
+
+def results_table(runs: list[Run]) -> str:
+    """The grid's networks with accuracy, zeros and published scoring parameters, aligned."""
+    width = max(len(run.folder.name) for run in runs)
+    lines = [f"{'network':{width}}  best top-1    zeros  scoring params"]
+    lines += [
+        f"{name:{width}}  {top1:8.2f} %  {zeros:5.2f} %  {params:14,.0f}"
+        for name, top1, zeros, params in results(runs)
+    ]
+    return "\n".join(lines)
+
+
+def results(runs: list[Run]) -> list[tuple[str, float, float, float]]:
+    """(name, top-1 %, zeros %, scoring parameters) of the best epoch of each run."""
+    return [
+        (run.folder.name, *(run.best[key] for key in ("val_top1", "zeros", "scoring_params")))
+        for run in runs
+        if run.history
+    ]
+
+
+def results_csv(runs: list[Run]) -> str:
+    """The same as CSV."""
+    lines = ["network,top1_percent,zeros_percent,scoring_params"]
+    lines += [f"{name},{top1:.4f},{zeros:.4f},{n:g}" for name, top1, zeros, n in results(runs)]
+    return "\n".join(lines) + "\n"
