@@ -1,11 +1,13 @@
 """The entropy-constrained assignment (Marban et al., CVPR-W 2020), as functions of tensors.
 
 A weight W goes where it is cheapest: cost(c) = (W - w_c)^2 - lambda log2 P_c, c in {n, 0, p}, with
-w_n < 0 < w_p. Layers lie one after the other in a flat vector: "per weight" tensors have shape
-(N,), "per layer" ones (L,), or (2, L) and (3, L) in the order positive, negative, zero. Centroids
-and thresholds are magnitudes.
+w_n < 0 < w_p. Several layers are handled at once: "per weight" tensors have shape (R, width), see
+`Segments`, "per layer" ones (L,), or (2, L) and (3, L) in the order positive, negative, zero.
+Centroids and thresholds are magnitudes.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -16,27 +18,44 @@ SIZE_OFFSET = 0.05  # even the smallest layer feels this share of the largest on
 
 
 class Segments:
-    """Where each layer lies in a flat vector."""
+    """Where each layer lies when several are laid end to end.
+
+    The weights are written in R rows of equal length, their sizes' greatest common divisor, so that
+    no row belongs to two layers: what is per layer reaches the weights by broadcasting, and sums
+    run along rows first.
+    """
 
     def __init__(self, sizes: list[int], like: Tensor) -> None:
         self.sizes = sizes
-        self.lengths = torch.tensor(sizes, device=like.device)
-        self.counts = self.lengths.to(like.dtype)
-        layers = torch.arange(len(sizes), dtype=torch.int32, device=like.device)
-        self.layer = layers.repeat_interleave(self.lengths)
+        self.width = math.gcd(*sizes)
+        self.rows = torch.tensor([size // self.width for size in sizes], device=like.device)
+        self.counts = (self.rows * self.width).to(like.dtype)  # weights per layer (L,)
+        share = self.counts / self.counts.max()
+        self.delta = (share + SIZE_OFFSET) / (1 + SIZE_OFFSET)  # (L,) part of lambda it feels
+        layers = torch.arange(len(sizes), device=like.device)
+        self.layer = layers.repeat_interleave(self.rows)
 
-    def spread(self, per_layer: Tensor) -> Tensor:
-        """(L,) -> (N,): each weight gets its layer's value."""
-        return per_layer.index_select(0, self.layer)
-
-    def reduce(self, per_weight: Tensor, how: str) -> Tensor:
-        """(N,) -> (L,): "sum", "mean", "min" or "max" over each layer."""
-        per_weight = per_weight.to(self.counts.dtype)
-        return torch.segment_reduce(per_weight, how, lengths=self.lengths, unsafe=True)
+    def join(self, layers: Iterable[Tensor]) -> Tensor:
+        """Tensors of the layers' sizes -> one copy (R, width)."""
+        return torch.cat([layer.flatten() for layer in layers]).view(-1, self.width)
 
     def split(self, per_weight: Tensor) -> tuple[Tensor, ...]:
-        """(N,) -> one view per layer."""
-        return per_weight.split(self.sizes)
+        """(R, width) -> one flat view per layer."""
+        return per_weight.view(-1).split(self.sizes)
+
+    def spread(self, per_layer: Tensor) -> Tensor:
+        """(L,) -> (R, 1): each row gets its layer's value."""
+        return per_layer.index_select(0, self.layer)[:, None]
+
+    def reduce(self, per_weight: Tensor, how: str) -> Tensor:
+        """(R, width) -> (L,): "sum", "min" or "max" over each layer."""
+        along_rows = {"sum": torch.sum, "min": torch.amin, "max": torch.amax}[how]
+        per_row = along_rows(per_weight, 1).to(self.counts.dtype)
+        return torch.segment_reduce(per_row, how, lengths=self.rows, unsafe=True)
+
+    def mean(self, per_weight: Tensor) -> Tensor:
+        """(R, width) -> (L,)."""
+        return self.reduce(per_weight, "sum") / self.counts
 
 
 @dataclass(frozen=True)
@@ -50,15 +69,15 @@ class Statistics:
 
 def statistics(latent: Tensor, segments: Segments) -> Statistics:
     """Extremes and (population) standard deviation of each layer."""
-    deviation = latent - segments.spread(segments.reduce(latent, "mean"))
-    variance = segments.reduce(deviation.square_(), "mean")
+    deviation = latent - segments.spread(segments.mean(latent))
+    variance = segments.mean(deviation.square_())
     low, high = (segments.reduce(latent, how) for how in ("min", "max"))
     return Statistics(low, high, variance.sqrt())
 
 
 def assign(latent: Tensor, thresholds: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
-    """Masks (N,) of the positive side, above the first threshold, and of the negative one, at or
-    below minus the second."""
+    """Masks (R, width) of the positive side, above the first threshold, and of the negative one,
+    at or below minus the second."""
     positive = latent > segments.spread(thresholds[0])
     negative = latent <= segments.spread(-thresholds[1])
     return positive, negative
@@ -99,8 +118,3 @@ def find_thresholds(centroids: Tensor, lam: Tensor, information: Tensor) -> Tens
     cost(c) < cost(0) solved for |W|: |w_c| / 2 + lambda (I_c - I_0) / (2 |w_c|).
     """
     return (centroids + lam * (information[:2] - information[2]) / centroids) / 2
-
-
-def size_factor(sizes: Tensor, largest: int) -> Tensor:
-    """delta (L,): how much of the constraint layers of these sizes feel, at most 1."""
-    return (sizes / largest + SIZE_OFFSET) / (1 + SIZE_OFFSET)

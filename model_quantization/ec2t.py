@@ -4,8 +4,8 @@ Every ternarized layer has latent weights W in full precision, two centroids -|w
 codes in {-1, 0, +1}. The network computes with the centroids, the gradients reach W and the
 centroids, and after each step the codes are chosen anew (`assignment.py`).
 
-Layers lie in a few flat vectors, so that a step is the same few operations for any number of
-layers, and nothing waits for the device. Shapes are named as in `assignment.py`.
+Layers share a few tensors, so that a step is the same few operations for any number of them, and
+nothing waits for the device. Shapes are named as in `assignment.py`.
 """
 
 import math
@@ -26,25 +26,25 @@ from model_quantization.assignment import (
 MIN_CENTROID = 0.675  # a centroid is at least this many standard deviations of its layer
 
 
-class LayerGroup:
-    """Some layers of a network in one flat vector, and one step of their ternarization.
+class TernaryLayers:
+    """The ternarized layers of a network in one tensor, and the parts of a step.
 
-    `latent` (N,) and `centroids` (2, L), magnitudes, are the parameters to optimize. `values` (N,)
-    is what the network computes with: its weights are views of it. With `prune` (ECP) surviving
-    weights keep their latent value, and centroids only steer the assignment.
+    `latent` (R, width) and `centroids` (2, L), magnitudes, are the parameters to optimize. `values`
+    (R, width) is what the network computes with: its weights are views of it. With `prune` (ECP)
+    surviving weights keep their latent value, and centroids only steer the assignment.
     """
 
     def __init__(self, weights: list[nn.Parameter], *, prune: bool) -> None:
         self.weights, self.prune = weights, prune
-        flat = torch.cat([w.detach().flatten() for w in weights])
-        self.segments = Segments([w.numel() for w in weights], flat)
-        self.latent, self.values = nn.Parameter(flat), flat.clone()
+        self.segments = Segments([w.numel() for w in weights], weights[0])
+        self.values = self.segments.join(w.detach() for w in weights)
+        self.latent = nn.Parameter(self.values.clone())
         for weight, view in zip(weights, self.segments.split(self.values), strict=True):
             weight.data = view.view_as(weight)
         self.centroids = nn.Parameter(self.extremes())
         self.guarded = torch.zeros_like(self.centroids, dtype=torch.bool)
         self.lam = torch.zeros_like(self.segments.counts)
-        self.positive, self.negative = flat > 0, flat < 0  # the codes: two masks (N,)
+        self.positive, self.negative = self.values > 0, self.values < 0  # the codes, as masks
 
     def extremes(self) -> Tensor:
         """Largest and smallest network weight of each layer, as magnitudes (2, L)."""
@@ -53,7 +53,7 @@ class LayerGroup:
 
     def set_gradients(self, *, frozen: bool) -> None:
         """Gradients of latents and centroids from those of the network's weights."""
-        gradient = torch.cat([w.grad.flatten() for w in self.weights])
+        gradient = self.segments.join(w.grad for w in self.weights)
         if self.prune:
             self.latent.grad = gradient  # factor 1 everywhere
             return
@@ -71,10 +71,10 @@ class LayerGroup:
             self.values.copy_(self.latent).masked_fill_(~(self.positive | self.negative), 0)
         else:
             positive, negative = (self.segments.spread(c) for c in self.centroids)
-            torch.mul(positive, self.positive, out=self.values)
-            self.values.sub_(negative.mul_(self.negative))
+            torch.mul(self.positive, positive, out=self.values)
+            self.values.sub_(self.negative * negative)
 
-    def reassign(self, gamma: float, delta: Tensor) -> None:
+    def reassign(self, gamma: float) -> None:
         """The entropy-constrained assignment; lambda = gamma delta lambda_max."""
         stats = statistics(self.latent, self.segments)
         least = (MIN_CENTROID * stats.std).clamp_min(torch.finfo(stats.std.dtype).tiny)
@@ -83,7 +83,8 @@ class LayerGroup:
         nearest = assign(self.latent, self.centroids / 2, self.segments)
         chance = probabilities(shares(nearest, self.segments), self.segments.counts)
         information = -chance.log2()
-        self.lam = gamma * delta * largest_lambda(self.centroids, information, stats)
+        limit = largest_lambda(self.centroids, information, stats)
+        self.lam = gamma * self.segments.delta * limit
         thresholds = find_thresholds(self.centroids, self.lam, information)
         self.positive, self.negative = assign(self.latent, thresholds, self.segments)
 
@@ -115,7 +116,7 @@ class LayerGroup:
         self.guarded.zero_()
 
     def codes(self) -> Tensor:
-        """-1, 0 or +1 for each weight: int8 (N,)."""
+        """-1, 0 or +1 for each weight: int8 (R, width)."""
         return self.positive.to(torch.int8) - self.negative.to(torch.int8)
 
     def state(self) -> list[dict[str, Tensor]]:
@@ -127,10 +128,10 @@ class LayerGroup:
 
     def load_state(self, layers: list[dict[str, Tensor]]) -> None:
         """The reverse of `state`."""
-        self.latent.copy_(torch.cat([layer["latent"] for layer in layers]))
+        self.latent.copy_(self.segments.join(layer["latent"] for layer in layers))
         positive, negative = torch.stack([layer["centroids"] for layer in layers], 1)
         self.centroids.copy_(torch.stack([positive, -negative]))
-        codes = torch.cat([layer["codes"] for layer in layers]).to(self.latent.device)
+        codes = self.segments.join(layer["codes"] for layer in layers).to(self.latent.device)
         self.positive, self.negative = codes > 0, codes < 0
 
     def figures(self) -> list[dict[str, float | bool]]:

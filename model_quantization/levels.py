@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from model_quantization.assignment import MIN_ZERO_SHARE, largest_lambda, statistics
-from model_quantization.ec2t import MIN_CENTROID, LayerGroup
+from model_quantization.ec2t import MIN_CENTROID, TernaryLayers
 
 
-class MultiLevelGroup(LayerGroup):
+class MultiLevelLayers(TernaryLayers):
     """Layers with `levels` (odd) values each, 0 among them.
 
     `centroids` are magnitudes (2h, L): the positive side from small to large, then the negative
-    one. `levels_of` (N,) int8 are the codes, -h ... h.
+    one. `levels_of` (R, width) int8 are the codes, -h ... h.
     """
 
     def __init__(self, weights: list[nn.Parameter], *, levels: int) -> None:
@@ -41,7 +41,7 @@ class MultiLevelGroup(LayerGroup):
     def set_gradients(self, *, frozen: bool) -> None:
         """A centroid's gradient is its cluster's sum, with the sign of its side; a latent weight's
         is multiplied by |centroid|, by 1 in the zero cluster."""
-        gradient = torch.cat([w.grad.flatten() for w in self.weights])
+        gradient = self.segments.join(w.grad for w in self.weights)
         self.centroids.grad = torch.stack(
             [
                 code.sign() * self.segments.reduce(gradient * (self.levels_of == code), "sum")
@@ -58,9 +58,9 @@ class MultiLevelGroup(LayerGroup):
             table.index_select(0, code.int() + self.half)
             for table, code in zip(self.table().T, codes, strict=True)
         ]
-        self.values.copy_(torch.cat(values))
+        self.values.copy_(self.segments.join(values))
 
-    def reassign(self, gamma: float, delta: Tensor) -> None:
+    def reassign(self, gamma: float) -> None:
         """The cheapest of all centroids; lambda = gamma delta lambda_max of the outermost ones."""
         stats = statistics(self.latent, self.segments)
         least = MIN_CENTROID * stats.std.clamp_min(torch.finfo(stats.std.dtype).tiny)
@@ -72,19 +72,19 @@ class MultiLevelGroup(LayerGroup):
         limit = largest_lambda(
             self.centroids[[self.half - 1, -1]], information[[*outer, zero]], stats
         )
-        self.lam = gamma * delta * limit
+        self.lam = gamma * self.segments.delta * limit
         self.levels_of = self._cheapest(self.lam, information)
         self.positive, self.negative = self.levels_of > 0, self.levels_of < 0
 
     def _cheapest(self, lam: Tensor, information: Tensor | None) -> Tensor:
-        """Codes (N,) of least cost at these lambda (L,)."""
+        """Codes (R, width) of least cost at these lambda (L,)."""
         table, codes = self.table(), []
         for i, latent in enumerate(self.segments.split(self.latent.detach())):
             cost = (latent - table[:, i, None]).square_()
             if information is not None:
                 cost += lam[i] * information[:, i, None]
             codes.append(cost.argmin(0))
-        return torch.cat(codes).sub_(self.half).to(torch.int8)
+        return self.segments.join(codes).sub_(self.half).to(torch.int8)
 
     def _chances(self, codes: Tensor) -> Tensor:
         """Guarded probabilities (2h + 1, L) by code, see `assignment.probabilities`."""
@@ -126,7 +126,7 @@ class MultiLevelGroup(LayerGroup):
         self.guarded.zero_()
 
     def codes(self) -> Tensor:
-        """-h ... h for each weight: int8 (N,)."""
+        """-h ... h for each weight: int8 (R, width)."""
         return self.levels_of.clone()
 
     def state(self) -> list[dict[str, Tensor]]:
@@ -137,11 +137,11 @@ class MultiLevelGroup(LayerGroup):
 
     def load_state(self, layers: list[dict[str, Tensor]]) -> None:
         """The reverse of `state`."""
-        self.latent.copy_(torch.cat([layer["latent"] for layer in layers]))
+        self.latent.copy_(self.segments.join(layer["latent"] for layer in layers))
         table = torch.stack([layer["centroids"] for layer in layers], 1)
         sides = [table[self.half + 1 :], -table[: self.half].flip(0)]
         self.centroids.copy_(torch.cat(sides))
-        self.levels_of.copy_(torch.cat([layer["codes"] for layer in layers]))
+        self.levels_of.copy_(self.segments.join(layer["codes"] for layer in layers))
         self.positive, self.negative = self.levels_of > 0, self.levels_of < 0
 
     def figures(self) -> list[dict]:

@@ -36,8 +36,8 @@ def make_optimizer(network: nn.Module, ternarizer: Ternarizer, config: dict) -> 
     others = [p for p in network.parameters() if p not in quantized and p.requires_grad]
     return torch.optim.Adam(
         [
-            {"params": ternarizer.latents, "lr": config["lr"]},
-            {"params": ternarizer.centroids, "lr": config["lr2"]},
+            {"params": [ternarizer.latent], "lr": config["lr"]},
+            {"params": [ternarizer.centroids], "lr": config["lr2"]},
             {"params": others, "lr": config["lr"], "weight_decay": config["weight_decay"]},
         ]
     )
@@ -204,9 +204,8 @@ def quantize_point(
         ttq_threshold=point.ttq_threshold,
         levels=config["levels"],
     )
-    count = sum(weight.numel() for weight in ternarizer.weights)
     run.log(
-        f"{folder.name}: {len(names)} layers with {count:,} weights"
+        f"{folder.name}: {len(names)} layers with {ternarizer.latent.numel():,} weights"
         f"{f', {len(fixed)} ternary layers stay as they are' if fixed else ''}, on {device}"
     )
     job = Quantization(

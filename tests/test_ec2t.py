@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model_quantization import ternarizer as ternarizer_module
 from model_quantization.assignment import (
     Segments,
     assign,
@@ -16,11 +15,10 @@ from model_quantization.assignment import (
     largest_lambda,
     probabilities,
     shares,
-    size_factor,
     statistics,
 )
 from model_quantization.goals import Goal, solve_gamma
-from model_quantization.levels import MultiLevelGroup
+from model_quantization.levels import MultiLevelLayers
 from model_quantization.ternarizer import Ternarizer
 
 DEGENERATE = {
@@ -66,12 +64,11 @@ def random_layers(count: int, seed: int) -> list[torch.Tensor]:
 def assigned(layers, centroids, gamma):
     """Codes per layer and lambda by the implementation, at given centroids (2, L)."""
     segments = Segments([len(w) for w in layers], layers[0])
-    latent = torch.cat(layers)
+    latent = segments.join(layers)
     stats = statistics(latent, segments)
     nearest = shares(assign(latent, centroids / 2, segments), segments)
     information = -probabilities(nearest, segments.counts).log2()
-    delta = size_factor(segments.counts, max(map(len, layers)))
-    lam = gamma * delta * largest_lambda(centroids, information, stats)
+    lam = gamma * segments.delta * largest_lambda(centroids, information, stats)
     positive, negative = assign(latent, find_thresholds(centroids, lam, information), segments)
     return segments.split(positive.int() - negative.int()), lam
 
@@ -110,12 +107,6 @@ def test_probabilities_sum_to_one_with_their_floor():
     assert torch.allclose(chance.sum(0), torch.ones(4))
     assert (chance[2] >= 0.5).all() and (chance > 0).all()
     assert torch.allclose(chance[0] / chance[1], counts.clamp_min(1)[0] / counts.clamp_min(1)[1])
-
-
-@pytest.fixture(params=[ternarizer_module.GROUP, 1], ids=["one group", "a group each"])
-def grouping(request, monkeypatch):
-    """Layers together in one flat vector, or each on its own: no rule may notice."""
-    monkeypatch.setattr(ternarizer_module, "GROUP", request.param)
 
 
 def codes_of(ternarizer):
@@ -165,7 +156,7 @@ def test_centroid_gradients_against_finite_differences():
     x, y = batch()
     backward(network, x, y)
     ternarizer.prepare_step()
-    (centroids,) = ternarizer.centroids
+    centroids = ternarizer.centroids
     gradient = centroids.grad.clone()
     ternarizer.frozen = True  # codes stay, only values follow the centroids
     for side in range(2):
@@ -187,7 +178,7 @@ def test_latent_gradients_are_the_weights_times_their_centroid():
     for layer, weight, gradient in zip(
         ternarizer.state_dict().values(),
         ternarizer.weights,
-        ternarizer.groups[0].segments.split(ternarizer.latents[0].grad),
+        ternarizer.layers.segments.split(ternarizer.latent.grad),
         strict=True,
     ):
         w_p, w_n = layer["centroids"].tolist()
@@ -206,11 +197,11 @@ def loop_adam(value, gradient, state, lr, decay=0.0):
     return value - lr * mean / (math.sqrt(square) + 1e-8)
 
 
-def test_twenty_steps_against_loops(grouping):
+def test_twenty_steps_against_loops():
     gamma, lr, lr2 = 0.3, 1e-2, 1e-3
     network, ternarizer = tiny(gamma)
     optimizer = torch.optim.Adam(
-        [{"params": ternarizer.latents, "lr": lr}, {"params": ternarizer.centroids, "lr": lr2}]
+        [{"params": [ternarizer.latent], "lr": lr}, {"params": [ternarizer.centroids], "lr": lr2}]
     )
     reference = Tiny()
     layers = {name: reference.get_parameter(name) for name in ternarizer.names}
@@ -271,7 +262,7 @@ def test_twenty_steps_against_loops(grouping):
 
 def train(network, ternarizer, steps):
     optimizer = torch.optim.Adam(
-        [*ternarizer.latents, *ternarizer.centroids, *network.c.parameters()], lr=1e-2
+        [ternarizer.latent, ternarizer.centroids, *network.c.parameters()], lr=1e-2
     )
     for i in range(steps):
         backward(network, *batch(i))
@@ -288,15 +279,15 @@ def test_a_network_stays_ordinary_with_three_values_per_layer():
         assert len(network.get_parameter(name).unique()) <= 3
 
 
-def test_frozen_codes_never_change_while_centroids_do(grouping):
+def test_frozen_codes_never_change_while_centroids_do():
     network, ternarizer = tiny()
     train(network, ternarizer, 3)
     ternarizer.freeze()
     codes, centroids = codes_of(ternarizer), centroids_of(ternarizer)
-    latents = [w.detach().clone() for w in ternarizer.latents]
+    latent = ternarizer.latent.detach().clone()
     train(network, ternarizer, 10)
     assert codes_of(ternarizer) == codes
-    assert all(map(torch.equal, latents, ternarizer.latents))
+    assert torch.equal(ternarizer.latent, latent)
     assert not torch.equal(centroids_of(ternarizer), centroids)
     assert [w.flatten().sign().int().tolist() for w in ternarizer.weights] == codes
 
@@ -306,7 +297,7 @@ def test_pruning_keeps_the_latent_values_of_survivors():
     backward(network, *batch())
     ternarizer.prepare_step()
     flat = torch.cat([w.grad.flatten() for w in ternarizer.weights])
-    assert torch.equal(ternarizer.latents[0].grad, flat)  # factor 1, zeroed weights too
+    assert torch.equal(ternarizer.latent.grad.flatten(), flat)  # factor 1, zeroed weights too
     train(network, ternarizer, 10)
     for layer, weight in zip(ternarizer.state_dict().values(), ternarizer.weights, strict=True):
         kept = layer["codes"] != 0
@@ -343,7 +334,7 @@ def test_kmeans_finds_the_means_of_its_clusters():
         assert w[w <= w_n / 2].mean().item() == pytest.approx(w_n)
 
 
-def test_state_restores_the_ternarizer(grouping):
+def test_state_restores_the_ternarizer():
     network, ternarizer = tiny()
     train(network, ternarizer, 4)
     other_network, other = tiny()
@@ -352,8 +343,9 @@ def test_state_restores_the_ternarizer(grouping):
     for n, t in ((network, ternarizer), (other_network, other)):
         train(n, t, 3)
     assert codes_of(ternarizer) == codes_of(other)
-    for pair in ("latents", "centroids", "weights"):
-        assert all(map(torch.equal, getattr(ternarizer, pair), getattr(other, pair)))
+    assert torch.equal(ternarizer.latent, other.latent)
+    assert torch.equal(ternarizer.centroids, other.centroids)
+    assert all(map(torch.equal, ternarizer.weights, other.weights))
 
 
 def cheapest_level(w, table, chances, lam):
@@ -384,10 +376,9 @@ def test_three_levels_of_many_are_the_ternary_case():
     general = networks[1][1]
     for name, weight in zip(general.names, general.weights, strict=True):
         weight.data = Tiny().get_parameter(name).data.clone()
-    general.groups = [MultiLevelGroup(general.weights, levels=3)]
-    general.latents = [group.latent for group in general.groups]
-    general.centroids = [group.centroids for group in general.groups]
-    general.groups[0].centroids.data.mul_(0.5)
+    general.layers = MultiLevelLayers(general.weights, levels=3)
+    general.latent, general.centroids = general.layers.latent, general.layers.centroids
+    general.centroids.data.mul_(0.5)
     general.finish_step()
     for network, ternarizer in networks:
         train(network, ternarizer, 20)
