@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data.errors import UserError
 from data.load import find_dataset
-from model_compound_scaling import cli
+from model_compound_scaling import cli, opening
 from model_compound_scaling.registry import (
     REGISTRY,
     THESIS_SCALING,
@@ -111,9 +111,9 @@ def body(args: argparse.Namespace) -> None:
     config = cli.config(args, model=model)
     if args.start_epoch >= args.epochs:
         raise UserError(f"--start-epoch {args.start_epoch} is not before --epochs {args.epochs}")
-    device = cli.choose_device(args.cuda)
+    device = opening.choose_device(args.cuda)
     classes = find_dataset(args.dataset, args.image_size).classes
-    data = cli.open_data(args, spec=NetworkSpec(model, classes), recorded={}, device=device)
+    data = opening.open_data(args, spec=NetworkSpec(model, classes), recorded={}, device=device)
     points = scaling_points(
         model,
         num_classes=data.classes,
@@ -128,7 +128,7 @@ def body(args: argparse.Namespace) -> None:
             config=config | {"network": point.name},
             resume=args.resume,
             data=data,
-            recorded=cli.describe(data),
+            recorded=opening.describe(data),
             device=device,
         )
         for point in points

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from data.errors import UserError
-from model_compound_scaling import cli
+from model_compound_scaling import cli, opening
 from model_compound_scaling.registry import NetworkSpec, table_row
 from model_compound_scaling.runs import Log, copy_best, write_text
 from model_quantization.grid import grid_points, results, results_csv, results_table
@@ -206,13 +206,13 @@ def body(args: argparse.Namespace) -> None:
     check(args)
     points = grid_points(cli.config(args))
     cli.require_single(args.resume, points)
-    device = cli.choose_device(args.cuda)
-    checkpoint, spec = cli.open_checkpoint(
+    device = opening.choose_device(args.cuda)
+    checkpoint, spec = opening.open_checkpoint(
         args, name=args.model_dict, folder=SOURCES, flag="--model-dict"
     )
     if not args.dataset and "dataset" not in checkpoint.data:
         args.dataset = "CIFAR100"
-    data = cli.open_data(args, spec=spec, recorded=checkpoint.data, device=device)
+    data = opening.open_data(args, spec=spec, recorded=checkpoint.data, device=device)
     method = "ecp_" + "_".join(args.prune) if args.prune else "ec2t"
     method += f"_levels{args.levels}" if args.levels > 3 else ""
     runs = []
@@ -226,7 +226,7 @@ def body(args: argparse.Namespace) -> None:
             config=cli.config(args, model=spec.model, point=point.name),
             resume=args.resume,
             data=data,
-            recorded=cli.describe(data),
+            recorded=opening.describe(data),
             device=device,
             scoring_params=count_parameters(spec, data.image_size),
         )

@@ -17,7 +17,7 @@ from torch import nn
 
 from data import Data
 from data.errors import UserError
-from model_compound_scaling import cli
+from model_compound_scaling import cli, opening
 from model_compound_scaling.checkpoints import load_network
 from model_compound_scaling.registry import table_row
 from model_compound_scaling.training import Evaluation, evaluate
@@ -177,16 +177,16 @@ def body(args: argparse.Namespace) -> None:
     if args.pt_sparse and not args.save:
         raise UserError("--pt-sparse takes effect with --save: add it")
     torch.manual_seed(args.seed)
-    device = cli.choose_device(args.cuda)
-    checkpoint, spec = cli.open_checkpoint(
+    device = opening.choose_device(args.cuda)
+    checkpoint, spec = opening.open_checkpoint(
         args, name=args.t_model, folder=SOURCES, flag="--t-model"
     )
-    row, size = table_row(spec.model), cli.input_size(args, spec, checkpoint.data)
+    row, size = table_row(spec.model), opening.input_size(args, spec, checkpoint.data)
     network = load_network(checkpoint, spec).eval()
     pruned = prune_depthwise(network, args.prune_threshold)
     data = None
     if args.eval:
-        data = cli.open_data(
+        data = opening.open_data(
             args, spec=spec, recorded=checkpoint.data, device=device, splits=("val",)
         )
     result = score(

@@ -9,19 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-
-from data import DATASETS, Data, load_data
-from data.errors import DataError, UserError
-from data.load import find_dataset
-from model_compound_scaling.checkpoints import (
-    Checkpoint,
-    find_file,
-    network_spec,
-    read_checkpoint,
-)
+from data import DATASETS
+from data.errors import UserError
 from model_compound_scaling.efficientnet import ORIGINS
-from model_compound_scaling.registry import REGISTRY, NetworkSpec, canonical_name, table_row
+from model_compound_scaling.registry import REGISTRY
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -253,83 +244,3 @@ def require_single(resume: str, points: Sequence) -> None:
     """A checkpoint named by --resume belongs to one run only."""
     if resume not in ("auto", "none") and len(points) > 1:
         raise UserError(f"--resume {resume} belongs to one network, but the grid has {len(points)}")
-
-
-def choose_device(cuda: bool | None) -> torch.device:
-    """The GPU if there is one, unless told otherwise."""
-    if cuda and not torch.cuda.is_available():
-        raise UserError("--cuda: no usable GPU here; leave it out or pass --no-cuda")
-    return torch.device("cpu" if cuda is False or not torch.cuda.is_available() else "cuda")
-
-
-def open_checkpoint(
-    args: argparse.Namespace, *, name: str, folder: Path, flag: str
-) -> tuple[Checkpoint, NetworkSpec]:
-    """The checkpoint named on the command line and the network it holds."""
-    checkpoint = read_checkpoint(find_file(name, folder=folder, flag=flag))
-    spec = network_spec(
-        checkpoint,
-        model=args.model and canonical_name(args.model),
-        depth_width=args.dw_multps and tuple(m**args.phi for m in args.dw_multps),
-        num_classes=args.dataset and find_dataset(args.dataset, args.image_size or 1).classes,
-        origin=None if args.weights_origin == "auto" else args.weights_origin,
-    )
-    return checkpoint, spec
-
-
-def input_size(args: argparse.Namespace, spec: NetworkSpec, recorded: dict) -> int:
-    """Height and width of the input: the flag's, the checkpoint's, or what the network is for."""
-    return args.image_size or recorded.get("image_size") or table_row(spec.model).image_size
-
-
-def open_data(
-    args: argparse.Namespace,
-    *,
-    spec: NetworkSpec,
-    recorded: dict,
-    device: torch.device,
-    splits: tuple[str, ...] = ("train", "val"),
-) -> Data:
-    """The data set as flags say, then as the checkpoint recorded. Its classes must agree."""
-    name = args.dataset or recorded.get("dataset")
-    if name is None:
-        raise UserError("--dataset is needed: the checkpoint does not say what it was trained on")
-    row = table_row(spec.model)
-    training = {}
-    if "train" in splits:
-        training = {"augment": args.augment, "batch_size": args.batch_size}
-    data = load_data(
-        name,
-        data_path=args.data_path,
-        image_size=input_size(args, spec, recorded),
-        channels=row.channels,
-        normalize=args.normalize or _recorded_statistics(recorded) or "dataset",
-        eval_crop="full" if row.family == "efficientnet" else "standard",
-        val_batch_size=args.val_batch_size,
-        workers=args.workers,
-        seed=args.seed,
-        device=device,
-        splits=splits,
-        **training,
-    )
-    if spec.num_classes not in (None, data.classes):
-        raise DataError(
-            f"{name} has {data.classes} classes, the network {spec.num_classes}: "
-            "choose the --dataset or --data-path the network was trained on"
-        )
-    return data
-
-
-def _recorded_statistics(recorded: dict) -> tuple | None:
-    return (recorded["mean"], recorded["std"]) if "mean" in recorded else None
-
-
-def describe(data: Data) -> dict:
-    """What a checkpoint records of its data, so that later stages need no flags."""
-    return {
-        "dataset": data.name,
-        "image_size": data.image_size,
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "class_names": list(data.class_names),
-    }

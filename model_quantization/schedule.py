@@ -86,7 +86,7 @@ class Quantization:
 
     def prepare(self, epoch: int) -> dict:
         """Before an epoch: gamma for the goal, if there is one."""
-        if self.goal and self.phase == "ternary":
+        if self.goal and not self.ternarizer.frozen:
             solve_gamma(self.goal, self.ternarizer.set_gamma)
             if not self.goal.reached():
                 self.warn("out of reach, other --ini-c-divrs may help", [self.goal.name])
@@ -144,7 +144,8 @@ class Quantization:
         for layer, before, after in zip(layers, self.codes, codes, strict=True):
             layer["reassigned"] = float((before != after).double().mean())
         for ailment, suffers in AILMENTS.items():
-            self.warn(ailment, [layer["layer"] for layer in layers if suffers(layer)])
+            suffering = (layer["layer"] for layer in layers if suffers(layer))
+            self.warn(ailment, [name.removesuffix(".weight") for name in suffering])
         figures = {
             "zeros": self.ternarizer.zeros(),
             "scoring_params": self.scoring_params(self.network),
@@ -221,7 +222,7 @@ def quantize_point(
     if measure:
         job.log_accuracy(f"quantized, not trained ({ternarizer.zeros():.2f} % zeros)")
     epochs, total = config["epochs"], config["epochs"] + config["retrain_epochs"]
-    job.train("ternary", range(epochs))
+    job.train("pruning" if config["prune"] else "ternary", range(epochs))
     if total > epochs:
         if run.history and run.epochs_done <= epochs:
             job.load_best()
