@@ -110,7 +110,8 @@ class TernaryLayers:
         self.positive, self.negative = self.values > 0, self.values < 0
         present = self.extremes()
         self.centroids.copy_(torch.where(present > 0, present, self.centroids))
-        self.latent.copy_(self.values)
+        if self.prune:  # values come from the latents then; else these stay, to be looked at
+            self.latent.copy_(self.values)
         self.latent.grad = None
         self.lam.zero_()
         self.guarded.zero_()

@@ -120,7 +120,6 @@ class MultiLevelLayers(TernaryLayers):
                     codes[values == sign * value] = sign * (level + 1)
                     self.centroids[row + level, i] = value
         self.positive, self.negative = self.levels_of > 0, self.levels_of < 0
-        self.latent.copy_(self.values)
         self.latent.grad = None
         self.lam.zero_()
         self.guarded.zero_()

@@ -64,7 +64,7 @@ def _draw(epochs: list[dict], top1: list[float], latent: np.ndarray, path: Path)
     for key, colour in (("w_p", "tab:blue"), ("w_n", "tab:red")):
         left.axvline(last[key], color=colour, label=f"{key} {last[key]:.3g}")
         middle.plot(x, [layer[key] for layer in epochs], color=colour, marker=".", label=key)
-    left.set(title="latent weights and centroids", xlabel="weight", ylabel="count")
+    left.set(title="last latent weights, centroids", xlabel="weight", ylabel="count")
     middle.set(title="centroids", xlabel="epoch")
     right.plot(x, [100 * layer["zeros"] for layer in epochs], marker=".", label="zeros, %")
     right.plot(x, top1, marker=".", label="top-1 of the network, %")
@@ -72,9 +72,11 @@ def _draw(epochs: list[dict], top1: list[float], latent: np.ndarray, path: Path)
     bits = right.twinx()
     bits.plot(x, [layer["entropy"] for layer in epochs], "k.--", label="entropy, bit")
     bits.set(ylim=(0, 1.6), ylabel="bit per weight")
-    for axis in (left, middle, right):
-        axis.legend(fontsize="small", loc="upper left")
-    bits.legend(fontsize="small", loc="lower left")
+    for axis, place in ((left, "upper left"), (middle, "center left"), (right, "lower left")):
+        axis.legend(fontsize="small", loc=place)
+    bits.legend(fontsize="small", loc="lower right")
+    for axis in (middle, right):
+        axis.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(last["layer"])
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -100,6 +100,17 @@ def test_more_gamma_is_never_less_sparse():
     assert sum(zeros[0]) < sum(zeros[-1])
 
 
+def test_gamma_of_one_empties_one_side_only():
+    for layer in random_layers(20, seed=4):
+        if (layer > 0.15).sum() == 0 or (layer < -0.15).sum() == 0:
+            continue  # too few weights to have both sides to begin with
+        centroids = torch.full((2, 1), 0.12, dtype=torch.float64)
+        (below,), _ = assigned([layer], centroids, 0.999)
+        (above,), _ = assigned([layer], centroids, 1.001)
+        assert (below > 0).any() and (below < 0).any()
+        assert (above > 0).any() != (above < 0).any()
+
+
 def test_probabilities_sum_to_one_with_their_floor():
     counts = torch.tensor([[3.0, 0.0, 90.0, 0.0], [5.0, 0.0, 5.0, 10.0], [2.0, 7.0, 5.0, 0.0]])
     sizes = counts.sum(0)
@@ -151,15 +162,16 @@ def backward(network, x, y):
     return loss
 
 
-def test_centroid_gradients_against_finite_differences():
-    network, ternarizer = tiny()
+@pytest.mark.parametrize("settings", [{}, {"ttq_threshold": 0.3}, {"levels": 5}])
+def test_centroid_gradients_against_finite_differences(settings):
+    network, ternarizer = tiny(**settings)
     x, y = batch()
     backward(network, x, y)
     ternarizer.prepare_step()
     centroids = ternarizer.centroids
     gradient = centroids.grad.clone()
     ternarizer.frozen = True  # codes stay, only values follow the centroids
-    for side in range(2):
+    for side in range(len(centroids)):
         for layer in range(2):
             losses = []
             for shift in (1e-6, -1e-6):
@@ -173,8 +185,17 @@ def test_centroid_gradients_against_finite_differences():
 
 def test_latent_gradients_are_the_weights_times_their_centroid():
     network, ternarizer = tiny()
-    backward(network, *batch())
+    x, y = batch()
+    backward(network, x, y)
     ternarizer.prepare_step()
+    for weight in ternarizer.weights:  # first the network's own gradient
+        for i in range(0, weight.numel(), 5):
+            losses = []
+            for shift in (1e-6, -2e-6, 1e-6):
+                weight.data.view(-1)[i] += shift
+                losses.append(F.cross_entropy(network(x), y).item())
+            expected = (losses[0] - losses[1]) / 2e-6
+            assert weight.grad.view(-1)[i].item() == pytest.approx(expected, rel=1e-6, abs=1e-9)
     for layer, weight, gradient in zip(
         ternarizer.state_dict().values(),
         ternarizer.weights,
