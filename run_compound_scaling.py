@@ -39,7 +39,7 @@ def build_parser() -> cli.Parser:
     )
     network.add_argument(
         "--grid",
-        type=float,
+        type=cli.multiplier,
         nargs="+",
         metavar="D W",
         help="pairs of depth and width multipliers of a MicroNet, one after the other "
@@ -47,7 +47,7 @@ def build_parser() -> cli.Parser:
     )
     network.add_argument(
         "--phi",
-        type=float,
+        type=cli.finite,
         nargs="+",
         metavar="PHI",
         help="exponents of both multipliers, for MicroNets (default: 3.5)",

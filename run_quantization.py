@@ -40,6 +40,7 @@ def build_parser() -> cli.Parser:
     )
     what.add_argument(
         "--ternarize",
+        type=cli.regex,
         metavar="REGEX",
         help="ternarize the weights whose name matches (default: the convolutions inside the "
         "blocks; of EfficientNets expand, project and head; of other networks all but the first)",

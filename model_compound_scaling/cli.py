@@ -2,7 +2,9 @@
 
 import argparse
 import difflib
+import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -91,12 +93,37 @@ def non_negative(value: str) -> float:
     return number
 
 
+def finite(value: str) -> float:
+    """Any number but nan and infinity."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{value} is not a finite number")
+    return number
+
+
+def multiplier(value: str) -> float:
+    """A finite number above 0."""
+    number = finite(value)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"{value} is not above 0")
+    return number
+
+
 def percent(value: str) -> float:
     """A number from 0 to 100."""
     number = float(value)
     if not 0 <= number <= 100:
         raise argparse.ArgumentTypeError(f"{value} is not a percentage")
     return number
+
+
+def regex(value: str) -> str:
+    """A regular expression, as it was written."""
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{value!r} is no regular expression: {error}") from None
+    return value
 
 
 def boolean(value: str) -> bool:
@@ -186,14 +213,14 @@ def add_network_flags(parser: Parser) -> None:
     )
     group.add_argument(
         "--dw-multps",
-        type=float,
+        type=multiplier,
         nargs=2,
         metavar=("D", "W"),
         help="depth and width multiplier of a MicroNet (default: read off the tensors)",
     )
     group.add_argument(
         "--phi",
-        type=float,
+        type=finite,
         default=3.5,
         metavar="PHI",
         help="exponent of both multipliers; takes effect with --dw-multps",

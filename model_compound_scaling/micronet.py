@@ -9,6 +9,10 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.errors import UserError
+
+LARGEST_SCALE = 100  # times the baseline's depth or width
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -48,6 +52,11 @@ def round_channels(channels: float) -> int:
 def scaled_shape(model: str, *, depth: float, width: float) -> dict[str, list[int] | int | None]:
     """Blocks and channels of a baseline scaled by depth and width; arguments of `MicroNet`."""
     base = BASELINES[model]
+    if max(depth, width) > LARGEST_SCALE:
+        raise UserError(
+            f"depth x {depth:.4g} and width x {width:.4g} are no sensible network (largest "
+            f"{LARGEST_SCALE}): lower the multipliers or phi"
+        )
     return {
         # rounded first: 1.1 * 10 is 11.000000000000002 in floating point, which is 11 blocks
         "blocks": [math.ceil(round(depth * n, 9)) for n in base.blocks],

@@ -129,7 +129,14 @@ def default_spec(model: str, num_classes: int) -> NetworkSpec:
 
 def build(spec: NetworkSpec) -> nn.Module:
     """A freshly initialised network."""
-    network = table_row(spec.model).build(num_classes=spec.num_classes, **spec.arguments)
+    builder = table_row(spec.model).build
+    try:
+        network = builder(num_classes=spec.num_classes, **spec.arguments)
+    except Exception as error:
+        if spec.model in REGISTRY:
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"--model {spec.model} cannot be built: {reason}") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"--model {spec.model} returned a {type(network).__name__}, no nn.Module")
     return network
@@ -140,5 +147,5 @@ def expected_tensors(spec: NetworkSpec) -> dict[str, Tensor]:
     try:
         with torch.device("meta"):
             return build(spec).state_dict()
-    except (NotImplementedError, RuntimeError):  # constructors that look at values
+    except (UserError, NotImplementedError):  # constructors that look at values
         return build(spec).state_dict()

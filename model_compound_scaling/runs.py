@@ -8,10 +8,12 @@ import json
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 from data.errors import CheckpointError, DiskError, FolderInUse, UserError
 from model_compound_scaling.checkpoints import read_file, write_file
+from model_compound_scaling.registry import NetworkSpec
 
 # these change neither the result nor what the run means
 INCIDENTAL = {"workers", "val_batch_size", "resume", "output", "cuda", "data_path"}
@@ -45,14 +47,23 @@ class Run:
     """One training run in a folder of its own.
 
     `resume` is "auto" (continue this folder's run if it has the same configuration), "none"
-    (start over; an earlier run is kept under another name) or the path of a `last.pt`.
+    (start over; an earlier run is kept under another name) or the path of a `last.pt`; `spec` and
+    `phases` say what network and phases such a file must hold.
     """
 
-    def __init__(self, folder: Path, *, config: dict, resume: str = "auto") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        config: dict,
+        spec: NetworkSpec,
+        phases: tuple[str, ...],
+        resume: str = "auto",
+    ) -> None:
         self.folder = folder
         source = None if resume in ("auto", "none") else Path(resume)
-        if source and not source.is_file():
-            raise CheckpointError(f"--resume {source}: no such file")
+        if source:
+            _require_resumable(source, spec, phases)
         self._lock = _locked(folder)
         if resume == "auto" and (folder / "last.pt").exists():
             _require_same(folder, config)
@@ -111,8 +122,26 @@ def _differences(old: dict, new: dict) -> list[str]:
     return [f"{k} {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
 
 
+def _require_resumable(source: Path, spec: NetworkSpec, phases: tuple[str, ...]) -> None:
+    if not source.is_file() or not (source.parent / "best.pt").is_file():
+        raise CheckpointError(f"--resume {source}: no such file, or no best.pt beside it")
+    content = read_file(source)
+    if content.get("resume", {}).get("phase") not in phases:
+        raise CheckpointError(f"--resume {source} is no last.pt of this stage")
+    if content["network"] != asdict(spec):
+        raise CheckpointError(
+            f"--resume {source} holds another network than this run: {content['network']}"
+        )
+
+
 def _require_same(folder: Path, config: dict) -> None:
-    old = json.loads((folder / "config.json").read_text())
+    try:
+        old = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'} is missing or damaged ({error}): start over with "
+            "--no-resume (the old run is kept beside it)"
+        ) from None
     different = _differences(old, json.loads(json.dumps(config)))
     if different:
         raise UserError(

@@ -12,7 +12,9 @@ from model_compound_scaling.checkpoints import network_content
 from model_compound_scaling.micronet import scaled_shape
 from model_compound_scaling.registry import NetworkSpec, build, table_row
 from model_compound_scaling.runs import Run
-from model_compound_scaling.training import SCHEDULES, run_epochs
+from model_compound_scaling.training import SCHEDULES, require_fit, run_epochs
+
+PHASE = "training"
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,6 @@ def scaling_points(
         return [Point(model.replace(":", "-"), NetworkSpec(model, num_classes))]
     if len(grid) % 2:
         raise UserError(f"--grid takes pairs of depth and width, not {len(grid)} values")
-    if min(grid) <= 0:
-        raise UserError(f"--grid: multipliers are above 0, not {min(grid):g}")
     return [
         Point(
             f"{model}_d{depth:g}_w{width:g}_phi{phi:g}",
@@ -60,9 +60,11 @@ def train_point(
 
     `recorded` is what its checkpoints say about the data.
     """
-    run = Run(folder / point.name, config=config, resume=resume)
     torch.manual_seed(config["seed"])
-    network = build(point.spec).to(device)
+    network = build(point.spec)
+    require_fit(network, data)
+    network = network.to(device)
+    run = Run(folder / point.name, config=config, resume=resume, spec=point.spec, phases=(PHASE,))
     optimizer = torch.optim.SGD(
         network.parameters(),
         lr=config["lr"],
@@ -90,12 +92,12 @@ def train_point(
         optimizer.step()
 
     def content() -> dict:
-        resume = {"optimizer": optimizer.state_dict()}
+        resume = {"phase": PHASE, "optimizer": optimizer.state_dict()}
         return network_content(network, point.spec, recorded, resume=resume)
 
     run_epochs(
         run=run,
-        phase="training",
+        phase=PHASE,
         epochs=range(config["start_epoch"], config["epochs"]),
         seed=config["seed"],
         network=network,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data import Data
-from data.errors import NonFiniteLoss
+from data.errors import NonFiniteLoss, UserError
 from model_compound_scaling.runs import Run
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # (N, C, H, W) images, (N,) labels
@@ -49,6 +49,22 @@ def _hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     return (best == labels[:, None]).sum()
 
 
+def require_fit(network: nn.Module, data: Data) -> None:
+    """UserError unless the network, on the CPU, maps the data's images to one logit a class."""
+    image = torch.zeros(1, data.channels, data.image_size, data.image_size)
+    shown = f"images of {data.channels}x{data.image_size}x{data.image_size}"
+    was_training = network.training
+    try:
+        with torch.no_grad():
+            shape = tuple(network.eval()(image).shape)
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the network cannot take {shown} ({reason}): see --image-size") from None
+    network.train(was_training)
+    if shape != (1, data.classes):
+        raise UserError(f"the network maps {shown} to {shape}, not to {data.classes} classes")
+
+
 @torch.no_grad()
 def evaluate(network: nn.Module, batches: Batches, *, total: int | None = None) -> Evaluation:
     """Loss and accuracy over all batches, in evaluation mode; `total` is their number."""
@@ -71,7 +87,8 @@ def train_epoch(
     network.train()
     loss_sum, hits, samples = 0.0, 0, 0
     for images, labels in tqdm(batches, label, total, leave=False, disable=None):
-        logits = network(images)
+        output = network(images)
+        logits = output if isinstance(output, Tensor) else output[0]  # no auxiliary classifiers
         loss = F.cross_entropy(logits, labels)
         step(loss)
         # sums stay on the device, so that no step waits for it

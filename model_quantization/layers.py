@@ -52,7 +52,10 @@ def ternarized_names(network: nn.Module, *, family: str, pattern: str | None = N
     convolution but the first."""
     pattern = pattern or TERNARIZED.get(family)
     if pattern is None:
-        return [f"{name}.weight" for name, _ in _named(network, nn.Conv2d)][1:]
+        names = [f"{name}.weight" for name, _ in _named(network, nn.Conv2d)][1:]
+        if not names:
+            raise UserError("the network has no second convolution: say what with --ternarize")
+        return names
     layers = {f"{name}.weight" for name, _ in _named(network, nn.Conv2d, nn.Linear)}
     names = [n for n, _ in network.named_parameters() if n in layers and re.search(pattern, n)]
     if not names:

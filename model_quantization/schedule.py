@@ -15,7 +15,7 @@ from model_compound_scaling.checkpoints import (
 )
 from model_compound_scaling.registry import NetworkSpec, table_row
 from model_compound_scaling.runs import Run
-from model_compound_scaling.training import evaluate, run_epochs
+from model_compound_scaling.training import evaluate, require_fit, run_epochs
 from model_quantization.ec2t import MIN_CENTROID
 from model_quantization.goals import Goal, solve_gamma
 from model_quantization.grid import Point
@@ -187,10 +187,13 @@ def quantize_point(
     about the data; `scoring_params` counts a network. The result in `best.pt` is an ordinary
     network with ordinary keys.
     """
-    network = load_network(checkpoint, spec).to(device)
+    network = load_network(checkpoint, spec)
+    require_fit(network, data)
+    network = network.to(device)
     names = layer_names(network, family=table_row(spec.model).family, config=config)
     fixed = freeze_ternary(network) if config["prune"] else []
-    run = Run(folder, config=config, resume=resume)
+    first = "pruning" if config["prune"] else "ternary"
+    run = Run(folder, config=config, resume=resume, spec=spec, phases=(first, "frozen"))
     measure = config["eval"] and not run.history
     if measure:
         full = evaluate(network, data.val.epoch(0), total=len(data.val))
@@ -222,7 +225,7 @@ def quantize_point(
     if measure:
         job.log_accuracy(f"quantized, not trained ({ternarizer.zeros():.2f} % zeros)")
     epochs, total = config["epochs"], config["epochs"] + config["retrain_epochs"]
-    job.train("pruning" if config["prune"] else "ternary", range(epochs))
+    job.train(first, range(epochs))
     if total > epochs:
         if run.history and run.epochs_done <= epochs:
             job.load_best()

@@ -1,6 +1,7 @@
 """The three scripts as a user runs them, on a small folder of images, and a user's mistakes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -283,14 +284,30 @@ def test_resume_from_a_named_checkpoint(images, trained, tmp_path, capsys):
     last = run_folder(trained) / "last.pt"
     assert scale(images, tmp_path, "--epochs", "3", "--resume", str(last)) == 0
     assert f"resuming {last} after epoch 2" in capsys.readouterr().out
-    assert scale(images, tmp_path / "x", "--epochs", "3", "--resume", "nowhere.pt") == 5
+    for unfit in ("nowhere.pt", last.parent / "best.pt", trained / "best_model.pt"):
+        assert scale(images, tmp_path / "x", "--epochs", "3", "--resume", str(unfit)) == 5
+    larger = ["--grid", "0.1", "1", "--resume", str(last)]
+    assert scale(images, tmp_path / "x", "--epochs", "3", *larger) == 5
     assert not (tmp_path / "x").exists()
 
 
+def test_a_damaged_run_folder_is_refused_and_kept(images, trained, tmp_path, capsys):
+    folder = tmp_path / run_folder(trained).name
+    shutil.copytree(run_folder(trained), folder)
+    for name, content in (("last.pt", b"rubbish"), ("config.json", b"{")):
+        (folder / name).write_bytes(content)
+        assert scale(images, tmp_path, "--epochs", "2") == 5
+        captured = capsys.readouterr()
+        assert name in captured.err and captured.err.count("\n") == 1
+        assert (folder / name).read_bytes() == content
+
+
 def test_two_runs_do_not_share_a_folder(images, tmp_path, capsys):
+    from model_compound_scaling.registry import NetworkSpec
     from model_compound_scaling.runs import Run
 
-    run = Run(tmp_path / "cifar_micronet_d0.1_w0.5_phi1", config={})
+    folder = tmp_path / "cifar_micronet_d0.1_w0.5_phi1"
+    run = Run(folder, config={}, spec=NetworkSpec("lenet-5", 10), phases=())
     (run.folder / "config.json").unlink()
     assert scale(images, tmp_path, "--epochs", "1") == 3
     assert "used by another run" in capsys.readouterr().err
@@ -311,6 +328,11 @@ MISTAKES = [
     (SCALING, ["--epochs", "0"], 2, "--epochs"),
     (SCALING, ["--dataset", "Shapes", "--grid", "1.4", "1.2", "1.6"], 2, "--grid"),
     (SCALING, ["--dataset", "Shapes", "--model", "resnet20", "--phi", "2"], 2, "--phi"),
+    (SCALING, ["--phi", "nan"], 2, "--phi"),
+    (SCALING, ["--grid", "0", "1"], 2, "--grid"),
+    (SCALING, ["--dataset", "Shapes", "--grid", "100", "100"], 2, "phi"),
+    (SCALING, ["--dataset", "Shapes", "--model", "lenet-5", "--image-size", "32"], 2, "--image-size"),
+    (SCALING, ["--dataset", "Shapes", "--model", "torch.nn:Linear"], 2, "torch.nn:Linear"),
     (SCALING, ["--dataset", "ImageFolder", "--image-size", "32", "--data-path", "nowhere"], 4, "nowhere"),
     (SCALING, ["--dataset", "ImageNet", "--data-path", "{empty}"], 4, "train"),
     (QUANTIZATION, [], 2, "--model-dict"),
@@ -319,6 +341,7 @@ MISTAKES = [
     (QUANTIZATION, ["--model-dict", "{net}", "--dw-multps", "1.9", "1"], 5, "--dw-multps"),
     (QUANTIZATION, ["--model-dict", "{net}", "--dataset", "CIFAR100"], 5, "100"),
     (QUANTIZATION, ["--model-dict", "{net}", "--dataset", "Shapes"], 5, "2 classes"),
+    (QUANTIZATION, ["--model-dict", "{net}", "--ternarize", "("], 2, "--ternarize"),
     (QUANTIZATION, ["--model-dict", "{net}", "--method", "ttq", "--do-prune"], 2, "--method ttq"),
     (QUANTIZATION, ["--model-dict", "{net}", "--target-sparsity", "101"], 2, "--target-sparsity"),
     (SCORING, ["--t-model", "nowhere.pt"], 5, "nowhere.pt"),
