@@ -47,7 +47,7 @@ def build_parser() -> cli.Parser:
     )
     network.add_argument(
         "--phi",
-        type=cli.finite,
+        type=cli.exponent,
         nargs="+",
         metavar="PHI",
         help="exponents of both multipliers, for MicroNets (default: 3.5)",

@@ -58,7 +58,7 @@ def build_parser() -> cli.Parser:
             dest="prune",
             action="append_const",
             const=family,
-            help=f"entropy-constrained pruning of the {layers} layers",
+            help=f"prune the {layers} layers; alone, it implies --do-prune",
         )
     method = parser.add_argument_group("method")
     method.add_argument(
@@ -179,6 +179,8 @@ def check(args: argparse.Namespace) -> None:
     """UserError for flags that contradict each other."""
     if args.do_prune and not args.prune:
         args.prune = ["se", "fc"]
+    if args.epochs + args.retrain_epochs == 0:
+        raise UserError("--epochs and --retrain-epochs are both 0: nothing to do")
     has_goal = args.target_sparsity is not None or args.target_params is not None
     if args.method != "ec2t" and (has_goal or args.prune):
         raise UserError(f"--method {args.method} takes neither targets nor pruning: use ec2t")

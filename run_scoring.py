@@ -113,7 +113,7 @@ def add_output_flags(parser: cli.Parser) -> None:
 
 
 def build_parser() -> cli.Parser:
-    parser = cli.Parser(prog="run_scoring.py", description=__doc__)
+    parser = cli.Parser(prog="run_scoring.py", required="--t-model FILE", description=__doc__)
     what = parser.add_argument_group("what is scored")
     what.add_argument(
         "--t-model",
@@ -174,6 +174,9 @@ def outputs(args: argparse.Namespace, result: Score, content: dict) -> Files:
 def body(args: argparse.Namespace) -> None:
     if args.plot:
         plots.require_matplotlib()
+    named = [path.resolve() for path in (args.json, args.csv, args.plot) if path]
+    if len(set(named)) < len(named):
+        raise UserError("--json, --csv and --plot need different files")
     if args.pt_sparse and not args.save:
         raise UserError("--pt-sparse takes effect with --save: add it")
     torch.manual_seed(args.seed)
@@ -181,6 +184,8 @@ def body(args: argparse.Namespace) -> None:
     checkpoint, spec = opening.open_checkpoint(
         args, name=args.t_model, folder=SOURCES, flag="--t-model"
     )
+    if checkpoint.path.resolve() in named:
+        raise UserError(f"{checkpoint.path} is the checkpoint itself: name another output file")
     row, size = table_row(spec.model), opening.input_size(args, spec, checkpoint.data)
     network = load_network(checkpoint, spec).eval()
     pruned = prune_depthwise(network, args.prune_threshold)

@@ -7,7 +7,7 @@ Ours are plain dicts, so that they load with `weights_only=True`:
 import math
 import os
 import pickle
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -80,7 +80,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """A file of ours or a foreign state dict, raw or wrapped, with or without prefixes."""
     content = read_file(path)
     inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
-    state = {key: value for key, value in inner.items() if isinstance(value, Tensor)}
+    pairs = ((k, v) for k, v in inner.items() if isinstance(k, str) and isinstance(v, Tensor))
+    state = dict(pairs)
     if not state:
         raise CheckpointError(f"{path} holds no tensors")
     while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None):
@@ -90,11 +91,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
     )
     if broken:
         raise CheckpointError(f"{path}: {broken} holds NaN or infinite values")
-    network = content.get("network")
+    network, data = content.get("network"), content.get("data", {})
+    ours = isinstance(network, dict) and set(network) == {f.name for f in fields(NetworkSpec)}
+    if ours and not isinstance(data, dict):
+        raise CheckpointError(f"{path}: what it says about its data is damaged")
     return Checkpoint(
         path=path,
         state=efficientnet.to_torchvision_keys(state),
-        network=NetworkSpec(**network) if network else None,
+        network=NetworkSpec(**network) if ours else None,
         content=content,
         style=efficientnet.key_style(set(state)),
     )

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import math
 import os
 import re
 import signal
@@ -22,7 +21,8 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         default, text = action.default, (action.help or "").replace("%", "%%")
-        if default in (None, False, argparse.SUPPRESS) or not action.option_strings:
+        silent = default is None or default is False or default is argparse.SUPPRESS
+        if silent or not action.option_strings:
             return text
         if isinstance(default, Path):
             default = os.path.relpath(default)
@@ -78,34 +78,34 @@ def positive(value: str) -> int:
 
 
 def natural(value: str) -> int:
-    """An integer of at least 0."""
+    """An integer from 0 to 2^32 - 1."""
     number = int(value)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative")
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and {2**32 - 1}")
     return number
 
 
 def non_negative(value: str) -> float:
-    """A finite number of at least 0."""
+    """A number of at least 0 that single precision holds."""
     number = float(value)
-    if not 0 <= number < float("inf"):
+    if not 0 <= number < 1e38:
         raise argparse.ArgumentTypeError(f"{value} is not a number of at least 0")
     return number
 
 
-def finite(value: str) -> float:
-    """Any number but nan and infinity."""
+def multiplier(value: str) -> float:
+    """A number above 0, at most 100."""
     number = float(value)
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{value} is not a finite number")
+    if not 0 < number <= 100:
+        raise argparse.ArgumentTypeError(f"{value} is not above 0 and at most 100")
     return number
 
 
-def multiplier(value: str) -> float:
-    """A finite number above 0."""
-    number = finite(value)
-    if number <= 0:
-        raise argparse.ArgumentTypeError(f"{value} is not above 0")
+def exponent(value: str) -> float:
+    """A number from 0 to 100."""
+    number = float(value)
+    if not 0 <= number <= 100:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 100")
     return number
 
 
@@ -220,7 +220,7 @@ def add_network_flags(parser: Parser) -> None:
     )
     group.add_argument(
         "--phi",
-        type=finite,
+        type=exponent,
         default=3.5,
         metavar="PHI",
         help="exponent of both multipliers; takes effect with --dw-multps",

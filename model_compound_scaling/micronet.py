@@ -59,7 +59,7 @@ def scaled_shape(model: str, *, depth: float, width: float) -> dict[str, list[in
         )
     return {
         # rounded first: 1.1 * 10 is 11.000000000000002 in floating point, which is 11 blocks
-        "blocks": [math.ceil(round(depth * n, 9)) for n in base.blocks],
+        "blocks": [max(1, math.ceil(round(depth * n, 9))) for n in base.blocks],
         "channels": [round_channels(width * c) for c in base.channels],
         "stem": round_channels(width * base.stem),
         "head": base.head and round_channels(width * base.head),

@@ -108,8 +108,9 @@ def _builder(module: str, name: str) -> Callable[..., nn.Module]:
     try:
         builder = getattr(importlib.import_module(module), name)
         accepted = inspect.signature(builder).parameters.values()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"--model {module}:{name} is no importable function: {error}") from None
+    except Exception as error:  # importing runs the user's code, which may fail in any way
+        reason = " ".join(str(error).split())
+        raise UserError(f"--model {module}:{name} is no importable function: {reason}") from error
     if not any(p.name == "num_classes" or p.kind is p.VAR_KEYWORD for p in accepted):
         raise UserError(f"--model {module}:{name} must take num_classes=")
     return builder

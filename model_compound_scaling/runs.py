@@ -68,7 +68,7 @@ class Run:
         if resume == "auto" and (folder / "last.pt").exists():
             _require_same(folder, config)
             source = folder / "last.pt"
-        elif resume != "auto" and (folder / "last.pt").exists() and not _inside(source, folder):
+        elif _holds_results(folder) and not _inside(source, folder):
             _set_aside(folder)
             self._lock = _locked(folder)
         self.log = Log(folder)
@@ -136,8 +136,8 @@ def _require_resumable(source: Path, spec: NetworkSpec, phases: tuple[str, ...])
 
 def _require_same(folder: Path, config: dict) -> None:
     try:
-        old = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
+        old = dict(json.loads((folder / "config.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{folder / 'config.json'} is missing or damaged ({error}): start over with "
             "--no-resume (the old run is kept beside it)"
@@ -148,6 +148,10 @@ def _require_same(folder: Path, config: dict) -> None:
             f"{folder} holds a run of another configuration ({', '.join(different)}): choose "
             "another --output, or start over with --no-resume (the old run is kept beside it)"
         )
+
+
+def _holds_results(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("last.pt", "best.pt"))
 
 
 def _inside(path: Path | None, folder: Path) -> bool:

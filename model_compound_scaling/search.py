@@ -33,7 +33,7 @@ def scaling_points(
         return [Point(model.replace(":", "-"), NetworkSpec(model, num_classes))]
     if len(grid) % 2:
         raise UserError(f"--grid takes pairs of depth and width, not {len(grid)} values")
-    return [
+    points = [
         Point(
             f"{model}_d{depth:g}_w{width:g}_phi{phi:g}",
             NetworkSpec(
@@ -43,6 +43,9 @@ def scaling_points(
         for phi in phis
         for depth, width in zip(grid[::2], grid[1::2], strict=True)
     ]
+    if len({point.name for point in points}) < len(points):
+        raise UserError("--grid and --phi name the same network twice")
+    return points
 
 
 def train_point(

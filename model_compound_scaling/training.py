@@ -57,7 +57,7 @@ def require_fit(network: nn.Module, data: Data) -> None:
     try:
         with torch.no_grad():
             shape = tuple(network.eval()(image).shape)
-    except (RuntimeError, ValueError, IndexError) as error:
+    except Exception as error:  # a network from elsewhere may fail in any way
         reason = str(error).partition("\n")[0]
         raise UserError(f"the network cannot take {shown} ({reason}): see --image-size") from None
     network.train(was_training)

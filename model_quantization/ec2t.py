@@ -51,9 +51,15 @@ class TernaryLayers:
         high, low = (self.segments.reduce(self.values, how) for how in ("max", "min"))
         return torch.stack([high, -low])
 
+    def gradient(self) -> Tensor:
+        """Of the network's weights: (R, width); zero for a layer that the loss does not reach."""
+        return self.segments.join(
+            torch.zeros_like(w) if w.grad is None else w.grad for w in self.weights
+        )
+
     def set_gradients(self, *, frozen: bool) -> None:
         """Gradients of latents and centroids from those of the network's weights."""
-        gradient = self.segments.join(w.grad for w in self.weights)
+        gradient = self.gradient()
         if self.prune:
             self.latent.grad = gradient  # factor 1 everywhere
             return

@@ -41,7 +41,7 @@ class MultiLevelLayers(TernaryLayers):
     def set_gradients(self, *, frozen: bool) -> None:
         """A centroid's gradient is its cluster's sum, with the sign of its side; a latent weight's
         is multiplied by |centroid|, by 1 in the zero cluster."""
-        gradient = self.segments.join(w.grad for w in self.weights)
+        gradient = self.gradient()
         self.centroids.grad = torch.stack(
             [
                 code.sign() * self.segments.reduce(gradient * (self.levels_of == code), "sum")

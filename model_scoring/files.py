@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.errors import CheckpointError, DiskError
+from data.errors import CheckpointError, DiskError, UserError
 from model_scoring.records import Record
 from model_scoring.weights import ternary_values
 
@@ -17,14 +17,22 @@ Files = dict[Path, bytes]
 
 
 def write_all(files: Files) -> None:
-    """Write every file or, if one cannot be, none."""
-    temporaries = {path: path.with_name(f".{path.name}.tmp") for path in files}
+    """Write every file or, if one cannot be, none. Links are followed, devices and pipes written
+    to."""
+    folder = next((path for path in files if path.is_dir()), None)
+    if folder:
+        raise UserError(f"{folder} is a folder: name a file in it")
+    special = {path: files[path] for path in files if path.exists() and not path.is_file()}
+    regular = {path.resolve(): files[path] for path in files if path not in special}
+    temporaries = {path: path.with_name(f".{path.name}.tmp") for path in regular}
     try:
-        for path, content in files.items():
+        for path, content in regular.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             temporaries[path].write_bytes(content)
         for path, temporary in temporaries.items():
             temporary.replace(path)
+        for path, content in special.items():
+            path.write_bytes(content)
     except OSError as error:
         for temporary in temporaries.values():
             with suppress(OSError):
