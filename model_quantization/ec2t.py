@@ -96,8 +96,7 @@ class TernaryLayers:
 
     def reassign_ttq(self, threshold: float) -> None:
         """Trained ternary quantization (Zhu et al. 2017): a side iff |W| > threshold max|W|."""
-        stats = statistics(self.latent, self.segments)
-        limit = threshold * torch.maximum(stats.high, -stats.low)
+        limit = threshold * self.segments.reduce(self.latent.abs(), "max")
         self.positive, self.negative = assign(
             self.latent, torch.stack([limit, limit]), self.segments
         )
