@@ -151,12 +151,12 @@ def add_data_flags(parser: Parser, *, training: bool, default: str) -> None:
         "--image-size",
         type=positive,
         metavar="S",
-        help="height and width of the input (default: the checkpoint's or data set's)",
+        help="height and width of the input (default: that of a checkpoint, else the data set's or network's)",
     )
     group.add_argument(
         "--normalize",
         choices=("dataset", "imagenet", "none"),
-        help="mean and deviation of the input (default: the checkpoint's, else the data set's)",
+        help="mean and deviation of the input (default: that of a checkpoint, else the data set's)",
     )
     if training:
         group.add_argument(
