@@ -151,7 +151,8 @@ def add_data_flags(parser: Parser, *, training: bool, default: str) -> None:
         "--image-size",
         type=positive,
         metavar="S",
-        help="height and width of the input (default: that of a checkpoint, else the data set's or network's)",
+        help="height and width of the input (default: that of a checkpoint, else the data set's "
+        "or network's)",
     )
     group.add_argument(
         "--normalize",
