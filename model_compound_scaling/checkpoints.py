@@ -120,7 +120,11 @@ def write_file(content: dict, path: Path) -> None:
 
 def network_content(network: nn.Module, spec: NetworkSpec, data: dict, **more: object) -> dict:
     """Content of a checkpoint of ours: the network, its description, and anything else."""
-    state = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
+    layout = torch.contiguous_format  # not channels_last, which training may use
+    state = {
+        key: value.detach().cpu().clone(memory_format=layout)
+        for key, value in network.state_dict().items()
+    }
     return {"network": asdict(spec), "data": data, "state_dict": state, **more}
 
 
