@@ -228,7 +228,8 @@ def _commit(path: Path) -> None:
                     os.replace(_kept(file), file)
         raise
     for file in had:
-        _remove(_kept(file))
+        with suppress(OSError):  # the save is done; the next one tries again
+            os.unlink(_kept(file))
 
 
 def _kept(path: Path) -> Path:
