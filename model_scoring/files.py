@@ -90,5 +90,5 @@ def load_layer(path: Path) -> Tensor:
         with np.load(path) as packed:
             return unpack(dict(packed))
     except Exception as error:  # damaged files fail in many ways
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0][:120]
         raise CheckpointError(f"{path} is no saved layer: {reason}") from None
