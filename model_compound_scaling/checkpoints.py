@@ -5,16 +5,14 @@ Ours are plain dicts, so that they load with `weights_only=True`:
 """
 
 import math
-import os
-import pickle
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from data.errors import CheckpointError, DiskError, UserError
+from data.errors import CheckpointError, UserError
 from model_compound_scaling import efficientnet
+from model_compound_scaling.descriptions import check_description, runs_foreign_code
 from model_compound_scaling.micronet import BASELINES, round_channels, scaled_shape
 from model_compound_scaling.registry import (
     REGISTRY,
@@ -24,7 +22,9 @@ from model_compound_scaling.registry import (
     expected_tensors,
     table_row,
 )
+from model_compound_scaling.storage import read_file, write_file
 
+__all__ = ["read_file", "write_file"]  # whoever reads and writes checkpoints imports them here
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.")
 
@@ -51,29 +51,11 @@ def find_file(name: str, *, folder: Path, flag: str) -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    found = sorted(p.name for p in folder.glob("*") if p.is_file() and p.name != ".gitkeep")
+    found = sorted(
+        file.name for file in folder.glob("[!.]*") if file.is_file() and file.suffix != ".manifest"
+    )
     listing = ", ".join(found) if found else "no files"
     raise CheckpointError(f"{flag} {name}: no such file; {folder} holds {listing}")
-
-
-def read_file(path: Path) -> dict:
-    """Content of a `.pt` file on the CPU. Only tensors and plain values are ever unpickled."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    # the unpickler stumbles over damaged files in many ways: IndexError, KeyError, EOFError, ...
-    except Exception as error:
-        if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower():
-            raise CheckpointError(
-                f"{path} holds Python objects, which may run code when loaded; "
-                "save its state_dict() instead"
-            ) from None
-        reason = str(error).partition("\n")[0][:120]
-        raise CheckpointError(
-            f"{path} cannot be read: damaged or no checkpoint ({reason})"
-        ) from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
-    return content
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -93,8 +75,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: {broken} holds NaN or infinite values")
     network, data = content.get("network"), content.get("data", {})
     ours = isinstance(network, dict) and set(network) == {f.name for f in fields(NetworkSpec)}
-    if ours and not isinstance(data, dict):
-        raise CheckpointError(f"{path}: what it says about its data is damaged")
+    if ours:
+        check_description(path, network=network, data=data, state=state)
     return Checkpoint(
         path=path,
         state=efficientnet.to_torchvision_keys(state),
@@ -102,20 +84,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
         content=content,
         style=efficientnet.key_style(set(state)),
     )
-
-
-def write_file(content: dict, path: Path) -> None:
-    """Save so that a reader finds either the old file or the whole new one, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise DiskError(f"cannot write {path}: {error}") from None
 
 
 def network_content(network: nn.Module, spec: NetworkSpec, data: dict, **more: object) -> dict:
@@ -212,6 +180,11 @@ def network_spec(
     and the flags that would fit.
     """
     found = checkpoint.network or recognise(checkpoint, origin=origin)
+    if model is None and found and runs_foreign_code(found.model):
+        raise CheckpointError(
+            f"{checkpoint.path} says its network is built by {found.model}, which would run code "
+            f"that the file chose: confirm with --model {found.model}"
+        )
     spec = found if model in (None, found and found.model) else None
     if spec is None and model is None:
         raise CheckpointError(
