@@ -8,6 +8,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from data.errors import CheckpointError, UserError

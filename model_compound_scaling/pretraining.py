@@ -118,5 +118,5 @@ def train_point(
         evaluated=best,
         interval=interval,
     )
-    run.require_saved()
+    run.close()
     return run

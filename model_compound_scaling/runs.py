@@ -164,6 +164,8 @@ class Run(History):
             _set_aside(folder)
             self._lock = hold_folder(folder)
         state, source, lines = found or ({}, None, [])
+        if self._lock.taken_from:
+            lines.append(f"taking over from a run that died: {self._lock.taken_from}")
         if source:
             different = _differences(state.get("config", self.config), self.config)
             if resume == "auto" and different and not override:
@@ -223,6 +225,12 @@ class Run(History):
         """DiskError if the last save failed."""
         if self.failure:
             raise self.failure
+
+    def close(self) -> None:
+        """Let others have the folder. DiskError if the last save failed."""
+        if distributed.is_main():
+            self._lock.release()
+        self.require_saved()
 
     def last_good(self) -> str:
         """Where the state before now is."""

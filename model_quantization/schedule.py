@@ -251,5 +251,5 @@ def quantize_point(
             job.load_best()
         ternarizer.freeze()
         job.train("frozen", range(epochs, total))
-    run.require_saved()
+    run.close()
     return run
