@@ -98,7 +98,7 @@ class FileLoader:
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         self.sampler.epoch, self.sampler.first = epoch, first
-        for batch, errors in self._decoded():
+        for batch, errors in self.loader:
             self.bad.add(errors)
             if batch is None:
                 raise DataError(f"no image of a batch can be read: {errors[0]}")
@@ -106,16 +106,18 @@ class FileLoader:
             images, labels = (x.to(self.device, non_blocking=True) for x in (images, labels))
             yield self.prepare(to_channels(images, self.channels), epoch, index), labels
 
-    def _decoded(self) -> Iterator[Collated]:
-        try:
-            yield from self.loader
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DataError(
-                "a process that reads images was killed, perhaps for want of memory: start again "
-                "to go on, with fewer --workers if it happens again"
-            ) from error
+
+def worker_death(error: RuntimeError) -> DataError | None:
+    """What torch's message about a killed worker process means; None for any other error.
+
+    Torch raises it wherever the main process happens to be.
+    """
+    if "DataLoader worker" not in str(error):
+        return None
+    return DataError(
+        "a process that reads images was killed, perhaps for want of memory: start again to go on, "
+        "with fewer --workers if it happens again"
+    )
 
 
 def train_transform(size: int) -> Transform:

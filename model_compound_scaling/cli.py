@@ -14,6 +14,7 @@ import torch
 
 from data import DATASETS
 from data.errors import UserError
+from data.streaming import worker_death
 from model_compound_scaling import distributed, interruption
 from model_compound_scaling.devices import choose_device, make_deterministic, unused_gpus
 from model_compound_scaling.efficientnet import ORIGINS
@@ -67,6 +68,12 @@ def run(body: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequen
     except UserError as error:
         say(f"{parser.prog}: error: {error}")
         return error.exit_code
+    except RuntimeError as error:
+        death = worker_death(error)
+        if death is None:
+            raise
+        say(f"{parser.prog}: error: {death}")
+        return death.exit_code
     except interruption.Stopped as stop:
         if distributed.is_main():  # all processes stop, and for the same reason
             print(f"{parser.prog}: {stop}", file=sys.stderr)

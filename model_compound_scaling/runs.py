@@ -131,7 +131,8 @@ class Run(History):
         resume: str = "auto",
         override: bool = False,
     ) -> None:
-        self.config, self.failure = json.loads(json.dumps(config)), None
+        self.config = json.loads(json.dumps(config))
+        self.failures: dict[str, DiskError] = {}  # of the files whose last save failed
         self.log = Log(folder)
 
         def opened() -> tuple[dict, list[str]]:
@@ -174,7 +175,7 @@ class Run(History):
                 lines.append(f"going on with another configuration: {', '.join(different)}")
             lines.append(f"resuming {source} {_position(state)}")
             _restore_best(state, folder)
-        _write_history(folder, state.get("history", []))
+        _write_history(folder / "metrics.jsonl", state.get("history", []))
         text = json.dumps(self.config, indent=2, sort_keys=True) + "\n"
         write_text(folder / "config.json", text)
         return state, lines
@@ -198,7 +199,7 @@ class Run(History):
             ).hexdigest(),
             "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
         }
-        self._attempt(lambda: write_generation({**content, **resumable}, self.folder / "last.pt"))
+        self._attempt("last.pt", lambda path: write_generation({**content, **resumable}, path))
 
     def finish_epoch(self, figures: dict, content: dict) -> None:
         """Save `last.pt`, `best.pt` if this epoch is the best, and the figures."""
@@ -206,25 +207,27 @@ class Run(History):
         if self.best is figures:
             network = {key: value for key, value in content.items() if key != "resume"}
             self.best_network = {**network, "figures": figures}
-            self._attempt(lambda: write_file(self.best_network, self.folder / "best.pt"))
+            self._attempt("best.pt", lambda path: write_file(self.best_network, path))
         self.save(content)
-        self._attempt(lambda: _write_history(self.folder, self.epochs))
+        self._attempt("metrics.jsonl", lambda path: _write_history(path, self.epochs))
         self.log(_line(figures))
 
-    def _attempt(self, write: Callable[[], None]) -> None:
-        """Write in the first process; remember whether the last attempt of all failed."""
+    def _attempt(self, name: str, write: Callable[[Path], None]) -> None:
+        """Write a file of the folder; if that fails, say so, remember it, and go on."""
         if not distributed.is_main():
             return
         try:
-            write()
+            write(self.folder / name)
         except DiskError as error:
-            self.failure = error
+            self.failures[name] = error
             self.log(f"warning: {error}; what was there before is untouched, training goes on")
+        else:
+            self.failures.pop(name, None)
 
     def require_saved(self) -> None:
-        """DiskError if the last save failed."""
-        if self.failure:
-            raise self.failure
+        """DiskError if the last save of some file failed."""
+        for error in self.failures.values():
+            raise error
 
     def close(self) -> None:
         """Let others have the folder. DiskError if the last save failed."""
@@ -252,8 +255,8 @@ def _line(figures: dict) -> str:
     return "  ".join(f"{k} {v}" for k, v in shown.items() if not isinstance(v, list))
 
 
-def _write_history(folder: Path, epochs: list[dict]) -> None:
-    write_text(folder / "metrics.jsonl", "".join(json.dumps(figures) + "\n" for figures in epochs))
+def _write_history(path: Path, epochs: list[dict]) -> None:
+    write_text(path, "".join(json.dumps(figures) + "\n" for figures in epochs))
 
 
 def _differences(old: dict, new: dict) -> list[str]:
@@ -302,8 +305,13 @@ def _set_aside(folder: Path) -> None:
 
 def _restore_best(state: dict, folder: Path) -> None:
     """Bring best.pt to what the checkpoint knows: it may be of a later epoch, or damaged."""
-    if state.get("best"):
-        write_file(state["best"], folder / "best.pt")
+    best, path = state.get("best"), folder / "best.pt"
+    try:
+        known = read_file(path)["figures"] if path.exists() else None
+    except CheckpointError:
+        known = None
+    if best and known != best["figures"]:
+        write_file(best, path)
 
 
 def finished(folder: Path, *, config: dict, epochs: int) -> History | None:
