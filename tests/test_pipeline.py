@@ -71,7 +71,7 @@ def run_folder(output):
 
 def test_a_run_folder_holds_all_that_happened(trained):
     run = run_folder(trained)
-    names = {path.name for path in run.iterdir()} - {".lock"}
+    names = {path.name for path in run.iterdir() if path.suffix != ".manifest"} - {".lock"}
     assert names == {"config.json", "metrics.jsonl", "logfile.txt", "last.pt", "best.pt"}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
