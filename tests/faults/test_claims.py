@@ -54,6 +54,7 @@ CLAIMS = {
     ("tensor without storage", "torch.FloatTensor"): archive({"a": Call(torch.FloatTensor, HUGE)}),
     ("untyped storage", "not callable"): archive({"a": Call(torch.UntypedStorage, HUGE)}),
     ("a billion copies", "copied objects"): archive(copies()),
+    ("needless instruction", "instruction POP"): archive(b"\x80\x02}00}."),
     ("huge memo", "numbers more objects"): archive(b"\x80\x02}r\xff\xff\xff\xff."),
     ("huge string", "unicodestring4"): archive(b"\x80\x02X\xff\xff\xff\xffabc."),
     ("8-byte lengths", "bytearray8"): archive(b"\x80\x05\x96" + struct.pack("<q", HUGE) + b"."),
