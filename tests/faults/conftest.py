@@ -2,10 +2,14 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from data.errors import CheckpointError
+from model_compound_scaling.storage import previous_path, read_file
 
 
 @pytest.fixture(scope="session")
@@ -35,8 +39,21 @@ def number_of() -> Callable[[dict], int]:
     return number
 
 
+@pytest.fixture(scope="session")
+def numbers(number_of: Callable[[dict], int]) -> Callable[[Path], list[int | None]]:
+    """Path -> the numbers of its generations, newest first, None for one that is not good."""
+
+    def number(file: Path) -> int | None:
+        try:
+            return number_of(read_file(file))
+        except CheckpointError:
+            return None
+
+    return lambda path: [number(file) for file in (path, previous_path(path))]
+
+
 @pytest.fixture
-def fork() -> Callable[[Callable[[], None]], int]:
+def fork() -> Iterator[Callable[[Callable[[], None]], int]]:
     """Run a function in a child process; its id. Children left over are killed."""
     children = []
 
