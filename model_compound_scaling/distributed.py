@@ -4,7 +4,6 @@
 a single process.
 """
 
-import atexit
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -71,7 +70,6 @@ def start(device: torch.device) -> None:
     dist.init_process_group(
         backend, init_method=rendezvous(), rank=place.rank, world_size=place.size
     )
-    atexit.register(stop)
 
 
 def stop() -> None:
