@@ -1,13 +1,14 @@
 """Checkpoints: read any, recognise what network they hold, write ours.
 
 Ours are plain dicts, so that they load with `weights_only=True`:
-`{"network": {"model", "num_classes", "arguments"}, "data": {...}, "state_dict": {...}, ...}`.
+`{"network": {"model", "num_classes", "arguments"}, "data": {...}, "state_dict": {...}, ...}`,
+with "widths" in "network" if some layers are narrower than the arguments say.
 """
 
 import math
 import os
 import pickle
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from model_compound_scaling.registry import (
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.")
+FIELDS = {"model": str, "num_classes": int | None, "arguments": dict}  # of a described network
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if broken:
         raise CheckpointError(f"{path}: {broken} holds NaN or infinite values")
     network, data = content.get("network"), content.get("data", {})
-    ours = isinstance(network, dict) and set(network) == {f.name for f in fields(NetworkSpec)}
+    ours = isinstance(network, dict) and set(network) - {"widths"} == {*FIELDS}
     if ours and not isinstance(data, dict):
         raise CheckpointError(f"{path}: what it says about its data is damaged")
+    if ours and not all(isinstance(network[key], kinds) for key, kinds in FIELDS.items()):
+        raise CheckpointError(f"{path}: what it says about its network is damaged")
     return Checkpoint(
         path=path,
         state=efficientnet.to_torchvision_keys(state),
@@ -121,7 +125,7 @@ def write_file(content: dict, path: Path) -> None:
 def network_content(network: nn.Module, spec: NetworkSpec, data: dict, **more: object) -> dict:
     """Content of a checkpoint of ours: the network, its description, and anything else."""
     state = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
-    return {"network": asdict(spec), "data": data, "state_dict": state, **more}
+    return {"network": spec.content(), "data": data, "state_dict": state, **more}
 
 
 def mismatches(state: dict[str, Tensor], spec: NetworkSpec) -> list[str]:
@@ -182,7 +186,9 @@ def recognise(checkpoint: Checkpoint, *, origin: str | None = None) -> NetworkSp
 
 
 def fitting_flags(spec: NetworkSpec) -> str:
-    """The command-line flags that describe a network."""
+    """The command-line flags that describe a network, or that none do."""
+    if spec.widths:
+        return "what the file says: leave out --model and --dw-multps"
     if "blocks" not in spec.arguments:
         return f"--model {spec.model}"
     base = BASELINES[spec.model]

@@ -8,7 +8,6 @@ import json
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 from data.errors import CheckpointError, DiskError, FolderInUse, UserError
@@ -128,7 +127,7 @@ def _require_resumable(source: Path, spec: NetworkSpec, phases: tuple[str, ...])
     content = read_file(source)
     if content.get("resume", {}).get("phase") not in phases:
         raise CheckpointError(f"--resume {source} is no last.pt of this stage")
-    if content["network"] != asdict(spec):
+    if content["network"] != spec.content():
         raise CheckpointError(
             f"--resume {source} holds another network than this run: {content['network']}"
         )
