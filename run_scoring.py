@@ -19,15 +19,18 @@ from data import Data
 from data.errors import UserError
 from model_compound_scaling import cli, opening
 from model_compound_scaling.checkpoints import load_network
-from model_compound_scaling.registry import table_row
+from model_compound_scaling.registry import NetworkSpec, table_row
 from model_compound_scaling.training import Evaluation, evaluate
 from model_scoring import Settings, plots, report, score
-from model_scoring.files import Files, layer_files, write_all
+from model_scoring.comparison import comparison, latencies
+from model_scoring.files import Files, checkpoint_bytes, layer_files, write_all
 from model_scoring.precision import half_precision
 from model_scoring.scoring import Score, prune_depthwise, ternary_layers, warnings
+from model_scoring.thin import thin
 
 STAGE = Path(__file__).parent / "model_scoring"
 SOURCES, SAVED_LAYERS = STAGE / "trained_t_models", STAGE / "saved_layers"
+FILE_FLAGS = ("json", "csv", "plot", "thin")
 REFERENCES = {"ImageNet": "imagenet", "CIFAR10": "cifar", "CIFAR100": "cifar"}
 
 
@@ -112,6 +115,16 @@ def add_output_flags(parser: cli.Parser) -> None:
     )
 
 
+def add_network_file_flags(parser: cli.Parser) -> None:
+    group = parser.add_argument_group("the network in other forms")
+    group.add_argument(
+        "--thin",
+        type=Path,
+        metavar="FILE.pt",
+        help="write the network without its dead channels: a checkpoint for all stages",
+    )
+
+
 def build_parser() -> cli.Parser:
     parser = cli.Parser(prog="run_scoring.py", required="--t-model FILE", description=__doc__)
     what = parser.add_argument_group("what is scored")
@@ -129,6 +142,7 @@ def build_parser() -> cli.Parser:
     )
     add_counting_flags(parser)
     add_output_flags(parser)
+    add_network_file_flags(parser)
     cli.add_network_flags(parser)
     cli.add_data_flags(parser, training=False, default="what the checkpoint was trained on")
     cli.add_machine_flags(parser)
@@ -156,6 +170,25 @@ def measure(network: nn.Module, data: Data, *, device: torch.device, half: bool)
     return result
 
 
+def other_forms(
+    args: argparse.Namespace, network: nn.Module, spec: NetworkSpec, data: dict, before: Score
+) -> Files:
+    """The network in the forms the flags ask for; prints what thinning changed."""
+    files: Files = {}
+    row, shape = table_row(spec.model), before.shape
+    network = network.cpu()
+    if args.thin:
+        result = thin(network, shape)
+        counted = {"settings": before.settings, "reference": before.reference}
+        after = score(result.network, shape, family=row.family, **counted)
+        print()
+        print("\n".join(comparison(before, after, latencies([network, result.network], shape))))
+        if result.note:
+            print(f"all channels are kept: {result.note}")
+        files[args.thin] = checkpoint_bytes(result.network, spec, data)
+    return files
+
+
 def outputs(args: argparse.Namespace, result: Score, content: dict) -> Files:
     """Every file the flags ask for, complete before the first is written."""
     files: Files = {}
@@ -174,9 +207,10 @@ def outputs(args: argparse.Namespace, result: Score, content: dict) -> Files:
 def body(args: argparse.Namespace) -> None:
     if args.plot:
         plots.require_matplotlib()
-    named = [path.resolve() for path in (args.json, args.csv, args.plot) if path]
+    paths = [getattr(args, flag) for flag in FILE_FLAGS]
+    named = [path.resolve() for path in paths if path]
     if len(set(named)) < len(named):
-        raise UserError("--json, --csv and --plot need different files")
+        raise UserError(f"{', '.join(f'--{flag}' for flag in FILE_FLAGS)} need different files")
     if args.pt_sparse and not args.save:
         raise UserError("--pt-sparse takes effect with --save: add it")
     torch.manual_seed(args.seed)
@@ -218,7 +252,9 @@ def body(args: argparse.Namespace) -> None:
         rules=args.rules,
         top1=top1,
     )
+    recorded = opening.describe(data) if data else checkpoint.data
     files = outputs(args, result, content)
+    files |= other_forms(args, network, spec, {**recorded, "image_size": size}, result)
     write_all(files)
     for path in files:
         print(f"wrote {path}")

@@ -23,6 +23,7 @@ from model_compound_scaling.registry import (
     build,
     default_spec,
     expected_tensors,
+    skeleton,
     table_row,
 )
 
@@ -262,4 +263,23 @@ def load_network(checkpoint: Checkpoint, spec: NetworkSpec) -> nn.Module:
         network.load_state_dict({**counters, **checkpoint.state})
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint.path} does not fit {spec.model}: {error}") from None
+    if spec.widths:
+        _require_coherent(checkpoint, spec)
     return network
+
+
+def _require_coherent(checkpoint: Checkpoint, spec: NetworkSpec) -> None:
+    """CheckpointError if a narrowed network's layers do not take each other's channels."""
+    row, network = table_row(spec.model), skeleton(spec).eval()
+    size = checkpoint.data.get("image_size", row.image_size)
+    image = torch.zeros(1, row.channels, size, size, device=next(network.parameters()).device)
+    try:
+        with torch.no_grad():
+            network(image)
+    except NotImplementedError:  # an operation that needs values
+        return
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(
+            f"{checkpoint.path}: the widths it describes do not fit together ({reason})"
+        ) from None

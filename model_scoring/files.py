@@ -3,13 +3,17 @@
 import io
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.errors import CheckpointError, DiskError, UserError
+from model_compound_scaling.checkpoints import network_content
+from model_compound_scaling.registry import NetworkSpec, skeleton
+from model_compound_scaling.widths import describe
 from model_scoring.records import Record
 from model_scoring.weights import ternary_values
 
@@ -38,6 +42,15 @@ def write_all(files: Files) -> None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
         raise DiskError(f"cannot write {path}: {error.strerror}") from None
+
+
+def checkpoint_bytes(network: nn.Module, spec: NetworkSpec, data: dict) -> bytes:
+    """A checkpoint of ours of a network that may be narrower than `spec` says."""
+    full = skeleton(replace(spec, widths={}))
+    narrow = replace(spec, widths=describe(full, network))
+    buffer = io.BytesIO()
+    torch.save(network_content(network, narrow, data), buffer)
+    return buffer.getvalue()
 
 
 def pack(weight: Tensor) -> dict[str, np.ndarray]:
