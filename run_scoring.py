@@ -184,7 +184,7 @@ def other_forms(
         print()
         print("\n".join(comparison(before, after, latencies([network, result.network], shape))))
         if result.note:
-            print(f"all channels are kept: {result.note}")
+            print(f"unchanged: {result.note}")
         files[args.thin] = checkpoint_bytes(result.network, spec, data)
     return files
 

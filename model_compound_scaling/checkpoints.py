@@ -8,6 +8,7 @@ with "widths" in "network" if some layers are narrower than the arguments say.
 import math
 import os
 import pickle
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -258,9 +259,12 @@ def _require_fit(checkpoint: Checkpoint, spec: NetworkSpec, found: NetworkSpec |
 def load_network(checkpoint: Checkpoint, spec: NetworkSpec) -> nn.Module:
     """The network with the checkpoint's weights, on the CPU, in training mode."""
     network = build(spec)
-    counters = {k: v for k, v in network.state_dict().items() if k.endswith("batches_tracked")}
+    own = network.state_dict()
+    counters = {k: v for k, v in own.items() if k.endswith("batches_tracked")}
+    state = OrderedDict({**counters, **checkpoint.state})
+    state._metadata = own._metadata  # MNASNets refuse tensors without a version
     try:
-        network.load_state_dict({**counters, **checkpoint.state})
+        network.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint.path} does not fit {spec.model}: {error}") from None
     if spec.widths:
