@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 from test_data import unpack
+from torch import nn
 from torchvision.ops import SqueezeExcitation
 
 import run_scoring
