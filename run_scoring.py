@@ -21,7 +21,7 @@ from model_compound_scaling import cli, opening
 from model_compound_scaling.checkpoints import load_network
 from model_compound_scaling.registry import NetworkSpec, table_row
 from model_compound_scaling.training import Evaluation, evaluate
-from model_scoring import Settings, plots, report, score
+from model_scoring import Settings, onnx_export, plots, report, score
 from model_scoring.comparison import comparison, latencies
 from model_scoring.files import Files, checkpoint_bytes, layer_files, write_all
 from model_scoring.precision import half_precision
@@ -30,7 +30,7 @@ from model_scoring.thin import thin
 
 STAGE = Path(__file__).parent / "model_scoring"
 SOURCES, SAVED_LAYERS = STAGE / "trained_t_models", STAGE / "saved_layers"
-FILE_FLAGS = ("json", "csv", "plot", "thin")
+FILE_FLAGS = ("json", "csv", "plot", "thin", "onnx")
 REFERENCES = {"ImageNet": "imagenet", "CIFAR10": "cifar", "CIFAR100": "cifar"}
 
 
@@ -123,6 +123,21 @@ def add_network_file_flags(parser: cli.Parser) -> None:
         metavar="FILE.pt",
         help="write the network without its dead channels: a checkpoint for all stages",
     )
+    group.add_argument(
+        "--onnx",
+        type=Path,
+        metavar="FILE.onnx",
+        help="write the network (with --thin, the thin one) for other runtimes, ternary layers "
+        "as 2-bit codes; needs requirements-export.txt",
+    )
+    group.add_argument(
+        "--onnx-opset",
+        type=int,
+        default=25,
+        choices=onnx_export.OPSETS,
+        metavar="N",
+        help="13 to 25; codes take 2 bits in 25, 4 bits from 21 on, 8 bits below",
+    )
 
 
 def build_parser() -> cli.Parser:
@@ -186,6 +201,16 @@ def other_forms(
         if result.note:
             print(f"unchanged: {result.note}")
         files[args.thin] = checkpoint_bytes(result.network, spec, data)
+        network = result.network
+    if args.onnx:
+        properties = {"model": spec.model, "num_classes": spec.num_classes, **data}
+        exported = onnx_export.export(network, shape, opset=args.onnx_opset, properties=properties)
+        files[args.onnx] = exported.content
+        print(
+            f"ONNX opset {args.onnx_opset}: {len(exported.content):,} bytes, "
+            f"{exported.float_bytes:,} with plain float weights; logits differ from PyTorch's by "
+            f"{exported.difference:.1e} of the largest"
+        )
     return files
 
 
@@ -207,6 +232,8 @@ def outputs(args: argparse.Namespace, result: Score, content: dict) -> Files:
 def body(args: argparse.Namespace) -> None:
     if args.plot:
         plots.require_matplotlib()
+    if args.onnx:
+        onnx_export.require_packages()
     paths = [getattr(args, flag) for flag in FILE_FLAGS]
     named = [path.resolve() for path in paths if path]
     if len(set(named)) < len(named):
