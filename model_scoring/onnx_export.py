@@ -55,16 +55,19 @@ def require_packages() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' remarks on their own future."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without the exporters' remarks on their own future, and whole graphs on an error."""
+    sink, before = io.StringIO(), logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(sink),
+            contextlib.redirect_stderr(sink),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)
 
 
 def _present(network: nn.Module, image: Tensor, opset: int) -> "ModelProto":
@@ -122,8 +125,8 @@ def float_model(network: nn.Module, shape: tuple[int, int, int], opset: int) -> 
     found = next(o.version for o in model.opset_import if o.domain == "")
     if found != opset:
         raise UserError(f"--onnx-opset {opset}: this network can be written in {found} only")
-    for node in model.graph.node:  # where in the Python code it came from
-        del node.metadata_props[:]
+    for part in (model, model.graph, *model.graph.node):  # where in the code it came from
+        del part.metadata_props[:]
     del model.graph.value_info[:]
     model.ir_version = helper.find_min_ir_version_for(model.opset_import)
     return model
