@@ -216,6 +216,19 @@ class Follower(fx.Interpreter):
 
 Rule = Callable[[Follower, fx.Node, object], object]
 Rules = dict[object, Rule]
+Known = Activation | None
+Unary = Callable[[Follower, fx.Node, Tensor, Activation], Known]
+
+
+def unary(rule: Unary) -> Rule:
+    """A rule for operations whose only activation is their first argument."""
+
+    def checked(follower: Follower, node: fx.Node, result: object) -> Known:
+        x = follower.of(node.args[0]) if node.args else None
+        single = len(node.all_input_nodes) == 1 and isinstance(result, Tensor)
+        return rule(follower, node, result, x) if x and single else None
+
+    return checked
 
 
 def _flat(fact: object) -> Iterable[Activation | Size]:

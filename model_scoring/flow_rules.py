@@ -1,4 +1,4 @@
-"""What each operation does to the channels of its input; see flow."""
+"""What operations without weights do to the channels of their input; see flow."""
 
 import operator
 from collections.abc import Callable
@@ -10,101 +10,8 @@ from torchvision.models.shufflenetv2 import channel_shuffle
 from torchvision.ops import StochasticDepth
 from torchvision.ops.stochastic_depth import stochastic_depth
 
-from model_compound_scaling.efficientnet import SameConv2d
-from model_compound_scaling.resnet import OptionA
-from model_scoring.flow import NAN, Activation, Flow, Follower, Layer, Rule, Rules, Size
-from model_scoring.liveness import of_batchnorm, of_filters
-from model_scoring.weights import grouped
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-Known = Activation | None
-Unary = Callable[[Follower, fx.Node, Tensor, Activation], Known]
-
-
-def _unary(rule: Unary) -> Rule:
-    """A rule for operations whose only activation is their first argument."""
-
-    def checked(follower: Follower, node: fx.Node, result: object) -> Known:
-        x = follower.of(node.args[0]) if node.args else None
-        single = len(node.all_input_nodes) == 1 and isinstance(result, Tensor)
-        return rule(follower, node, result, x) if x and single else None
-
-    return checked
-
-
-def _next_batchnorm(follower: Follower, node: fx.Node) -> str | None:
-    """The BatchNorm that is alone in taking a layer's outputs."""
-    users = list(node.users)
-    if len(users) != 1 or users[0].args != (node,):
-        return None
-    norm = follower.layer(users[0])
-    return users[0].target if type(norm) in NORMS and norm.running_mean is not None else None
-
-
-def _read(
-    follower: Follower,
-    node: fx.Node,
-    result: Tensor,
-    x: Activation,
-    *,
-    groups: int = 1,
-    padded: bool = False,
-) -> Activation:
-    """A convolution or linear layer: new channels, or those of its input if channel by channel."""
-    layer = follower.layer(node)
-    weight = layer.weight.detach()
-    own = 1 < groups == len(x.labels) == len(weight)
-    labels = x.labels if own else follower.labels.new(len(weight))
-    if groups > 1 and not own:
-        follower.labels.balanced += [x.labels.reshape(groups, -1), labels.reshape(groups, -1)]
-    norm = _next_batchnorm(follower, node)
-    follower.layers.append(
-        Layer(node.target, layer, x.labels, labels, x.constants, not own, padded, norm)
-    )
-    counts = (grouped(weight, groups) != 0).sum(-1)
-    bias = None if layer.bias is None else layer.bias.detach()
-    constants = of_filters(weight, counts, bias, x.constants, padded=padded)
-    return follower.activation(result, labels, constants)
-
-
-def _convolution(follower: Follower, node: fx.Node, result: Tensor, x: Activation) -> Known:
-    conv = follower.layer(node)
-    if conv is None or result.dim() != 4:
-        return None
-    own_padding = type(conv) is SameConv2d or conv.padding == "same"
-    window = max(conv.kernel_size) > 1
-    padded = window if own_padding else conv.padding != "valid" and any(conv.padding)
-    # the other modes repeat what is there, and a constant repeated is the same constant
-    padded = padded and conv.padding_mode == "zeros"
-    return _read(follower, node, result, x, groups=conv.groups, padded=padded)
-
-
-def _linear(follower: Follower, node: fx.Node, result: Tensor, x: Activation) -> Known:
-    if follower.layer(node) is None or result.dim() != 2:  # else the channels come last
-        return None
-    return _read(follower, node, result, x)
-
-
-def _batchnorm(follower: Follower, node: fx.Node, result: Tensor, x: Activation) -> Known:
-    norm = follower.layer(node)
-    if norm is None:
-        return None
-    state = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
-    state = [None if t is None else t.detach() for t in state]
-    constants = of_batchnorm(x.constants, len(x.labels), state, norm.eps)
-    follower.layers.append(Layer(node.target, norm, x.labels, x.labels, x.constants, False))
-    return follower.activation(result, x.labels, constants)
-
-
-def _option_a(follower: Follower, node: fx.Node, result: Tensor, x: Activation) -> Known:
-    layer = follower.layer(node)
-    if layer is None:
-        return None
-    sides = [follower.labels.new(n) for n in (layer.before, layer.after)]
-    zeros = [torch.zeros(len(side), dtype=torch.float64) for side in sides]
-    labels = torch.cat([sides[0], x.labels, sides[1]])
-    follower.layers.append(Layer(node.target, layer, x.labels, labels, x.constants, False))
-    return follower.activation(result, labels, torch.cat([zeros[0], x.constants, zeros[1]]))
+from model_scoring.flow import NAN, Activation, Flow, Follower, Known, Rule, Rules, Size, unary
+from model_scoring.flow_layers import LAYERS
 
 
 def _same(follower: Follower, node: fx.Node, result: Tensor, x: Activation) -> Activation:
@@ -248,8 +155,9 @@ def _item(follower: Follower, node: fx.Node, result: object) -> object:
     if isinstance(fact, list) and isinstance(index, int):
         return fact[index]
     if isinstance(fact, Size):
-        counts = node.users and index % len(follower.env[source]) == 1
-        return None if counts or not isinstance(index, int) else ()
+        taken = [*range(len(follower.env[source]))][index]
+        channels = taken == 1 or (isinstance(taken, list) and 1 in taken)
+        return None if channels and node.users else ()
     if isinstance(fact, Activation) and isinstance(index, tuple):
         whole = slice(None)
         if index[:2] == (whole, whole) and all(isinstance(i, slice) for i in index):
@@ -289,23 +197,20 @@ COPIES = (
     nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d,
 )
 RULES: Rules = {
-    **dict.fromkeys((nn.Conv2d, SameConv2d), _unary(_convolution)),
-    nn.Linear: _unary(_linear),
-    **dict.fromkeys(NORMS, _unary(_batchnorm)),
-    OptionA: _unary(_option_a),
-    **dict.fromkeys(ACTIVATIONS, _unary(_elementwise)),
-    **dict.fromkeys(COPIES, _unary(_same)),
-    **dict.fromkeys((F.dropout, F.dropout2d, stochastic_depth), _unary(_no_dropout)),
-    **dict.fromkeys((nn.AvgPool2d, F.avg_pool2d), _unary(_average)),
-    **dict.fromkeys((torch.mean, "mean"), _unary(_mean)),
-    **dict.fromkeys((nn.Flatten, torch.flatten, "flatten"), _unary(_spread)),
+    **LAYERS,
+    **dict.fromkeys(ACTIVATIONS, unary(_elementwise)),
+    **dict.fromkeys(COPIES, unary(_same)),
+    **dict.fromkeys((F.dropout, F.dropout2d, stochastic_depth), unary(_no_dropout)),
+    **dict.fromkeys((nn.AvgPool2d, F.avg_pool2d), unary(_average)),
+    **dict.fromkeys((torch.mean, "mean"), unary(_mean)),
+    **dict.fromkeys((nn.Flatten, torch.flatten, "flatten"), unary(_spread)),
     **dict.fromkeys((torch.reshape, "view", "reshape"), _view),
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _binary(torch.add)),
     **dict.fromkeys((operator.sub, operator.isub, torch.sub, "sub"), _binary(torch.sub)),
     **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), _binary(torch.mul)),
     **dict.fromkeys((torch.cat, torch.concat), _concatenation),
     **dict.fromkeys((torch.chunk, "chunk"), _chunk),
-    channel_shuffle: _unary(_shuffle),
+    channel_shuffle: unary(_shuffle),
     operator.getitem: _item,
     "size": _size,
     getattr: _attribute,

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from test_data import unpack
 from torch import nn
+from torchvision.io import write_png
 from torchvision.ops import SqueezeExcitation
 
+import run_quantization
 import run_scoring
 from data import load_data
 from data.errors import CheckpointError
@@ -187,6 +189,22 @@ def test_residual_widths_stay_where_one_side_is_alive():
         network.a.weight[2] = 0
     found = thinned(network)
     assert (found.a.out_channels, found.b.in_channels, found.b.out_channels) == (5, 5, 5)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda s, x: s.f(F.adaptive_avg_pool2d(x, 4).view(x.size(0), -1)),
+        lambda s, x: s.f(torch.flatten(F.avg_pool2d(x, 2), 1)),
+        lambda s, x: s.f(F.max_pool2d(x, 2).reshape(x.shape[0], -1)) * x.shape[2:][0],
+    ],
+)
+def test_sizes_of_pixels_and_batches_read_no_channels(head):
+    layers = {"a": conv(3, 6), "f": nn.Linear(96, 5)}
+    network = randomize(Graph(lambda s, x: head(s, F.relu(s.a(x))), **layers))
+    with torch.no_grad():
+        network.a.weight[[0, 2]] = 0
+    assert thinned(network).f.in_features == 64
 
 
 def test_residual_channels_that_nothing_reads_go():
@@ -409,6 +427,17 @@ def test_strict_scoring_claims_what_the_thin_network_is():
     assert {r.weights.ternary for r in after.records if ".conv" in r.name} == {True}
 
 
+@pytest.mark.parametrize("model", ["cifar_micronet", "resnet20", "lenet-5", "resnet18"])
+def test_strict_scoring_never_asks_more_of_the_thin_network(model):
+    """Less where something is computed that nothing reads, which the rules do not look for."""
+    spec = next(spec for spec in FAMILIES if spec.model == model)
+    row, network = table_row(model), kill(build(spec))
+    shape = (row.channels, *[min(64, row.image_size)] * 2)
+    found = thinned(network, shape)
+    one, other = (score(n, shape, family=row.family).totals["strict"] for n in (network, found))
+    assert other.params < one.params and other.ops < one.ops
+
+
 def content_with(widths: object) -> dict:
     network, spec = build(NetworkSpec("resnet20", 10)), NetworkSpec("resnet20", 10)
     content = network_content(network, spec, {})
@@ -481,6 +510,44 @@ def test_the_command_line_writes_a_checkpoint_for_all_stages(checkpoint, tmp_pat
     found = read_checkpoint(target)
     assert found.data == {"dataset": "Shapes", "image_size": 32}
     assert network_spec(found, model="resnet20") == found.network
+
+
+@pytest.fixture
+def two_classes(tmp_path):
+    """A few random images."""
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            folder = tmp_path / "images" / split / label
+            folder.mkdir(parents=True)
+            for i in range(8):
+                pixels = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
+                write_png(pixels, str(folder / f"{i}.png"))
+    return tmp_path / "images"
+
+
+def test_a_thin_network_can_be_quantized_and_the_run_resumed(two_classes, tmp_path, capsys):
+    spec = NetworkSpec("cifar_micronet", 2, SMALL | {"head": None})
+    found = thin(kill(build(spec)), (3, 32, 32)).network
+    data = {"dataset": "ImageFolder", "image_size": 32}
+    (tmp_path / "thin.pt").write_bytes(checkpoint_bytes(found, spec, data))
+    flags = ["--model-dict", tmp_path / "thin.pt", "--data-path", two_classes, "--no-cuda"]
+    flags += [
+        "--epochs",
+        1,
+        "--retrain-epochs",
+        1,
+        "--batch-size",
+        8,
+        "--output",
+        tmp_path / "runs",
+    ]
+    assert run_quantization.main([str(f) for f in flags]) == 0
+    first = capsys.readouterr().out
+    assert run_quantization.main([str(f) for f in flags]) == 0
+    assert "resuming" in capsys.readouterr().out and "resuming" not in first
+    result = read_checkpoint(tmp_path / "runs" / "Ternary_best_acc.pt")
+    assert result.network.widths == read_checkpoint(tmp_path / "thin.pt").network.widths != {}
+    load_network(result, network_spec(result))
 
 
 def test_nothing_to_take_out_is_said(tmp_path, capsys):
