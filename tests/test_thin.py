@@ -25,6 +25,7 @@ from model_compound_scaling.registry import NetworkSpec, build, default_spec, ta
 from model_compound_scaling.resnet import OptionA
 from model_compound_scaling.widths import describe, narrowed
 from model_scoring import score
+from model_scoring import thin as thin_module
 from model_scoring.comparison import multiply_accumulates
 from model_scoring.files import checkpoint_bytes
 from model_scoring.thin import thin
@@ -41,6 +42,15 @@ class Graph(nn.Module):
 
     def forward(self, x):
         return self.function(self, x)
+
+
+GUARD = thin_module._same_function
+
+
+@pytest.fixture(autouse=True)
+def analysis_alone(monkeypatch):
+    """Without the comparison at the end of `thin`, which would hide its mistakes."""
+    monkeypatch.setattr(thin_module, "_same_function", lambda *_: True)
 
 
 def randomize(network: nn.Module, seed: int = 0) -> nn.Module:
@@ -322,6 +332,16 @@ def test_what_is_not_understood_is_kept(function):
         network.a.weight[[1, 4]] = 0
     found = thinned(network, (6, 8, 8))
     assert found.a.weight.shape[0] == 6
+
+
+def test_code_that_counts_on_widths_is_found_by_comparing(monkeypatch):
+    monkeypatch.setattr(thin_module, "_same_function", GUARD)
+    layers = {"a": conv(3, 6), "b": conv(6, 6)}
+    network = Graph(lambda s, x: s.b(F.relu(s.a(x)) * s.a.out_channels), **layers).eval()
+    with torch.no_grad():
+        network.a.weight[2] = 0
+    result = thin(network, (3, 8, 8))
+    assert result.network is network and "counts on the widths" in result.note
 
 
 @torch.no_grad()
