@@ -40,13 +40,19 @@ def _elementwise(follower: Follower, node: fx.Node, result: Tensor, x: Activatio
     return follower.activation(result, x.labels, constants)
 
 
+AVERAGE = {"kernel_size": 0, "stride": None, "padding": 0, "ceil_mode": False}
+AVERAGE |= {"count_include_pad": True, "divisor_override": None}
+
+
 def _average(follower: Follower, node: fx.Node, result: Tensor, x: Activation) -> Activation:
     """Average pooling; with zeros at the border only a 0 stays the same everywhere."""
     if node.op == "call_module":
         module = follower.network.get_submodule(node.target)
-        plain = not module.ceil_mode and module.padding in (0, (0, 0))
+        options = {name: getattr(module, name) for name in AVERAGE}
     else:
-        plain = len(node.args) <= 3 and node.kwargs.keys() <= {"kernel_size", "stride"}
+        options = AVERAGE | dict(zip(AVERAGE, node.args[1:], strict=False)) | node.kwargs
+    whole = options["padding"] in (0, (0, 0), [0, 0]) and not options["ceil_mode"]
+    plain = whole and options["divisor_override"] is None
     constants = x.constants if plain else torch.where(x.constants == 0, 0.0, NAN)
     return follower.activation(result, x.labels, constants)
 

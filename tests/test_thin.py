@@ -133,6 +133,32 @@ def test_a_constant_that_zero_padding_tells_from_the_border_stays():
     assert describe(network, thinned(network))["b"] == {"in_channels": 5}
 
 
+@pytest.mark.parametrize(
+    ("options", "narrow"),
+    [
+        ({}, True),
+        ({"padding": 1}, False),
+        ({"padding": 1, "count_include_pad": False}, False),  # exact, but not looked for
+        ({"divisor_override": 4}, False),
+    ],
+)
+def test_averages_that_depend_on_the_border_are_no_constant(options, narrow):
+    layers = {"a": conv(3, 6, bias=True), "b": conv(6, 5, 1), "pool": nn.AvgPool2d(3, 1, **options)}
+    for average in (lambda s, x: s.pool(x), lambda s, x: F.avg_pool2d(x, 3, 1, **options)):
+        network = randomize(Graph(lambda s, x, f=average: s.b(f(s, s.a(x))), **layers))
+        with torch.no_grad():
+            network.a.weight[2], network.a.bias[2] = 0, 0.5
+        assert bool(describe(network, thinned(network))) == narrow
+
+
+def test_a_layer_that_runs_twice_takes_no_constants():
+    layers = {"a": conv(3, 6, bias=True), "d": conv(3, 6, bias=True), "b": conv(6, 5, 1)}
+    network = randomize(Graph(lambda s, x: s.b(s.a(x)) + 2 * s.b(s.d(x)), **layers))
+    with torch.no_grad():
+        network.a.weight[2], network.d.weight[2] = 0, 0
+    assert not describe(network, thinned(network))
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("norm", [False, True])
 def test_a_constant_folds_where_nothing_is_padded(norm, bias):
@@ -316,8 +342,9 @@ def test_in_place_operations_change_what_others_read():
     [
         lambda s, x: s.b(F.relu(s.b(s.a(x)))),  # a layer that runs twice
         lambda s, x: s.b(F.relu(s.a(x)).view(-1, 3, 2, 8, 8).flatten(1, 2)),
-        lambda s, x: s.b(F.relu(y := s.a(x)) / y.size(1)),
-        lambda s, x: s.b(F.relu(y := s.a(x)) * (1 / y.shape[1])),
+        lambda s, x: s.b(F.relu(y := s.a(x))) / y.size(1),
+        lambda s, x: s.b(F.relu(y := s.a(x))) * y.shape[:2][1],
+        lambda s, x: s.b(F.relu(y := s.a(x))) + y.shape[1],
         lambda s, x: s.b(F.relu(s.a(x)).softmax(1)),
         lambda s, x: s.b(F.relu(s.a(x)).flip(1)),
         lambda s, x: s.b(F.relu(s.a(x)) if x.sum() > 0 else s.a(x)),
