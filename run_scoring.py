@@ -19,14 +19,13 @@ from data import Data
 from data.errors import UserError
 from model_compound_scaling import cli, opening
 from model_compound_scaling.checkpoints import load_network
-from model_compound_scaling.registry import NetworkSpec, table_row
+from model_compound_scaling.registry import table_row
 from model_compound_scaling.training import Evaluation, evaluate
 from model_scoring import Settings, onnx_export, plots, report, score
-from model_scoring.comparison import comparison, latencies
-from model_scoring.files import Files, checkpoint_bytes, layer_files, write_all
+from model_scoring.files import Files, layer_files, write_all
+from model_scoring.forms import other_forms
 from model_scoring.precision import half_precision
 from model_scoring.scoring import Score, prune_depthwise, ternary_layers, warnings
-from model_scoring.thin import thin
 
 STAGE = Path(__file__).parent / "model_scoring"
 SOURCES, SAVED_LAYERS = STAGE / "trained_t_models", STAGE / "saved_layers"
@@ -185,35 +184,6 @@ def measure(network: nn.Module, data: Data, *, device: torch.device, half: bool)
     return result
 
 
-def other_forms(
-    args: argparse.Namespace, network: nn.Module, spec: NetworkSpec, data: dict, before: Score
-) -> Files:
-    """The network in the forms the flags ask for; prints what thinning changed."""
-    files: Files = {}
-    row, shape = table_row(spec.model), before.shape
-    network = network.cpu()
-    if args.thin:
-        result = thin(network, shape)
-        counted = {"settings": before.settings, "reference": before.reference}
-        after = score(result.network, shape, family=row.family, **counted)
-        print()
-        print("\n".join(comparison(before, after, latencies([network, result.network], shape))))
-        if result.note:
-            print(f"unchanged: {result.note}")
-        files[args.thin] = checkpoint_bytes(result.network, spec, data)
-        network = result.network
-    if args.onnx:
-        properties = {"model": spec.model, "num_classes": spec.num_classes, **data}
-        exported = onnx_export.export(network, shape, opset=args.onnx_opset, properties=properties)
-        files[args.onnx] = exported.content
-        print(
-            f"ONNX opset {args.onnx_opset}: {len(exported.content):,} bytes, "
-            f"{exported.float_bytes:,} with plain float weights; logits differ from PyTorch's by "
-            f"{exported.difference:.1e} of the largest"
-        )
-    return files
-
-
 def outputs(args: argparse.Namespace, result: Score, content: dict) -> Files:
     """Every file the flags ask for, complete before the first is written."""
     files: Files = {}
@@ -281,8 +251,18 @@ def body(args: argparse.Namespace) -> None:
     )
     recorded = opening.describe(data) if data else checkpoint.data
     files = outputs(args, result, content)
-    files |= other_forms(args, network, spec, {**recorded, "image_size": size}, result)
-    write_all(files)
+    forms, lines = other_forms(
+        network,
+        spec,
+        {**recorded, "image_size": size},
+        result,
+        thin_path=args.thin,
+        onnx_path=args.onnx,
+        opset=args.onnx_opset,
+    )
+    for line in lines:
+        print(line)
+    write_all(files := files | forms)
     for path in files:
         print(f"wrote {path}")
 
