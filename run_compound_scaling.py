@@ -4,27 +4,50 @@
 Examples:
   python -u run_compound_scaling.py --dataset Shapes --grid 1 1 --phi 1 --epochs 10
   python -u run_compound_scaling.py --dataset CIFAR100 --grid 1.4 1.2 --phi 3.5 --epochs 250
+  python -u run_compound_scaling.py --dataset CIFAR100 --grid auto --phi 1.5 2 3 3.5 --dry-run
+  torchrun --nproc_per_node 4 run_compound_scaling.py --dataset CIFAR100 --target-accuracy 80
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import torch
+
+from data import Data
 from data.errors import UserError
 from data.load import find_dataset
-from model_compound_scaling import cli, opening
+from model_compound_scaling import cli, distributed, opening
+from model_compound_scaling.pretraining import require_memory, train_point
+from model_compound_scaling.recipes import DEFAULT_RECIPE, RECIPES, SCHEDULES
 from model_compound_scaling.registry import (
     REGISTRY,
     THESIS_SCALING,
     NetworkSpec,
+    Row,
     canonical_name,
     table_row,
 )
-from model_compound_scaling.runs import Log, copy_best
-from model_compound_scaling.search import results_table, scaling_points, train_point
-from model_compound_scaling.training import DEFAULT_RECIPE, RECIPES, SCHEDULES
+from model_compound_scaling.runs import History, Log, copy_best, finished, write_text
+from model_compound_scaling.search import (
+    Multipliers,
+    Point,
+    Search,
+    parse_grid,
+    possible_points,
+    rows,
+    scaled_point,
+    single_point,
+    to_csv,
+    to_text,
+)
+from model_compound_scaling.steps import AMP
+from model_compound_scaling.training import Interval
 
+TARGET_PHIS = [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
 OUTPUT = Path(__file__).parent / "model_compound_scaling" / "saved_models"
 
 
@@ -37,20 +60,47 @@ def build_parser() -> cli.Parser:
         help=f"one of {', '.join(REGISTRY)}, torchvision:NAME, or module:function (a builder that "
         "takes num_classes) (default: cifar_micronet, image_micronet or lenet-5, by the images)",
     )
-    network.add_argument(
+    search = parser.add_argument_group("search (MicroNets)")
+    search.add_argument(
         "--grid",
-        type=cli.multiplier,
+        type=cli.grid_value,
         nargs="+",
         metavar="D W",
-        help="pairs of depth and width multipliers of a MicroNet, one after the other "
+        help="pairs of depth and width multipliers, one after the other; auto: all with "
+        "d w^2 r^2 near 2. More than one pair are trained with phi 1, and the best goes on "
         "(default: 1.4 1.2)",
     )
-    network.add_argument(
+    search.add_argument(
         "--phi",
         type=cli.exponent,
         nargs="+",
         metavar="PHI",
-        help="exponents of both multipliers, for MicroNets (default: 3.5)",
+        help="exponents of the best pair's multipliers, 0 for the baseline (default: 3.5; with "
+        "--target-accuracy 1 1.5 2 2.5 3 3.5 4)",
+    )
+    search.add_argument(
+        "--scale-resolution",
+        action="store_true",
+        help="scale the images, too: --grid takes triples with the multiplier of the image size",
+    )
+    search.add_argument(
+        "--target-accuracy",
+        type=cli.percent,
+        metavar="A",
+        help="walk phi upward and stop at the first network with A percent top-1",
+    )
+    search.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only print the networks with their parameters, MACs and predicted cost",
+    )
+    search.add_argument(
+        "--shard",
+        type=cli.shard,
+        default="1/1",
+        metavar="I/N",
+        help="train each N-th network, from the I-th on; other machines train the others into "
+        "the same --output",
     )
     training = parser.add_argument_group("training (SGD with Nesterov momentum)")
     training.add_argument(
@@ -84,8 +134,49 @@ def build_parser() -> cli.Parser:
         help="learning rate: cosine to 0, or divided by 10 every 30 epochs "
         "(default: cosine, EfficientNet step)",
     )
+    training.add_argument(
+        "--warmup-epochs",
+        type=cli.natural,
+        default=0,
+        metavar="N",
+        help="epochs in which the learning rate rises to --lr",
+    )
+    training.add_argument(
+        "--label-smoothing",
+        type=cli.decay,
+        default=0.0,
+        metavar="X",
+        help="share of each label that goes to all classes alike",
+    )
+    training.add_argument(
+        "--ema",
+        type=cli.decay,
+        default=0.0,
+        metavar="DECAY",
+        help="evaluate and keep the exponential moving average of the weights, as 0.999; 0: off",
+    )
+    for name, what in (("mixup", "mix pairs of images"), ("cutmix", "paste a part of one another")):
+        training.add_argument(
+            f"--{name}",
+            type=cli.non_negative,
+            default=0.0,
+            metavar="ALPHA",
+            help=f"{what} with shares from Beta(ALPHA, ALPHA); 0: off",
+        )
+    training.add_argument(
+        "--amp",
+        choices=tuple(AMP),
+        default="off",
+        help="mixed precision; fp16 with a scaled loss",
+    )
+    training.add_argument(
+        "--channels-last", action="store_true", help="the memory format that tensor cores like"
+    )
+    training.add_argument(
+        "--compile", action="store_true", help="compile the network with torch.compile"
+    )
     cli.add_data_flags(parser, training=True, default="CIFAR100")
-    cli.add_machine_flags(parser)
+    cli.add_machine_flags(parser, training=True)
     cli.add_run_flags(parser, output=OUTPUT)
     return parser
 
@@ -98,45 +189,129 @@ def default_model(dataset: str, image_size: int | None) -> str:
     return "cifar_micronet" if (image_size or row.image_size) <= 64 else "image_micronet"
 
 
-def body(args: argparse.Namespace) -> None:
-    args.dataset = args.dataset or "CIFAR100"
-    model = canonical_name(args.model or default_model(args.dataset, args.image_size))
-    row = table_row(model)
-    if row.family != "micronet" and (args.grid or args.phi):
-        raise UserError(f"--grid and --phi scale MicroNets; {model} has one size")
+def check(args: argparse.Namespace, row: Row) -> None:
+    """UserError for flags that contradict each other; fills in the recipe's defaults."""
+    scaling = ("grid", "phi", "scale_resolution", "target_accuracy")
+    given = [f"--{name.replace('_', '-')}" for name in scaling if getattr(args, name)]
+    if row.family != "micronet" and given:
+        raise UserError(f"{given[0]} scales MicroNets; {args.model} has one size")
+    if "auto" in (args.grid or []) and len(args.grid) > 1:
+        raise UserError("--grid auto stands alone")
     recipe = RECIPES.get(row.family, DEFAULT_RECIPE)
     for name in ("epochs", "weight_decay", "schedule"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(recipe, name))
-    config = cli.config(args, model=model)
-    if args.start_epoch >= args.epochs:
-        raise UserError(f"--start-epoch {args.start_epoch} is not before --epochs {args.epochs}")
-    device = opening.choose_device(args.cuda)
-    classes = find_dataset(args.dataset, args.image_size).classes
-    data = opening.open_data(args, spec=NetworkSpec(model, classes), recorded={}, device=device)
-    points = scaling_points(
-        model,
-        num_classes=data.classes,
-        grid=args.grid or list(THESIS_SCALING[:2]),
-        phis=args.phi or [THESIS_SCALING[2]],
-    )
-    cli.require_single(args.resume, points)
-    runs = [
-        train_point(
+    for name in ("start_epoch", "warmup_epochs"):
+        if getattr(args, name) >= args.epochs:
+            flag = f"--{name.replace('_', '-')} {getattr(args, name)}"
+            raise UserError(f"{flag} is not below --epochs {args.epochs}")
+
+
+def scaling(args: argparse.Namespace) -> tuple[list[Multipliers], list[float]]:
+    """The grid and the exponents that the flags ask for."""
+    if table_row(args.model).family != "micronet":
+        return [(1.0, 1.0, 1.0)], [1.0]
+    default = [*THESIS_SCALING[:2], 1.0] if args.scale_resolution else list(THESIS_SCALING[:2])
+    values = "auto" if args.grid == ["auto"] else args.grid or default
+    phis = args.phi or (TARGET_PHIS if args.target_accuracy else [THESIS_SCALING[2]])
+    if len(set(phis)) < len(phis):
+        raise UserError("--phi names the same exponent twice")
+    return parse_grid(values, resolution=args.scale_resolution), phis
+
+
+class Trainer:
+    """Trains the points of a search in turn, as the flags say."""
+
+    def __init__(self, args: argparse.Namespace, *, device: torch.device, log: Log) -> None:
+        self.args, self.device, self.log = args, device, log
+        self.data: Data | None = None
+        first, count = map(int, args.shard.split("/"))
+        self.mine = itertools.cycle([i == first - 1 for i in range(count)])
+
+    def __call__(self, point: Point) -> History | None:
+        """The point's history; None if it is another machine's, which has not finished it."""
+        args, mine = self.args, next(self.mine)
+        config = cli.config(args, network=point.name)
+        done = None
+        if args.resume == "auto":
+            done = distributed.from_main(
+                lambda: finished(args.output / point.name, config=config, epochs=args.epochs)
+            )
+        if done:
+            self.log(f"{point.name}: already trained for {done.epochs_done} epochs")
+        if done or not mine:
+            return done
+        data = self.open_data(point)
+        return train_point(
             point,
             folder=args.output,
-            config=config | {"network": point.name},
+            config=config,
             resume=args.resume,
+            override=args.resume_override,
             data=data,
             recorded=opening.describe(data),
-            device=device,
+            device=self.device,
+            interval=Interval.parse(args.checkpoint_every),
         )
-        for point in points
-    ]
-    log = Log(args.output)
-    log(results_table(runs))
-    copy_best(runs, args.output / "best_model.pt")
+
+    def open_data(self, point: Point) -> Data:
+        """The data at the point's image size; the last one stays open."""
+        if self.data is None or self.data.image_size != point.image_size:
+            self.data = None  # make room first
+            self.data = opening.open_data(
+                self.args,
+                spec=point.spec,
+                recorded={},
+                device=self.device,
+                image_size=point.image_size,
+            )
+        return self.data
+
+
+def conclude(search: Search, args: argparse.Namespace, log: Log, found: Point | None) -> None:
+    """Print and write the table, and copy the best network, or the one that reached the target."""
+    table = rows(search.trained, search.missing)
+    log(to_text(table))
+    if distributed.is_main():
+        write_text(args.output / "results.csv", to_csv(table))
+    if search.missing:
+        names = ", ".join(point.name for point in search.missing)
+        log(f"not trained yet: {names}; once they are, call this again to go on")
+    histories = [search.trained[found]] if found else list(search.trained.values())
+    winner = copy_best(histories, args.output / "best_model.pt")
+    if winner is None:
+        return
+    if args.target_accuracy and not search.missing:
+        outcome = "reaches" if found else "is the best; none reaches"
+        log(
+            f"{winner.folder.name} {outcome} {args.target_accuracy:g} %: "
+            f"top-1 {winner.best['val_top1']:.2f} %"
+        )
     log(f"best network: {args.output / 'best_model.pt'}")
+
+
+def body(args: argparse.Namespace) -> None:
+    args.dataset = args.dataset or "CIFAR100"
+    args.model = canonical_name(args.model or default_model(args.dataset, args.image_size))
+    row = table_row(args.model)
+    check(args, row)
+    grid, phis = scaling(args)
+    dataset = find_dataset(args.dataset, args.image_size)
+    classes = dataset.classes or len(dataset.read("train", args.data_path, 0).class_names)
+    make = scaled_point if row.family == "micronet" else single_point
+    size = opening.input_size(args, NetworkSpec(args.model, classes), {})
+    point = partial(make, args.model, num_classes=classes, image_size=size)
+    points = possible_points(point, grid, phis)
+    cli.require_single(args.resume, len(points))
+    device = cli.start(args)
+    if args.dry_run:
+        Log()(to_text(rows(dict.fromkeys(points), predicted=True), predicted=True))
+        return
+    for possible in points:
+        require_memory(possible, device, averaged=args.ema > 0)
+    log = Log(args.output)
+    search = Search(Trainer(args, device=device, log=log), point, target=args.target_accuracy)
+    conclude(search, args, log, search.run(grid, phis))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,9 +14,10 @@ from pathlib import Path
 from torch import nn
 
 from data.errors import UserError
-from model_compound_scaling import cli, opening
+from model_compound_scaling import cli, distributed, opening
 from model_compound_scaling.registry import NetworkSpec, table_row
 from model_compound_scaling.runs import Log, copy_best, write_text
+from model_compound_scaling.training import Interval
 from model_quantization.grid import grid_points, results, results_csv, results_table
 from model_quantization.plots import plot_pareto, plot_ternarization, require_matplotlib
 from model_quantization.schedule import quantize_point
@@ -153,7 +154,7 @@ def build_parser() -> cli.Parser:
     )
     cli.add_network_flags(parser)
     cli.add_data_flags(parser, training=True, default="the checkpoint's, else CIFAR100")
-    cli.add_machine_flags(parser)
+    cli.add_machine_flags(parser, training=True)
     cli.add_run_flags(parser, output=OUTPUT)
     group = parser.add_argument_group("plots (need matplotlib)")
     group.add_argument(
@@ -208,8 +209,8 @@ def count_parameters(spec: NetworkSpec, size: int) -> Callable:
 def body(args: argparse.Namespace) -> None:
     check(args)
     points = grid_points(cli.config(args))
-    cli.require_single(args.resume, points)
-    device = opening.choose_device(args.cuda)
+    cli.require_single(args.resume, len(points))
+    device = cli.start(args)
     checkpoint, spec = opening.open_checkpoint(
         args, name=args.model_dict, folder=SOURCES, flag="--model-dict"
     )
@@ -228,19 +229,22 @@ def body(args: argparse.Namespace) -> None:
             folder=args.output / name,
             config=cli.config(args, model=spec.model, point=point.name),
             resume=args.resume,
+            override=args.resume_override,
             data=data,
             recorded=opening.describe(data),
             device=device,
             scoring_params=count_parameters(spec, data.image_size),
+            interval=Interval.parse(args.checkpoint_every),
         )
-        if args.plot_ternarization:
+        if args.plot_ternarization and distributed.is_main():
             plot_ternarization(run)
         runs.append(run)
     log = Log(args.output)
     log(results_table(runs))
-    write_text(args.output / "results.csv", results_csv(runs))
-    if args.plot_pareto:
-        plot_pareto(results(runs), args.plot_pareto)
+    if distributed.is_main():
+        write_text(args.output / "results.csv", results_csv(runs))
+        if args.plot_pareto:
+            plot_pareto(results(runs), args.plot_pareto)
     if copy_best(runs, args.output / "Ternary_best_acc.pt"):
         log(f"best network: {args.output / 'Ternary_best_acc.pt'}")
 

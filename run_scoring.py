@@ -19,8 +19,9 @@ from data import Data
 from data.errors import UserError
 from model_compound_scaling import cli, opening
 from model_compound_scaling.checkpoints import load_network
+from model_compound_scaling.devices import choose_device
+from model_compound_scaling.evaluation import Evaluation, evaluate
 from model_compound_scaling.registry import table_row
-from model_compound_scaling.training import Evaluation, evaluate
 from model_scoring import Settings, onnx_export, plots, report, score
 from model_scoring.files import Files, layer_files, write_all
 from model_scoring.forms import other_forms
@@ -159,7 +160,7 @@ def build_parser() -> cli.Parser:
     add_network_file_flags(parser)
     cli.add_network_flags(parser)
     cli.add_data_flags(parser, training=False, default="what the checkpoint was trained on")
-    cli.add_machine_flags(parser)
+    cli.add_machine_flags(parser, training=False)
     return parser
 
 
@@ -211,7 +212,7 @@ def body(args: argparse.Namespace) -> None:
     if args.pt_sparse and not args.save:
         raise UserError("--pt-sparse takes effect with --save: add it")
     torch.manual_seed(args.seed)
-    device = opening.choose_device(args.cuda)
+    device = choose_device(args.cuda)
     checkpoint, spec = opening.open_checkpoint(
         args, name=args.t_model, folder=SOURCES, flag="--t-model"
     )

@@ -49,7 +49,7 @@ def luma(images: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images
     red, green, blue = images.split(1, dim=1)
-    return (red * LUMA[0]).add_(green * LUMA[1]).add_(blue * LUMA[2])
+    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
 def flip(images: Tensor, flipped: Tensor) -> Tensor:
@@ -74,15 +74,15 @@ def exact_mean(planes: Tensor) -> Tensor:
 
 
 def blend(images: Tensor, factor: Tensor, to_grey: Tensor, to_mean: Tensor) -> Tensor:
-    """clamp(factor·image + (1 - factor)·base), in place; float (B, C, H, W) in [0, 1], rest (B,).
+    """clamp(factor·image + (1 - factor)·base); float (B, C, H, W) in [0, 1], the rest (B,).
 
     The base is the grey image where `to_grey` is 1 (saturation), its mean where `to_mean` is 1
     (contrast), else black (brightness). Factor 1 leaves an image exactly as it is.
     """
-    grey = luma(images)
-    base = exact_mean(grey) * per_image((1 - factor) * to_mean)
-    base = grey * per_image((1 - factor) * to_grey) + base
-    return images.mul_(per_image(factor)).add_(base).clamp_(0, 1)
+    grey, other = luma(images), 1 - factor
+    base = exact_mean(grey) * per_image(other * to_mean)
+    base = torch.addcmul(base, grey, per_image(other * to_grey))
+    return torch.addcmul(base, images, per_image(factor)).clamp_(0, 1)
 
 
 def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def jitter_parameters(draws: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """Brightness, contrast, saturation and hue with `factors` (4, B) on float images, in place.
+    """Brightness, contrast, saturation and hue with `factors` (4, B); float images, overwritten.
 
     `order` (B, 4): the operation at each step. Three of the four are the same blend with other
     coefficients, so a step blends all images at once and turns the hue of those whose turn it is.

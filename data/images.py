@@ -1,6 +1,8 @@
 """Image files: which there are in a tree of class folders, and how one becomes RGB pixels."""
 
 import os
+import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,31 @@ class Tree:
     paths: np.ndarray
     labels: Tensor
     class_names: list[str]
+
+
+class BadImages:
+    """Files that cannot be read: up to `limit` of them are left out and named on stderr."""
+
+    def __init__(self, limit: int = 0) -> None:
+        self.limit, self.names = limit, set()
+
+    def add(self, errors: Iterable[DataError]) -> None:
+        """Count and name the new ones; DataError for one more than the limit."""
+        for error in errors:
+            if str(error) in self.names:
+                continue
+            if len(self.names) == self.limit:
+                hint = (
+                    f"more than --skip-bad-images {self.limit}"
+                    if self.limit
+                    else ("--skip-bad-images N leaves out up to N such files")
+                )
+                raise DataError(f"{error} ({hint})")
+            self.names.add(str(error))
+            print(
+                f"warning: {error}; left out ({len(self.names)} of at most {self.limit})",
+                file=sys.stderr,
+            )
 
 
 def list_tree(root: Path, split: str) -> Tree:
@@ -80,19 +107,27 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode_all(paths: np.ndarray, size: int) -> Tensor:
-    """Read all files into one uint8 tensor (N, 3, size, size), in threads.
+def decode_all(paths: np.ndarray, size: int, bad: BadImages) -> tuple[Tensor, Tensor]:
+    """Read all files, in threads, into one uint8 tensor (n, 3, size, size); which those n are
+    (bool, one for each path): not those that cannot be read, as far as `bad` allows.
 
     Images of another size: shorter side to `size` (bilinear, antialiased), then the centre.
     """
     images = np.empty((len(paths), size, size, 3), dtype=np.uint8)
+    readable = torch.ones(len(paths), dtype=torch.bool)
     fit = v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
 
-    def decode(chunk: range) -> int:
+    def decode(chunk: range) -> list[DataError]:
+        errors = []
         for i in chunk:
-            image = read_image(paths[i])
-            images[i] = np.asarray(image if image.size == (size, size) else fit(image))
-        return len(chunk)
+            try:
+                image = read_image(paths[i])
+            except DataError as error:
+                errors.append(error)
+                readable[i] = False
+            else:
+                images[i] = np.asarray(image if image.size == (size, size) else fit(image))
+        return errors
 
     files = range(len(paths))
     chunks = [files[start : start + CHUNK] for start in files[::CHUNK]]
@@ -100,6 +135,10 @@ def decode_all(paths: np.ndarray, size: int) -> Tensor:
         ThreadPoolExecutor(THREADS) as pool,
         tqdm(total=len(paths), desc="reading images", unit="img", disable=None) as progress,
     ):
-        for done in pool.map(decode, chunks):
-            progress.update(done)
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        for chunk, errors in zip(chunks, pool.map(decode, chunks), strict=True):
+            bad.add(errors)
+            progress.update(len(chunk))
+    decoded = torch.from_numpy(images)
+    if not readable.all():
+        decoded = decoded[readable]
+    return decoded.permute(0, 3, 1, 2).contiguous(), readable

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,17 @@ from torchvision.transforms.v2 import functional as TF
 
 from data.augment import LUMA, variant
 from data.errors import DataError, UserError
-from data.images import Tree
-from data.loaders import CachedLoader, Loader, Stats, to_channels
+from data.images import BadImages, Tree, decode_all
+from data.loaders import (
+    WHOLE,
+    CachedLoader,
+    Loader,
+    Part,
+    Preparation,
+    Schedule,
+    Stats,
+    to_channels,
+)
 from data.readers import Source
 from data.streaming import FileLoader, eval_transform, train_transform
 from data.table import DATASETS, IMAGENET_STATS, SMALL, Dataset
@@ -51,6 +60,10 @@ def load_data(
     batch_size: int = 128,
     val_batch_size: int = 512,
     workers: int = 4,
+    worker_init: Callable[[int], None] | None = None,
+    cache_gb: float = 4.0,
+    skip_bad_images: int = 0,
+    part: Part = WHOLE,
     seed: int = 0,
     device: str | torch.device = "cpu",
     splits: Sequence[str] = ("train", "val"),
@@ -61,7 +74,10 @@ def load_data(
     "dataset", "imagenet", "none" or a (mean, std) pair for pixels in 0..1. augment: "default" (the
     data set's recipe), "flip-crop" or "none". eval_crop, for sets read from files: "standard"
     (centre 224 of 256) or "full". workers: processes that decode files; results do not depend on
-    their number. Raises UserError for values that make no sense, DataError for missing files.
+    their number; each begins with worker_init(its number). cache_gb: folders of small images are
+    held in memory up to 10^9 times this many bytes. skip_bad_images: how many files may be
+    unreadable. part: the share of each batch that this process gets; batch_size is that of all
+    processes. Raises UserError for values that make no sense, DataError for missing files.
     """
     row = find_dataset(name, image_size)
     choose("--augment", augment, AUGMENT)
@@ -73,29 +89,44 @@ def load_data(
     root = Path(data_path).expanduser() if data_path else None
     sources = {split: row.read(split, root, size) for split in splits}
     class_names = common_classes(row, sources)
-    if "train" in sources and batch_size > len(sources["train"].labels):
-        raise UserError(
-            f"--batch-size {batch_size} is more than the {len(sources['train'].labels)} training "
-            f"images of {row.name}"
+    if "train" in sources:
+        require_batches(row, len(sources["train"].labels), batch_size, part)
+    bad = BadImages(skip_bad_images)
+    trees = [source for source in sources.values() if isinstance(source, Tree)]
+    fits = 3 * size**2 * sum(len(tree.paths) for tree in trees) <= 1e9 * cache_gb
+    if row.cached and trees and fits:
+        sources = {split: decoded(tree, size, bad) for split, tree in sources.items()}
+
+    def make_loader(split: str, source: Source | Tree) -> Loader:
+        train = split == "train"
+        schedule = Schedule(
+            len(source.labels),
+            batch_size=batch_size if train else val_batch_size,
+            train=train,
+            seed=seed,
+            part=part,
+        )
+        recipe = variant(row.recipe, augment) if train and row.cached else None
+        prepare = Preparation(recipe, stats, seed)
+        if isinstance(source, Source):
+            images = fit(source.images, size, channels).to(device)
+            labels = source.labels.to(device)
+            return CachedLoader(images, labels, schedule=schedule, prepare=prepare)
+        transform = eval_transform(size, "fit" if row.cached else eval_crop)
+        if train and not row.cached and augment != "none":
+            transform = train_transform(size)
+        return FileLoader(
+            source,
+            transform,
+            schedule=schedule,
+            prepare=prepare,
+            channels=channels,
+            workers=workers,
+            worker_init=worker_init,
+            device=torch.device(device),
+            bad=bad,
         )
 
-    loaders = {
-        split: make_loader(
-            source,
-            row=row,
-            train=split == "train",
-            image_size=size,
-            channels=channels,
-            stats=stats,
-            augment=augment,
-            eval_crop=eval_crop,
-            batch_size=batch_size if split == "train" else val_batch_size,
-            workers=workers,
-            seed=seed,
-            device=torch.device(device),
-        )
-        for split, source in sources.items()
-    }
     return Data(
         name=row.name,
         classes=len(class_names),
@@ -104,40 +135,28 @@ def load_data(
         image_size=size,
         mean=stats[0],
         std=stats[1],
-        train=loaders.get("train"),
-        val=loaders.get("val"),
+        train=make_loader("train", sources["train"]) if "train" in sources else None,
+        val=make_loader("val", sources["val"]) if "val" in sources else None,
     )
 
 
-def make_loader(
-    source: Source | Tree,
-    *,
-    row: Dataset,
-    train: bool,
-    image_size: int,
-    channels: int,
-    stats: Stats,
-    augment: str,
-    eval_crop: str,
-    batch_size: int,
-    workers: int,
-    seed: int,
-    device: torch.device,
-) -> Loader:
-    """The loader for one split: cached images move to the device, others are read as needed."""
-    common = {"batch_size": batch_size, "train": train, "stats": stats, "seed": seed}
-    if not row.cached:
-        crop = eval_transform(image_size, eval_crop)
-        transform = train_transform(image_size) if train and augment != "none" else crop
-        return FileLoader(
-            source, transform, channels=channels, workers=workers, device=device, **common
+def require_batches(row: Dataset, images: int, batch_size: int, part: Part) -> None:
+    """UserError unless the training images make batches that the processes can share."""
+    if batch_size > images:
+        raise UserError(
+            f"--batch-size {batch_size} is more than the {images} training images of {row.name}"
         )
-    return CachedLoader(
-        fit(source.images, image_size, channels).to(device),
-        source.labels.to(device),
-        recipe=variant(row.recipe, augment) if train else None,
-        **common,
-    )
+    if batch_size % part.of:
+        raise UserError(
+            f"--batch-size {batch_size}, that of all processes together, is no multiple of "
+            f"their number, {part.of}"
+        )
+
+
+def decoded(tree: Tree, size: int, bad: BadImages) -> Source:
+    """A tree's images in memory, without those that cannot be read."""
+    images, readable = decode_all(tree.paths, size, bad)
+    return Source(images, tree.labels[readable], tree.class_names)
 
 
 def choose(flag: str, value: str, choices: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """Batches on the device from a data set in memory; every epoch can be repeated exactly."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,16 @@ Stats = tuple[tuple[float, ...], tuple[float, ...]]
 Batch = tuple[Tensor, Tensor]  # float32 (B, C, H, W) and int64 (B,), both on the device
 
 
+class Part(NamedTuple):
+    """Which images of every batch a process gets: each `of`-th, from number `this` on."""
+
+    this: int
+    of: int
+
+
+WHOLE = Part(0, 1)
+
+
 class Loader(Protocol):
     """What training and evaluation see of a data set."""
 
@@ -21,20 +31,62 @@ class Loader(Protocol):
     def __len__(self) -> int:
         """Batches in an epoch."""
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch; the same call gives the same batches."""
+    def images_in(self, batch: int) -> int:
+        """Images in a batch (counted from 0) of all processes together."""
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from number `first` on; the same call gives the same batches."""
 
 
-def batches(samples: int, batch_size: int, train: bool) -> int:
-    """Number of batches. In training a last batch of one image is left out: BatchNorm needs two."""
-    return (
-        samples // batch_size if train and samples % batch_size == 1 else -(-samples // batch_size)
-    )
+class Schedule:
+    """Which samples are in which batch of an epoch: shuffled for training, else as they are.
+
+    In training a last batch with less than two images for a process is left out: BatchNorm needs
+    two.
+    """
+
+    def __init__(self, samples: int, *, batch_size: int, train: bool, seed: int, part: Part):
+        self.samples, self.batch_size, self.train = samples, batch_size, train
+        self.seed, self.part = seed, part
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.samples, self.batch_size)
+        return whole + (rest >= 2 * self.part.of if self.train else rest > 0)
+
+    def images_in(self, batch: int) -> int:
+        return min(self.batch_size, self.samples - batch * self.batch_size)
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Tensor]:
+        """The indices (int64, CPU) of this process' images, batch by batch."""
+        indices = torch.arange(self.samples)
+        if self.train:
+            indices = shuffled(self.seed, epoch, self.samples)
+        for index in indices.split(self.batch_size)[first : len(self)]:
+            yield index[self.part.this :: self.part.of]
 
 
-def order(samples: int, seed: int, epoch: int, train: bool) -> Tensor:
-    """The order of the samples in an epoch: shuffled for training, else as they are."""
-    return shuffled(seed, epoch, samples) if train else torch.arange(samples)
+class Preparation(NamedTuple):
+    """What becomes of a batch on the device: augmented by a recipe, if there is one, and
+    normalised."""
+
+    recipe: Recipe | None
+    stats: Stats
+    seed: int
+
+    def __call__(self, images: Tensor, epoch: int, index: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) of the samples `index` -> float32 of the same shape."""
+        mean, std = self.stats
+        if self.recipe is None:
+            return normalize(to_float(images), mean, std)
+        return augment(
+            images,
+            recipe=self.recipe,
+            mean=mean,
+            std=std,
+            seed=self.seed,
+            epoch=epoch,
+            index=index,
+        )
 
 
 def to_channels(images: Tensor, channels: int) -> Tensor:
@@ -50,38 +102,18 @@ class CachedLoader:
     """A data set held on the device as uint8 (N, C, H, W); batches are augmented there."""
 
     def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        batch_size: int,
-        train: bool,
-        recipe: Recipe | None,
-        stats: Stats,
-        seed: int,
-    ):
+        self, images: Tensor, labels: Tensor, *, schedule: Schedule, prepare: Preparation
+    ) -> None:
         self.images, self.labels, self.samples = images, labels, len(images)
-        self.batch_size, self.train, self.recipe, self.seed = batch_size, train, recipe, seed
-        self.mean, self.std = stats
+        self.schedule, self.prepare = schedule, prepare
 
     def __len__(self) -> int:
-        return batches(self.samples, self.batch_size, self.train)
+        return len(self.schedule)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        indices = order(self.samples, self.seed, epoch, self.train).split(self.batch_size)
-        for index in indices[: len(self)]:
+    def images_in(self, batch: int) -> int:
+        return self.schedule.images_in(batch)
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        for index in self.schedule.epoch(epoch, first):
             here = index.to(self.images.device)
-            yield self._prepare(self.images[here], epoch, index), self.labels[here]
-
-    def _prepare(self, images: Tensor, epoch: int, index: Tensor) -> Tensor:
-        if self.recipe is None:
-            return normalize(to_float(images), self.mean, self.std)
-        return augment(
-            images,
-            recipe=self.recipe,
-            mean=self.mean,
-            std=self.std,
-            seed=self.seed,
-            epoch=epoch,
-            index=index,
-        )
+            yield self.prepare(self.images[here], epoch, index), self.labels[here]

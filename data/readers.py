@@ -17,7 +17,7 @@ import torchvision
 from torch import Tensor
 
 from data.errors import DataError
-from data.images import Tree, decode_all, list_tree
+from data.images import Tree, list_tree
 from data.shapes import CLASS_NAMES as SHAPES
 from data.shapes import make_shapes
 
@@ -47,12 +47,6 @@ def read_tree(split: str, data_path: Path | None, image_size: int) -> Tree:
     if data_path is None:
         raise DataError("--data-path DIR is needed: expected images in DIR/train/<class>/*.jpg")
     return list_tree(data_path, split)
-
-
-def read_small_tree(split: str, data_path: Path | None, image_size: int) -> Source:
-    """All files decoded and fitted to image_size x image_size."""
-    tree = read_tree(split, data_path, image_size)
-    return Source(decode_all(tree.paths, image_size), tree.labels, tree.class_names)
 
 
 def cifar(name: str, folder: str) -> Reader:

@@ -8,13 +8,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from data.augment import normalize, to_float
 from data.errors import DataError
-from data.images import Tree, read_image
-from data.loaders import Batch, Stats, batches, order, to_channels
+from data.images import BadImages, Tree, read_image
+from data.loaders import Batch, Preparation, Schedule, to_channels
 from data.randomness import sample_seed
 
 Transform = Callable[[Image.Image], Tensor]
+Item = tuple[Tensor, Tensor, int]  # uint8 (3, H, W), label, index
+Collated = tuple[tuple[Tensor, Tensor, Tensor] | None, list[DataError]]
 
 
 class FileDataset(Dataset):
@@ -23,7 +24,7 @@ class FileDataset(Dataset):
     def __init__(self, tree: Tree, transform: Transform, seed: int):
         self.tree, self.transform, self.seed = tree, transform, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor] | DataError:
+    def __getitem__(self, key: tuple[int, int]) -> Item | DataError:
         epoch, index = key
         try:
             image = read_image(self.tree.paths[index])
@@ -32,71 +33,91 @@ class FileDataset(Dataset):
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: that would reset the GPU's generator, used by dropout, too.
             torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
-            return self.transform(image), self.tree.labels[index]
+            return self.transform(image), self.tree.labels[index], index
 
 
-def collate(items: list[tuple[Tensor, Tensor] | DataError]) -> Batch | DataError:
-    """Stack images and labels, or hand on the first error."""
-    error = next((item for item in items if isinstance(item, DataError)), None)
-    return error or tuple(map(torch.stack, zip(*items, strict=True)))
+def collate(items: list[Item | DataError]) -> Collated:
+    """(images, labels, indices) of the files that can be read, None if none; the others' errors."""
+    errors = [item for item in items if isinstance(item, DataError)]
+    good = [item for item in items if not isinstance(item, DataError)]
+    if not good:
+        return None, errors
+    images, labels, index = zip(*good, strict=True)
+    return (torch.stack(images), torch.stack(labels), torch.tensor(index)), errors
 
 
 class EpochBatches:
     """Batch sampler whose keys carry the epoch, so that workers that live on know it."""
 
-    def __init__(self, samples: int, *, batch_size: int, train: bool, seed: int):
-        self.samples, self.batch_size, self.train, self.seed = samples, batch_size, train, seed
-        self.epoch = 0
+    def __init__(self, schedule: Schedule):
+        self.schedule, self.epoch, self.first = schedule, 0, 0
 
     def __len__(self) -> int:
-        return batches(self.samples, self.batch_size, self.train)
+        return len(self.schedule) - self.first
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        indices = order(self.samples, self.seed, self.epoch, self.train).split(self.batch_size)
-        for index in indices[: len(self)]:
+        for index in self.schedule.epoch(self.epoch, self.first):
             yield [(self.epoch, i) for i in index.tolist()]
 
 
 class FileLoader:
-    """A data set read from files by worker processes; normalised on the device."""
+    """A data set read from files by worker processes; augmented and normalised on the device."""
 
     def __init__(
         self,
         tree: Tree,
         transform: Transform,
         *,
-        batch_size: int,
-        train: bool,
+        schedule: Schedule,
+        prepare: Preparation,
         channels: int,
-        stats: Stats,
-        seed: int,
         workers: int,
+        worker_init: Callable[[int], None] | None,
         device: torch.device,
+        bad: BadImages,
     ):
         self.samples, self.channels, self.device = len(tree.paths), channels, device
-        self.mean, self.std = stats
-        self.sampler = EpochBatches(self.samples, batch_size=batch_size, train=train, seed=seed)
+        self.schedule, self.prepare, self.bad = schedule, prepare, bad
+        self.sampler = EpochBatches(schedule)
         self.loader = DataLoader(
-            FileDataset(tree, transform, seed),
+            FileDataset(tree, transform, prepare.seed),
             batch_sampler=self.sampler,
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # else each epoch draws from, and moves, the global one
+            worker_init_fn=worker_init,
         )
 
     def __len__(self) -> int:
-        return len(self.sampler)
+        return len(self.schedule)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        self.sampler.epoch = epoch
-        for batch in self.loader:
-            if isinstance(batch, DataError):
-                raise batch
-            images, labels = (part.to(self.device, non_blocking=True) for part in batch)
-            images = to_float(to_channels(images, self.channels))
-            yield normalize(images, self.mean, self.std), labels
+    def images_in(self, batch: int) -> int:
+        return self.schedule.images_in(batch)
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        self.sampler.epoch, self.sampler.first = epoch, first
+        for batch, errors in self.loader:
+            self.bad.add(errors)
+            if batch is None:
+                raise DataError(f"no image of a batch can be read: {errors[0]}")
+            images, labels, index = batch
+            images, labels = (x.to(self.device, non_blocking=True) for x in (images, labels))
+            yield self.prepare(to_channels(images, self.channels), epoch, index), labels
+
+
+def worker_death(error: RuntimeError) -> DataError | None:
+    """What torch's message about a killed worker process means; None for any other error.
+
+    Torch raises it wherever the main process happens to be.
+    """
+    if "DataLoader worker" not in str(error):
+        return None
+    return DataError(
+        "a process that reads images was killed, perhaps for want of memory: start again to go on, "
+        "with fewer --workers if it happens again"
+    )
 
 
 def train_transform(size: int) -> Transform:
@@ -108,10 +129,11 @@ def eval_transform(size: int, crop: str) -> Transform:
     """The centre of an image for evaluation; PIL image -> uint8 (3, size, size).
 
     crop "standard": 224 of 256 pixels, or in proportion, bilinear; "full" (EfficientNet): the whole
-    shorter side, bicubic.
+    shorter side, bicubic; "fit": the whole shorter side, bilinear.
     """
     resize = {
         "standard": v2.Resize(round(size * 256 / 224)),
         "full": v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC),
+        "fit": v2.Resize(size),
     }[crop]
     return v2.Compose([resize, v2.CenterCrop(size), v2.PILToTensor()])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from data.augment import Recipe
-from data.readers import Reader, cifar, mnist, read_shapes, read_small_tree, read_tree
+from data.readers import Reader, cifar, mnist, read_shapes, read_tree
 
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR_STATS = (
@@ -28,7 +28,7 @@ class Dataset:
     """One data set: where it comes from and what its images are like.
 
     `classes` and `image_size` are None where the user's folder and --image-size decide. Cached sets
-    are read once and live on the device, the others are decoded while training.
+    are read once and live on the device if memory allows, the others are decoded while training.
     """
 
     name: str
@@ -50,7 +50,7 @@ ROWS = [
     Dataset("FashionMNIST", mnist("FashionMNIST"), FASHION_STATS, 10, 1, 28, FLIP_CROP),
     Dataset("ImageNet", read_tree, IMAGENET_STATS, 1000, 3, 224, RESIZED_CROP, cached=False),
     Dataset("ImageFolder", read_tree, IMAGENET_STATS, None, 3, None, RESIZED_CROP, cached=False,
-            small=Dataset("ImageFolder", read_small_tree, CIFAR_STATS, None, 3, None, COLOUR)),
+            small=Dataset("ImageFolder", read_tree, CIFAR_STATS, None, 3, None, COLOUR)),
     Dataset("Shapes", read_shapes, SHAPES_STATS, 10, 3, 32, COLOUR),
 ]
 # fmt: on

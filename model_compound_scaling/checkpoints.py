@@ -6,8 +6,6 @@ with "widths" in "network" if some layers are narrower than the arguments say.
 """
 
 import math
-import os
-import pickle
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data.errors import CheckpointError, DiskError, UserError
+from data.errors import CheckpointError, UserError
 from model_compound_scaling import efficientnet
+from model_compound_scaling.descriptions import check_description, runs_foreign_code
 from model_compound_scaling.micronet import BASELINES, round_channels, scaled_shape
 from model_compound_scaling.registry import (
     REGISTRY,
@@ -27,10 +26,12 @@ from model_compound_scaling.registry import (
     skeleton,
     table_row,
 )
+from model_compound_scaling.storage import read_file, write_file
 
+__all__ = ["read_file", "write_file"]  # whoever reads and writes checkpoints imports them here
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.")
-FIELDS = {"model": str, "num_classes": int | None, "arguments": dict}  # of a described network
+FIELDS = {"model", "num_classes", "arguments"}  # of a described network
 
 
 @dataclass(frozen=True)
@@ -55,29 +56,11 @@ def find_file(name: str, *, folder: Path, flag: str) -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    found = sorted(p.name for p in folder.glob("*") if p.is_file() and p.name != ".gitkeep")
+    found = sorted(
+        file.name for file in folder.glob("[!.]*") if file.is_file() and file.suffix != ".manifest"
+    )
     listing = ", ".join(found) if found else "no files"
     raise CheckpointError(f"{flag} {name}: no such file; {folder} holds {listing}")
-
-
-def read_file(path: Path) -> dict:
-    """Content of a `.pt` file on the CPU. Only tensors and plain values are ever unpickled."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    # the unpickler stumbles over damaged files in many ways: IndexError, KeyError, EOFError, ...
-    except Exception as error:
-        if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower():
-            raise CheckpointError(
-                f"{path} holds Python objects, which may run code when loaded; "
-                "save its state_dict() instead"
-            ) from None
-        reason = str(error).partition("\n")[0][:120]
-        raise CheckpointError(
-            f"{path} cannot be read: damaged or no checkpoint ({reason})"
-        ) from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
-    return content
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -96,11 +79,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if broken:
         raise CheckpointError(f"{path}: {broken} holds NaN or infinite values")
     network, data = content.get("network"), content.get("data", {})
-    ours = isinstance(network, dict) and set(network) - {"widths"} == {*FIELDS}
-    if ours and not isinstance(data, dict):
-        raise CheckpointError(f"{path}: what it says about its data is damaged")
-    if ours and not all(isinstance(network[key], kinds) for key, kinds in FIELDS.items()):
-        raise CheckpointError(f"{path}: what it says about its network is damaged")
+    ours = isinstance(network, dict) and set(network) - {"widths"} == FIELDS
+    if ours:
+        check_description(path, network=network, data=data, state=state)
     return Checkpoint(
         path=path,
         state=efficientnet.to_torchvision_keys(state),
@@ -110,23 +91,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def write_file(content: dict, path: Path) -> None:
-    """Save so that a reader finds either the old file or the whole new one, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise DiskError(f"cannot write {path}: {error}") from None
-
-
 def network_content(network: nn.Module, spec: NetworkSpec, data: dict, **more: object) -> dict:
     """Content of a checkpoint of ours: the network, its description, and anything else."""
-    state = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
+    layout = torch.contiguous_format  # not channels_last, which training may use
+    state = {
+        key: value.detach().cpu().clone(memory_format=layout)
+        for key, value in network.state_dict().items()
+    }
     return {"network": spec.content(), "data": data, "state_dict": state, **more}
 
 
@@ -216,6 +187,11 @@ def network_spec(
     and the flags that would fit.
     """
     found = checkpoint.network or recognise(checkpoint, origin=origin)
+    if model is None and found and runs_foreign_code(found.model):
+        raise CheckpointError(
+            f"{checkpoint.path} says its network is built by {found.model}, which would run code "
+            f"that the file chose: confirm with --model {found.model}"
+        )
     spec = found if model in (None, found and found.model) else None
     if spec is None and model is None:
         raise CheckpointError(
@@ -258,9 +234,9 @@ def _require_fit(checkpoint: Checkpoint, spec: NetworkSpec, found: NetworkSpec |
 
 def load_network(checkpoint: Checkpoint, spec: NetworkSpec) -> nn.Module:
     """The network with the checkpoint's weights, on the CPU, in training mode."""
-    network = build(spec)
+    network = _narrow_shell(spec) if spec.widths else build(spec)
     own = network.state_dict()
-    counters = {k: v for k, v in own.items() if k.endswith("batches_tracked")}
+    counters = {k: torch.zeros_like(v) for k, v in own.items() if k.endswith("batches_tracked")}
     state = OrderedDict({**counters, **checkpoint.state})
     state._metadata = own._metadata  # MNASNets refuse tensors without a version
     try:
@@ -270,6 +246,15 @@ def load_network(checkpoint: Checkpoint, spec: NetworkSpec) -> nn.Module:
     if spec.widths:
         _require_coherent(checkpoint, spec)
     return network
+
+
+def _narrow_shell(spec: NetworkSpec) -> nn.Module:
+    """A narrowed network, its values still to be loaded. The full one, of which a file may claim
+    any width, never takes memory."""
+    network = skeleton(spec)
+    loaded = network.state_dict().keys()
+    others = [name for name, _ in network.named_buffers() if name not in loaded]
+    return build(spec) if others else network.to_empty(device="cpu")
 
 
 def _require_coherent(checkpoint: Checkpoint, spec: NetworkSpec) -> None:

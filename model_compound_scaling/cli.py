@@ -10,10 +10,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import torch
+
 from data import DATASETS
 from data.errors import UserError
+from data.streaming import worker_death
+from model_compound_scaling import distributed, interruption
+from model_compound_scaling.devices import choose_device, make_deterministic, unused_gpus
 from model_compound_scaling.efficientnet import ORIGINS
 from model_compound_scaling.registry import REGISTRY
+from model_compound_scaling.training import Interval
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -48,7 +54,8 @@ class Parser(argparse.ArgumentParser):
             close = difflib.get_close_matches(unknown[0], self._option_string_actions, n=1)
             message = f"unknown flag {' '.join(unknown)}"
             message += f"; did you mean {close[0]}?" if close else "; --help lists all flags"
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        say(f"{self.prog}: error: {message}")
+        self.exit(2)
 
 
 def run(body: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequence | None) -> int:
@@ -56,17 +63,35 @@ def run(body: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequen
     args = parser.parse_args(argv)
     sys.stdout.reconfigure(line_buffering=True)  # logs piped to a file stay current
     try:
-        body(args)
+        with interruption.listening():
+            body(args)
     except UserError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        say(f"{parser.prog}: error: {error}")
         return error.exit_code
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+    except RuntimeError as error:
+        death = worker_death(error)
+        if death is None:
+            raise
+        say(f"{parser.prog}: error: {death}")
+        return death.exit_code
+    except interruption.Stopped as stop:
+        if distributed.is_main():  # all processes stop, and for the same reason
+            print(f"{parser.prog}: {stop}", file=sys.stderr)
+        return stop.exit_code
     except BrokenPipeError:  # the reader of our output left, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    finally:
+        distributed.stop()
     return 0
+
+
+def say(line: str) -> None:
+    """One line on stderr: what all processes find wrong before they meet, only the first says."""
+    if distributed.is_main():
+        print(line, file=sys.stderr)
+    elif distributed.size() > 1:
+        print(f"process {distributed.rank()}: {line}", file=sys.stderr)
 
 
 def positive(value: str) -> int:
@@ -115,6 +140,33 @@ def percent(value: str) -> float:
     if not 0 <= number <= 100:
         raise argparse.ArgumentTypeError(f"{value} is not a percentage")
     return number
+
+
+def decay(value: str) -> float:
+    """A number from 0 to below 1."""
+    number = float(value)
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not from 0 to below 1")
+    return number
+
+
+def grid_value(value: str) -> float | str:
+    """A multiplier, or the word auto."""
+    return value if value == "auto" else multiplier(value)
+
+
+def shard(value: str) -> str:
+    """i/n with 1 <= i <= n, as it was written."""
+    match = re.fullmatch(r"(\d+)/(\d+)", value)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{value} is not I/N with I from 1 to N, as in 1/4")
+    return value
+
+
+def interval(value: str) -> str:
+    """`Nmin` or `Nsteps`, as it was written."""
+    Interval.parse(value)
+    return value
 
 
 def regex(value: str) -> str:
@@ -167,7 +219,11 @@ def add_data_flags(parser: Parser, *, training: bool, default: str) -> None:
             help="training images: the data set's usual recipe, only flip and crop, or as they are",
         )
         group.add_argument(
-            "--batch-size", type=positive, default=256, metavar="N", help="training images a step"
+            "--batch-size",
+            type=positive,
+            default=256,
+            metavar="N",
+            help="training images a step, of all processes together",
         )
     group.add_argument(
         "--val-batch-size",
@@ -183,11 +239,33 @@ def add_data_flags(parser: Parser, *, training: bool, default: str) -> None:
         metavar="N",
         help="processes that read images from disk; small data sets stay in memory",
     )
+    group.add_argument(
+        "--cache-gb",
+        type=non_negative,
+        default=4.0,
+        metavar="X",
+        help="folders of small images (up to 64 pixels) are held in memory, and augmented on the "
+        "device, up to X 10^9 bytes; larger ones are read from disk in each epoch",
+    )
+    group.add_argument(
+        "--skip-bad-images",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="leave out, and name, up to N image files that cannot be read, instead of stopping",
+    )
 
 
-def add_machine_flags(parser: Parser) -> None:
+def add_machine_flags(parser: Parser, *, training: bool) -> None:
     """Where it runs, and the seed."""
     group = parser.add_argument_group("machine")
+    if training:
+        group.add_argument(
+            "--deterministic",
+            action="store_true",
+            help="only algorithms that give the same bits in every run on a GPU of the same kind; "
+            "slower there",
+        )
     group.add_argument(
         "--cuda",
         action=argparse.BooleanOptionalAction,
@@ -253,6 +331,18 @@ def add_run_flags(parser: Parser, *, output: Path) -> None:
         help="auto continues the same run in the same folder, PATH a last.pt, none starts over",
     )
     group.add_argument(
+        "--resume-override",
+        action="store_true",
+        help="continue although the configuration is another",
+    )
+    group.add_argument(
+        "--checkpoint-every",
+        type=interval,
+        default="15min",
+        metavar="INTERVAL",
+        help="save within epochs, too, as often as this: minutes as in 15min, or 500steps",
+    )
+    group.add_argument(
         "--no-resume",
         dest="resume",
         action="store_const",
@@ -263,12 +353,22 @@ def add_run_flags(parser: Parser, *, output: Path) -> None:
 
 
 def config(args: argparse.Namespace, **more: object) -> dict:
-    """The flags as plain values, for a run's config.json."""
+    """The flags, and how many processes share the batches, as plain values for config.json."""
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    return plain | more
+    return plain | {"processes": distributed.size()} | more
 
 
-def require_single(resume: str, points: Sequence) -> None:
+def require_single(resume: str, points: int) -> None:
     """A checkpoint named by --resume belongs to one run only."""
-    if resume not in ("auto", "none") and len(points) > 1:
-        raise UserError(f"--resume {resume} belongs to one network, but the grid has {len(points)}")
+    if resume not in ("auto", "none") and points > 1:
+        raise UserError(f"--resume {resume} belongs to one network, but the grid has {points}")
+
+
+def start(args: argparse.Namespace) -> torch.device:
+    """The device of this process, which then has met the others."""
+    device = choose_device(args.cuda)
+    make_deterministic(args.deterministic)
+    distributed.start(device)
+    if hint := unused_gpus(device):
+        print(f"{hint} {' '.join(sys.argv)}")
+    return device

@@ -8,15 +8,10 @@ import torch
 from data import Data, load_data
 from data.errors import DataError, UserError
 from data.load import find_dataset
+from data.loaders import Part
+from model_compound_scaling import distributed, interruption
 from model_compound_scaling.checkpoints import Checkpoint, find_file, network_spec, read_checkpoint
 from model_compound_scaling.registry import NetworkSpec, canonical_name, table_row
-
-
-def choose_device(cuda: bool | None) -> torch.device:
-    """The GPU if there is one, unless told otherwise."""
-    if cuda and not torch.cuda.is_available():
-        raise UserError("--cuda: no usable GPU here; leave it out or pass --no-cuda")
-    return torch.device("cpu" if cuda is False or not torch.cuda.is_available() else "cuda")
 
 
 def open_checkpoint(
@@ -46,24 +41,35 @@ def open_data(
     recorded: dict,
     device: torch.device,
     splits: tuple[str, ...] = ("train", "val"),
+    image_size: int | None = None,
 ) -> Data:
-    """The data set as flags say, then as the checkpoint recorded. Its classes must agree."""
+    """The data set as flags say, then as the checkpoint recorded. Its classes must agree.
+
+    `image_size` is that of the input, if neither flags nor the checkpoint decide it.
+    """
     name = args.dataset or recorded.get("dataset")
     if name is None:
         raise UserError("--dataset is needed: the checkpoint does not say what it was trained on")
     row = table_row(spec.model)
     training = {}
     if "train" in splits:
-        training = {"augment": args.augment, "batch_size": args.batch_size}
+        training = {
+            "augment": args.augment,
+            "batch_size": args.batch_size,
+            "part": Part(distributed.rank(), distributed.size()),
+        }
     data = load_data(
         name,
         data_path=args.data_path,
-        image_size=input_size(args, spec, recorded),
+        image_size=image_size or input_size(args, spec, recorded),
         channels=row.channels,
         normalize=args.normalize or _recorded_statistics(recorded) or "dataset",
         eval_crop="full" if row.family == "efficientnet" else "standard",
         val_batch_size=args.val_batch_size,
         workers=args.workers,
+        worker_init=interruption.ignore_in_worker,
+        cache_gb=args.cache_gb,
+        skip_bad_images=args.skip_bad_images,
         seed=args.seed,
         device=device,
         splits=splits,

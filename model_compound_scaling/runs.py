@@ -1,21 +1,48 @@
 """A run's folder: configuration, log, metrics, checkpoints, and continuing where it stopped.
 
-`config.json`, `logfile.txt`, `metrics.jsonl` (one object per epoch), `last.pt`, `best.pt`.
+`config.json`, `logfile.txt`, `metrics.jsonl` (one object per epoch), `last.pt` with all that a
+resumed run needs, `best.pt` with the best network. Of several processes only the first reads and
+writes; the others are told.
 """
 
-import fcntl
+import hashlib
 import json
 import os
+import platform
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from data.errors import CheckpointError, DiskError, FolderInUse, UserError
+import torch
+
+from data.errors import CheckpointError, DiskError, UserError
+from model_compound_scaling import distributed
 from model_compound_scaling.checkpoints import read_file, write_file
+from model_compound_scaling.locks import hold_folder
 from model_compound_scaling.registry import NetworkSpec
+from model_compound_scaling.storage import has_generation, read_generation, write_generation
 
 # these change neither the result nor what the run means
-INCIDENTAL = {"workers", "val_batch_size", "resume", "output", "cuda", "data_path"}
+INCIDENTAL = {
+    "cache_gb",
+    "checkpoint_every",
+    "cuda",
+    "data_path",
+    "dry_run",
+    "grid",
+    "output",
+    "phi",
+    "resume",
+    "resume_override",
+    "scale_resolution",
+    "shard",
+    "skip_bad_images",
+    "target_accuracy",
+    "val_batch_size",
+    "workers",
+}
+BEST_OF = 5  # epochs whose mean accuracy tells more than that of the luckiest
 
 
 def write_text(path: Path, text: str) -> None:
@@ -29,25 +56,68 @@ def write_text(path: Path, text: str) -> None:
 
 
 class Log:
-    """Lines to the console and, if there is a folder, to its `logfile.txt`."""
+    """Lines of the first process to the console and, if there is a folder, to its `logfile.txt`.
+
+    Neither a reader that went away nor a full disk ends the training that they tell of.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.path = folder and folder / "logfile.txt"
 
     def __call__(self, line: str) -> None:
-        print(line)
+        if not distributed.is_main():
+            return
+        try:
+            print(line)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if self.path:
-            stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+            self._append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    def _append(self, line: str) -> None:
+        try:
             with self.path.open("a") as file:
-                file.write(f"{stamp} {line}\n")
+                file.write(line)
+        except OSError as error:
+            print(f"cannot write {self.path}: {error.strerror}", file=sys.stderr)
+            self.path = None
 
 
-class Run:
+class History:
+    """The epochs of a run, in its folder or read from there."""
+
+    def __init__(self, folder: Path, epochs: list[dict]) -> None:
+        self.folder, self.epochs = folder, epochs
+
+    @property
+    def epochs_done(self) -> int:
+        """Where to go on: epochs are counted through all phases."""
+        return self.epochs[-1]["epoch"] if self.epochs else 0
+
+    @property
+    def best(self) -> dict:
+        """Figures of the epoch of best validation accuracy, the earliest of equals; epochs that
+        miss a target come after all others."""
+        return max(
+            self.epochs,
+            key=lambda figures: (figures.get("on_target", True), figures["val_top1"]),
+            default={},
+        )
+
+    @property
+    def mean_of_best(self) -> float:
+        """Mean validation accuracy of the best five epochs, in percent."""
+        best = sorted((figures["val_top1"] for figures in self.epochs), reverse=True)[:BEST_OF]
+        return sum(best) / len(best)
+
+
+class Run(History):
     """One training run in a folder of its own.
 
     `resume` is "auto" (continue this folder's run if it has the same configuration), "none"
     (start over; an earlier run is kept under another name) or the path of a `last.pt`; `spec` and
-    `phases` say what network and phases such a file must hold.
+    `phases` say what network and phases such a file must hold. With `override`, another
+    configuration is no reason to stop.
     """
 
     def __init__(
@@ -58,56 +128,124 @@ class Run:
         spec: NetworkSpec,
         phases: tuple[str, ...],
         resume: str = "auto",
+        override: bool = False,
     ) -> None:
-        self.folder = folder
-        source = None if resume in ("auto", "none") else Path(resume)
-        if source:
-            _require_resumable(source, spec, phases)
-        self._lock = _locked(folder)
-        if resume == "auto" and (folder / "last.pt").exists():
-            _require_same(folder, config)
-            source = folder / "last.pt"
-        elif _holds_results(folder) and not _inside(source, folder):
-            _set_aside(folder)
-            self._lock = _locked(folder)
+        self.config = json.loads(json.dumps(config))
+        self.failures: dict[str, DiskError] = {}  # of the files whose last save failed
         self.log = Log(folder)
-        self.state = read_file(source) if source else {}
-        self.history: list[dict] = self.state.get("history", [])
-        if source and not _inside(source, folder):
-            write_file(read_file(source.parent / "best.pt"), folder / "best.pt")
-        self._write_history()
-        write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+        def opened() -> tuple[dict, list[str]]:
+            return self._open(folder, spec=spec, phases=phases, resume=resume, override=override)
+
+        self.state, lines = distributed.from_main(opened)
+        super().__init__(folder, self.state.get("history", []))
+        self.best_network: dict = self.state.get("best", {})
+        self._progress = self.state.get("progress")
+        for line in lines:
+            self.log(line)
+
+    def _open(
+        self,
+        folder: Path,
+        *,
+        spec: NetworkSpec,
+        phases: tuple[str, ...],
+        resume: str,
+        override: bool,
+    ) -> tuple[dict, list[str]]:
+        """The state to go on from, empty for none, and what is to be said about it."""
+        found = None
+        if resume not in ("auto", "none"):
+            found = _resumable(Path(resume), spec, phases)
+        self._lock = hold_folder(folder)
+        if resume == "auto" and has_generation(folder / "last.pt"):
+            found = read_generation(folder / "last.pt")
+        elif _holds_results(folder) and not (found and _inside(found[1], folder)):
+            _set_aside(folder)
+            self._lock = hold_folder(folder)
+        state, source, lines = found or ({}, None, [])
+        if self._lock.taken_from:
+            lines.append(f"taking over from a run that died: {self._lock.taken_from}")
         if source:
-            self.log(f"resuming {source} after epoch {self.epochs_done}")
+            different = _differences(state.get("config", self.config), self.config)
+            if resume == "auto" and different and not override:
+                raise _other_configuration(folder, different)
+            if different:
+                lines.append(f"going on with another configuration: {', '.join(different)}")
+            lines.append(f"resuming {source} {_position(state)}")
+            _restore_best(state, folder)
+        _write_history(folder / "metrics.jsonl", state.get("history", []))
+        text = json.dumps(self.config, indent=2, sort_keys=True) + "\n"
+        write_text(folder / "config.json", text)
+        return state, lines
 
-    @property
-    def epochs_done(self) -> int:
-        """Where to go on: epochs are counted through all phases."""
-        return self.history[-1]["epoch"] if self.history else 0
+    def take_progress(self) -> dict | None:
+        """How far the epoch was that the resumed checkpoint was saved in; asked for once."""
+        progress, self._progress = self._progress, None
+        if progress and not distributed.is_main():  # the sums are those of all processes
+            progress = progress | {"loss": 0.0, "hits": 0, "samples": 0}
+        return progress
 
-    @property
-    def best(self) -> dict:
-        """Figures of the epoch of best validation accuracy, the earliest of equals; epochs that
-        miss a target come after all others."""
-        return max(
-            self.history,
-            key=lambda figures: (figures.get("on_target", True), figures["val_top1"]),
-            default={},
-        )
+    def save(self, content: dict, *, progress: dict | None = None) -> None:
+        """Write `last.pt`; if that fails the old one stays, and training goes on."""
+        resumable = {
+            "history": self.epochs,
+            "best": self.best_network,
+            "progress": progress,
+            "config": self.config,
+            "config_hash": hashlib.sha256(
+                json.dumps(self.config, sort_keys=True).encode()
+            ).hexdigest(),
+            "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
+        }
+        self._attempt("last.pt", lambda path: write_generation({**content, **resumable}, path))
 
     def finish_epoch(self, figures: dict, content: dict) -> None:
         """Save `last.pt`, `best.pt` if this epoch is the best, and the figures."""
-        self.history.append(figures)
+        self.epochs.append(figures)
         if self.best is figures:
             network = {key: value for key, value in content.items() if key != "resume"}
-            write_file({**network, "figures": figures}, self.folder / "best.pt")
-        write_file({**content, "history": self.history}, self.folder / "last.pt")
-        self._write_history()
+            self.best_network = {**network, "figures": figures}
+            self._attempt("best.pt", lambda path: write_file(self.best_network, path))
+        self.save(content)
+        self._attempt("metrics.jsonl", lambda path: _write_history(path, self.epochs))
         self.log(_line(figures))
 
-    def _write_history(self) -> None:
-        lines = "".join(json.dumps(figures) + "\n" for figures in self.history)
-        write_text(self.folder / "metrics.jsonl", lines)
+    def _attempt(self, name: str, write: Callable[[Path], None]) -> None:
+        """Write a file of the folder; if that fails, say so, remember it, and go on."""
+        if not distributed.is_main():
+            return
+        try:
+            write(self.folder / name)
+        except DiskError as error:
+            self.failures[name] = error
+            self.log(f"warning: {error}; what was there before is untouched, training goes on")
+        else:
+            self.failures.pop(name, None)
+
+    def require_saved(self) -> None:
+        """DiskError if the last save of some file failed."""
+        for error in self.failures.values():
+            raise error
+
+    def close(self) -> None:
+        """Let others have the folder. DiskError if the last save failed."""
+        if distributed.is_main():
+            self._lock.release()
+        self.require_saved()
+
+    def last_good(self) -> str:
+        """Where the state before now is."""
+        file = self.folder / "last.pt"
+        return f"the state to go on from is in {file}" if file.exists() else "nothing was saved yet"
+
+
+def _position(state: dict) -> str:
+    """Where a checkpoint was saved, in words."""
+    epochs, progress = state.get("history", []), state.get("progress")
+    if progress:
+        return f"in epoch {progress['figures']['epoch']}, after step {progress['batch']}"
+    return f"after epoch {epochs[-1]['epoch'] if epochs else 0}"
 
 
 def _line(figures: dict) -> str:
@@ -116,41 +254,41 @@ def _line(figures: dict) -> str:
     return "  ".join(f"{k} {v}" for k, v in shown.items() if not isinstance(v, list))
 
 
+def _write_history(path: Path, epochs: list[dict]) -> None:
+    write_text(path, "".join(json.dumps(figures) + "\n" for figures in epochs))
+
+
 def _differences(old: dict, new: dict) -> list[str]:
     keys = sorted((old.keys() | new.keys()) - INCIDENTAL)
     return [f"{k} {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
 
 
-def _require_resumable(source: Path, spec: NetworkSpec, phases: tuple[str, ...]) -> None:
-    if not source.is_file() or not (source.parent / "best.pt").is_file():
-        raise CheckpointError(f"--resume {source}: no such file, or no best.pt beside it")
-    content = read_file(source)
+def _other_configuration(folder: Path, different: list[str]) -> UserError:
+    return UserError(
+        f"{folder} holds a run of another configuration ({', '.join(different)}): choose another "
+        "--output, go on all the same with --resume-override, or start over with --no-resume (the "
+        "old run is kept beside it)"
+    )
+
+
+def _resumable(
+    source: Path, spec: NetworkSpec, phases: tuple[str, ...]
+) -> tuple[dict, Path, list[str]]:
+    """The newest good generation of a checkpoint that --resume names, if it fits this run."""
+    if not has_generation(source):
+        raise CheckpointError(f"--resume {source}: no such file")
+    content, found, skipped = read_generation(source)
     if content.get("resume", {}).get("phase") not in phases:
         raise CheckpointError(f"--resume {source} is no last.pt of this stage")
     if content["network"] != spec.content():
         raise CheckpointError(
             f"--resume {source} holds another network than this run: {content['network']}"
         )
-
-
-def _require_same(folder: Path, config: dict) -> None:
-    try:
-        old = dict(json.loads((folder / "config.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder / 'config.json'} is missing or damaged ({error}): start over with "
-            "--no-resume (the old run is kept beside it)"
-        ) from None
-    different = _differences(old, json.loads(json.dumps(config)))
-    if different:
-        raise UserError(
-            f"{folder} holds a run of another configuration ({', '.join(different)}): choose "
-            "another --output, or start over with --no-resume (the old run is kept beside it)"
-        )
+    return content, found, skipped
 
 
 def _holds_results(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("last.pt", "best.pt"))
+    return has_generation(folder / "last.pt") or (folder / "best.pt").exists()
 
 
 def _inside(path: Path | None, folder: Path) -> bool:
@@ -164,28 +302,37 @@ def _set_aside(folder: Path) -> None:
     folder.rename(aside)
 
 
-def _locked(folder: Path) -> object:
-    """Create the folder and hold its lock until this process ends."""
+def _restore_best(state: dict, folder: Path) -> None:
+    """Bring best.pt to what the checkpoint knows: it may be of a later epoch, or damaged."""
+    best, path = state.get("best"), folder / "best.pt"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+")
-    except OSError as error:
-        raise DiskError(f"--output {folder} cannot be written: {error.strerror}") from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        raise FolderInUse(f"{folder} is used by another run ({file.read().strip()})") from None
-    file.truncate(0)
-    file.write(f"{os.uname().nodename}, process {os.getpid()}")
-    file.flush()
-    return file
+        known = read_file(path)["figures"] if path.exists() else None
+    except CheckpointError:
+        known = None
+    if best and known != best["figures"]:
+        write_file(best, path)
 
 
-def copy_best(runs: Iterable[Run], path: Path) -> Run | None:
+def finished(folder: Path, *, config: dict, epochs: int) -> History | None:
+    """The history of a run with this configuration that has all its epochs, else None.
+
+    Reads the small files only, and without the folder's lock: the run may be another machine's.
+    """
+    try:
+        old = json.loads((folder / "config.json").read_text())
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        history = History(folder, [json.loads(line) for line in lines])
+    except (OSError, ValueError):
+        return None
+    same = not _differences(old, json.loads(json.dumps(config)))
+    complete = history.epochs_done >= epochs and (folder / "best.pt").exists()
+    return history if same and complete else None
+
+
+def copy_best(histories: Iterable[History], path: Path) -> History | None:
     """Copy the best network of several runs to `path`; returns the run it is from."""
-    finished = [run for run in runs if run.history]
-    winner = max(finished, key=lambda run: run.best["val_top1"], default=None)
-    if winner:
+    trained = [history for history in histories if history.epochs]
+    winner = max(trained, key=lambda history: history.best["val_top1"], default=None)
+    if winner and distributed.is_main():
         write_file(read_file(winner.folder / "best.pt"), path)
     return winner

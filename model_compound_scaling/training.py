@@ -1,101 +1,130 @@
-"""The training loop of both training stages, and evaluation."""
+"""The training loop of both training stages."""
 
 import math
-from collections.abc import Callable, Iterable
+import re
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from data import Data
-from data.errors import NonFiniteLoss, UserError
+from data.errors import NonFiniteLoss
+from data.loaders import Loader
+from data.randomness import sample_seed
+from model_compound_scaling import distributed, interruption
+from model_compound_scaling.evaluation import evaluate, progress
 from model_compound_scaling.runs import Run
+from model_compound_scaling.steps import TrainStep
 
-Batches = Iterable[tuple[Tensor, Tensor]]  # (N, C, H, W) images, (N,) labels
+CHECK_EVERY = 100  # steps between two looks at whether all is finite: each waits for the device
+
+
+@dataclass
+class Progress:
+    """How far an epoch is: batches done, sums over their images, figures known before them."""
+
+    figures: dict
+    batch: int = 0
+    samples: int = 0
+    loss: Tensor | float = 0.0
+    hits: Tensor | int = 0
+
+    def add(self, loss: Tensor, hits: Tensor, samples: int) -> None:
+        """Count one more batch; the sums stay on the device, so that no step waits for it."""
+        self.loss = self.loss + loss.double() * samples
+        self.hits = self.hits + hits
+        self.samples += samples
+        self.batch += 1
+
+    def state(self) -> dict:
+        """Plain values for a checkpoint, the sums those of all processes."""
+        sums = torch.tensor([float(self.loss), float(self.hits), self.samples], dtype=torch.float64)
+        loss, hits, samples = distributed.total(sums).tolist()
+        return asdict(self) | {"loss": loss, "hits": int(hits), "samples": int(samples)}
+
+    def means(self) -> dict[str, float]:
+        """Mean loss, and accuracy in percent, over all processes."""
+        sums = self.state()
+        return {
+            "train_loss": sums["loss"] / sums["samples"],
+            "train_top1": 100 * sums["hits"] / sums["samples"],
+        }
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Mean cross-entropy and accuracies in percent."""
+class Interval:
+    """How often a checkpoint is due within an epoch: after so many steps, or seconds, or never."""
 
-    loss: float
-    top1: float
-    top5: float
+    steps: int = 0
+    seconds: float = math.inf
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """Defaults of full-precision training."""
-
-    epochs: int
-    lr: float
-    weight_decay: float
-    schedule: str
+    @classmethod
+    def parse(cls, text: str) -> "Interval":
+        """`500steps` or `15min`. ValueError for anything else."""
+        match = re.fullmatch(r"(\d+)(steps|min)", text)
+        if not match or not int(match[1]):
+            raise ValueError(f"{text!r} is no interval")
+        number = int(match[1])
+        return cls(steps=number) if match[2] == "steps" else cls(seconds=60.0 * number)
 
 
-RECIPES = {"efficientnet": Recipe(90, 0.1, 1e-4, "step")}
-DEFAULT_RECIPE = Recipe(200, 0.1, 5e-4, "cosine")
-SCHEDULES: dict[str, Callable[[int, int], float]] = {  # (epoch, epochs) -> factor of the lr
-    "cosine": lambda epoch, epochs: 0.5 * (1 + math.cos(math.pi * epoch / epochs)),
-    "step": lambda epoch, epochs: 0.1 ** (epoch // 30),
-}
+class Clock:
+    """Says when a checkpoint is due, by steps or by a clock that cannot be set back."""
 
+    def __init__(self, interval: Interval) -> None:
+        self.interval, self.steps, self.start = interval, 0, time.monotonic()
 
-def _hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """How many labels are among the k largest logits, as a tensor: no wait for the device."""
-    best = logits.topk(min(k, logits.shape[1])).indices
-    return (best == labels[:, None]).sum()
-
-
-def require_fit(network: nn.Module, data: Data) -> None:
-    """UserError unless the network, on the CPU, maps the data's images to one logit a class."""
-    image = torch.zeros(1, data.channels, data.image_size, data.image_size)
-    shown = f"images of {data.channels}x{data.image_size}x{data.image_size}"
-    was_training = network.training
-    try:
-        with torch.no_grad():
-            shape = tuple(network.eval()(image).shape)
-    except Exception as error:  # a network from elsewhere may fail in any way
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"the network cannot take {shown} ({reason}): see --image-size") from None
-    network.train(was_training)
-    if shape != (1, data.classes):
-        raise UserError(f"the network maps {shown} to {shape}, not to {data.classes} classes")
-
-
-@torch.no_grad()
-def evaluate(network: nn.Module, batches: Batches, *, total: int | None = None) -> Evaluation:
-    """Loss and accuracy over all batches, in evaluation mode; `total` is their number."""
-    network.eval()
-    sums, samples = torch.zeros(3, dtype=torch.float64), 0
-    for images, labels in tqdm(batches, "evaluating", total, leave=False, disable=None):
-        logits = network(images).float()
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        batch = torch.stack([loss.double(), _hits(logits, labels, 1), _hits(logits, labels, 5)])
-        sums = sums.to(batch.device) + batch
-        samples += len(labels)
-    loss, top1, top5 = (sums / samples).tolist()
-    return Evaluation(loss, 100 * top1, 100 * top5)
+    def due(self) -> bool:
+        """To be asked once a step."""
+        self.steps += 1
+        waited = time.monotonic() - self.start
+        if self.steps == self.interval.steps or waited >= self.interval.seconds:
+            self.steps, self.start = 0, time.monotonic()
+            return True
+        return False
 
 
 def train_epoch(
-    network: nn.Module, batches: Batches, *, step: Callable[[Tensor], None], total: int, label: str
-) -> dict[str, float]:
-    """One pass over the data; `step` takes each batch's loss and updates the network."""
-    network.train()
-    loss_sum, hits, samples = 0.0, 0, 0
-    for images, labels in tqdm(batches, label, total, leave=False, disable=None):
-        output = network(images)
-        logits = output if isinstance(output, Tensor) else output[0]  # no auxiliary classifiers
-        loss = F.cross_entropy(logits, labels)
-        step(loss)
-        # sums stay on the device, so that no step waits for it
-        loss_sum = loss_sum + loss.detach().double() * len(labels)
-        hits = hits + _hits(logits.detach(), labels, 1)
-        samples += len(labels)
-    return {"train_loss": float(loss_sum) / samples, "train_top1": 100 * int(hits) / samples}
+    step: TrainStep,
+    loader: Loader,
+    done: Progress,
+    *,
+    seed: int,
+    epoch: int,
+    label: str,
+    after: Callable[[Progress], None] = lambda done: None,
+) -> None:
+    """Train on the batches of an epoch that are not done yet, and count them in `done`.
+
+    `after` is called after each and may raise. Every step's random numbers depend on (seed, epoch,
+    step, process) only, so that a resumed epoch goes on as if it had not stopped.
+    """
+    step.network.train()
+    world, rank, total = distributed.size(), distributed.rank(), len(loader)
+    for images, labels in progress(loader.epoch(epoch, done.batch), label, total, done.batch):
+        loss, hits = step(
+            images,
+            labels,
+            seed=sample_seed(seed, epoch, done.batch * world + rank),
+            number=epoch * total + done.batch,
+            weight=world * len(labels) / loader.images_in(done.batch) if world > 1 else 1.0,
+        )
+        done.add(loss, hits, len(labels))
+        after(done)
+
+
+def require_finite(step: TrainStep, run: Run, steps_per_epoch: int) -> None:
+    """NonFiniteLoss if a loss or gradient was not finite; waits for the device."""
+    number = int(step.first_bad)
+    if number < 0:
+        return
+    epoch, batch = divmod(number, steps_per_epoch)
+    raise NonFiniteLoss(
+        f"the loss or a gradient became infinite or NaN in step {batch + 1} of epoch {epoch + 1}; "
+        f"nothing was updated from it: lower --lr ({run.last_good()})"
+    )
 
 
 def run_epochs(
@@ -104,31 +133,61 @@ def run_epochs(
     phase: str,
     epochs: range,
     seed: int,
-    network: nn.Module,
+    step: TrainStep,
     data: Data,
-    step: Callable[[Tensor], None],
     content: Callable[[], dict],
     prepare: Callable[[int], dict] = lambda epoch: {},
     figures: Callable[[], dict] = dict,
+    evaluated: nn.Module | None = None,
+    interval: Interval = Interval(),
 ) -> None:
     """Train, evaluate, record and save each of `epochs`, continuing where the run stopped.
 
     `prepare(epoch)` sets what changes between epochs and `figures()` looks at the trained network;
-    both return figures for the record. `content()` is what a checkpoint must hold. Raises
-    NonFiniteLoss; the last good epoch is on disk then.
+    both return figures for the record. `content()` is what a checkpoint must hold; `evaluated` is
+    the network whose accuracy counts, if not the trained one. Raises NonFiniteLoss, and Stopped
+    after a signal; all that was done is on disk then.
     """
+    total, clock = len(data.train), Clock(interval)
+    network = evaluated or step.network
+
+    def between(done: Progress, due: bool) -> None:
+        # one question a step to all processes: is it time to save (1), did a signal come (its
+        # number)? Signals are at least 2
+        wish = distributed.largest(interruption.received() or int(due))
+        if wish:
+            require_finite(step, run, total)
+            run.save(content(), progress=done.state())
+        if wish > 1:
+            run.require_saved()
+            raise interruption.Stopped(wish, run.last_good())
+
+    def after_step(done: Progress) -> None:
+        if done.batch % CHECK_EVERY == 0:
+            require_finite(step, run, total)
+        between(done, clock.due())
+
     for epoch in epochs[max(run.epochs_done - epochs.start, 0) :]:
-        record = {"phase": phase, "epoch": epoch + 1, **prepare(epoch)}
-        # dropout must not depend on how often the run was interrupted
-        torch.manual_seed((seed << 20) + epoch)
-        batches = data.train.epoch(epoch)
-        label = f"{phase} {epoch + 1}/{epochs.stop}"
-        record |= train_epoch(network, batches, step=step, total=len(data.train), label=label)
-        if not math.isfinite(record["train_loss"]):
-            raise NonFiniteLoss(
-                f"the loss became {record['train_loss']} in epoch {epoch + 1}: lower --lr; "
-                f"the state before this epoch is in {run.folder}"
+        known, resumed = {"phase": phase, "epoch": epoch + 1}, run.take_progress()
+        with interruption.deferred():
+            done = Progress(**resumed) if resumed else Progress(known | prepare(epoch))
+            train_epoch(
+                step,
+                data.train,
+                done,
+                seed=seed,
+                epoch=epoch,
+                label=f"{phase} {epoch + 1}/{epochs.stop}",
+                after=after_step,
             )
-        scores = evaluate(network, data.val.epoch(0), total=len(data.val))
-        record |= {f"val_{name}": value for name, value in asdict(scores).items()}
-        run.finish_epoch(record | figures(), content())
+            require_finite(step, run, total)
+            distributed.share(list(network.buffers()))
+            scores = evaluate(
+                network,
+                data.val.epoch(0),
+                total=len(data.val),
+                between=lambda done=done: between(done, False),
+            )
+            record = done.figures | done.means()
+            record |= {f"val_{name}": value for name, value in asdict(scores).items()}
+            run.finish_epoch(record | figures(), content())

@@ -44,7 +44,7 @@ def results(runs: list[Run]) -> list[tuple[str, float, float, float]]:
     return [
         (run.folder.name, *(run.best[key] for key in ("val_top1", "zeros", "scoring_params")))
         for run in runs
-        if run.history
+        if run.epochs
     ]
 
 

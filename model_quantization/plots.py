@@ -26,8 +26,8 @@ def plot_ternarization(run: Run) -> None:
     folder = run.folder / "ternarization"
     folder.mkdir(exist_ok=True)
     for i, (name, layer) in enumerate(layers.items()):
-        epochs = [figures["layers"][i] for figures in run.history]
-        top1 = [figures["val_top1"] for figures in run.history]
+        epochs = [figures["layers"][i] for figures in run.epochs]
+        top1 = [figures["val_top1"] for figures in run.epochs]
         _draw(epochs, top1, layer["latent"].cpu().numpy(), folder / f"{name}.png")
     run.log(f"{len(layers)} plots in {folder}")
 

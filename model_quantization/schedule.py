@@ -7,15 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from data import Data
-from model_compound_scaling.checkpoints import (
-    Checkpoint,
-    load_network,
-    network_content,
-    read_checkpoint,
-)
+from model_compound_scaling import distributed
+from model_compound_scaling.checkpoints import Checkpoint, load_network, network_content
+from model_compound_scaling.devices import for_processes, lay_out
+from model_compound_scaling.evaluation import evaluate, require_fit
 from model_compound_scaling.registry import NetworkSpec, table_row
 from model_compound_scaling.runs import Run
-from model_compound_scaling.training import evaluate, require_fit, run_epochs
+from model_compound_scaling.steps import TrainStep
+from model_compound_scaling.training import Interval, run_epochs
 from model_quantization.ec2t import MIN_CENTROID
 from model_quantization.goals import Goal, solve_gamma
 from model_quantization.grid import Point
@@ -39,7 +38,8 @@ def make_optimizer(network: nn.Module, ternarizer: Ternarizer, config: dict) -> 
             {"params": [ternarizer.latent], "lr": config["lr"]},
             {"params": [ternarizer.centroids], "lr": config["lr2"]},
             {"params": others, "lr": config["lr"], "weight_decay": config["weight_decay"]},
-        ]
+        ],
+        fused=True,
     )
 
 
@@ -67,12 +67,16 @@ class Quantization:
         data: Data,
         recorded: dict,
         scoring_params: Callable[[nn.Module], float],
+        forward: Callable[[Tensor], Tensor],
+        interval: Interval,
     ) -> None:
         self.run, self.network, self.ternarizer = run, network, ternarizer
+        self.forward, self.interval = forward, interval
         self.spec, self.config, self.data, self.recorded = spec, config, data, recorded
         self.scoring_params = scoring_params
         self.goal = self._goal()
         self.phase, self.optimizer = "", None
+        self.codes: list[Tensor] = []  # before the epoch
         self.reported: set[tuple[str, str]] = set()
 
     def _goal(self) -> Goal | None:
@@ -93,53 +97,58 @@ class Quantization:
         self.codes = self.ternarizer.codes()
         return {"gamma": self.ternarizer.gamma}
 
-    def step(self, loss: Tensor) -> None:
-        """Update latents, centroids and the other parameters, then the ternary weights."""
-        self.network.zero_grad()
-        loss.backward()
-        self.ternarizer.prepare_step()
-        self.optimizer.step()
-        self.ternarizer.finish_step()
-
     def train(self, phase: str, epochs: range) -> None:
         """Run the epochs of one phase that are not done yet."""
         self.phase = phase
         self.optimizer = make_optimizer(self.network, self.ternarizer, self.config)
+        step = TrainStep(
+            self.forward,
+            network=self.network,
+            optimizer=self.optimizer,
+            classes=self.data.classes,
+            prepare=self.ternarizer.prepare_step,
+            finish=self.ternarizer.finish_step,
+        )
         state = self.run.state.get("resume", {})
         if state.get("phase") == phase:
             self.network.load_state_dict(self.run.state["state_dict"])
             self.ternarizer.load_state_dict(state["ternarizer"])
+            self.ternarizer.gamma, self.codes = state["gamma"], state["codes"]
             self.optimizer.load_state_dict(state["optimizer"])
         run_epochs(
             run=self.run,
             phase=phase,
             epochs=epochs,
             seed=self.config["seed"],
-            network=self.network,
+            step=step,
             data=self.data,
-            step=self.step,
             prepare=self.prepare,
             figures=self.figures,
             content=self.content,
+            interval=self.interval,
         )
 
     def load_best(self) -> None:
         """Go back to the best ternary epoch."""
-        best = read_checkpoint(self.run.folder / "best.pt")
-        self.run.log(f"freezing the codes of epoch {best.content['figures']['epoch']}")
-        self.network.load_state_dict(best.state)
+        best = self.run.best_network
+        self.run.log(f"freezing the codes of epoch {best['figures']['epoch']}")
+        self.network.load_state_dict(best["state_dict"])
 
     def content(self) -> dict:
         """A checkpoint: an ordinary network, and under "resume" what only training needs."""
         resume = {
             "phase": self.phase,
             "ternarizer": self.ternarizer.state_dict(),
+            "gamma": self.ternarizer.gamma,
+            "codes": self.codes,
             "optimizer": self.optimizer.state_dict(),
         }
         return network_content(self.network, self.spec, self.recorded, resume=resume)
 
     def figures(self) -> dict:
         """After an epoch: zeros, size, and each layer's clusters; names ailing layers, once."""
+        layers = self.ternarizer.layers
+        distributed.require_equal([layers.codes(), layers.latent, layers.centroids], "codes")
         layers, codes = self.ternarizer.figures(), self.ternarizer.codes()
         for layer, before, after in zip(layers, self.codes, codes, strict=True):
             layer["reassigned"] = float((before != after).double().mean())
@@ -175,10 +184,12 @@ def quantize_point(
     folder: Path,
     config: dict,
     resume: str,
+    override: bool,
     data: Data,
     recorded: dict,
     device: torch.device,
     scoring_params: Callable[[nn.Module], float],
+    interval: Interval,
 ) -> Run:
     """Ternarize (or prune) the network of a checkpoint, in `folder`.
 
@@ -189,12 +200,19 @@ def quantize_point(
     """
     network = load_network(checkpoint, spec)
     require_fit(network, data)
-    network = network.to(device)
+    network = lay_out(network, device)
     names = layer_names(network, family=table_row(spec.model).family, config=config)
     fixed = freeze_ternary(network) if config["prune"] else []
     first = "pruning" if config["prune"] else "ternary"
-    run = Run(folder, config=config, resume=resume, spec=spec, phases=(first, "frozen"))
-    measure = config["eval"] and not run.history
+    run = Run(
+        folder,
+        config=config,
+        resume=resume,
+        override=override,
+        spec=spec,
+        phases=(first, "frozen"),
+    )
+    measure = config["eval"] and not run.state
     if measure:
         full = evaluate(network, data.val.epoch(0), total=len(data.val))
         run.log(f"before quantization: top-1 {full.top1:.2f} %, top-5 {full.top5:.2f} %")
@@ -221,14 +239,17 @@ def quantize_point(
         data=data,
         recorded=recorded,
         scoring_params=scoring_params,
+        forward=for_processes(network, device),
+        interval=interval,
     )
     if measure:
         job.log_accuracy(f"quantized, not trained ({ternarizer.zeros():.2f} % zeros)")
     epochs, total = config["epochs"], config["epochs"] + config["retrain_epochs"]
     job.train(first, range(epochs))
     if total > epochs:
-        if run.history and run.epochs_done <= epochs:
+        if run.epochs and run.epochs_done <= epochs:
             job.load_best()
         ternarizer.freeze()
         job.train("frozen", range(epochs, total))
+    run.close()
     return run

@@ -76,13 +76,20 @@ class Ternarizer:
         return list(self.layers.segments.split(self.layers.codes()))
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Latents, codes and centroids by layer: what the network's weights do not tell."""
-        return dict(zip(self.names, self.layers.state(), strict=True))
+        """By layer what the network's weights do not tell: latents, codes, centroids, lambda, and
+        which centroids are at their guards."""
+        rows = zip(
+            self.names, self.layers.state(), self.layers.lam, self.layers.guarded.T, strict=True
+        )
+        return {name: {**state, "lambda": lam, "guarded": g} for name, state, lam, g in rows}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Continue where another ternarizer of the same network stopped."""
-        self.layers.load_state([state[name] for name in self.names])
+        layers = [state[name] for name in self.names]
+        self.layers.load_state(layers)
+        self.layers.lam.copy_(torch.stack([layer["lambda"] for layer in layers]))
+        self.layers.guarded.copy_(torch.stack([layer["guarded"] for layer in layers], 1))
 
     def figures(self) -> list[dict]:
         """Each layer's figures, see `TernaryLayers.figures`, with its name."""

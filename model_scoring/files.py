@@ -1,6 +1,8 @@
 """Files of this stage. Each is written beside its place and moved there, whole or not at all."""
 
+import hashlib
 import io
+import math
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -12,12 +14,14 @@ from torch import Tensor, nn
 
 from data.errors import CheckpointError, DiskError, UserError
 from model_compound_scaling.checkpoints import network_content
+from model_compound_scaling.manifests import manifest_path, manifest_text
 from model_compound_scaling.registry import NetworkSpec, skeleton
 from model_compound_scaling.widths import describe
 from model_scoring.records import Record
 from model_scoring.weights import ternary_values
 
 Files = dict[Path, bytes]
+LARGEST_LAYER = 1 << 30  # weights; a sparse file could claim any number
 
 
 def write_all(files: Files) -> None:
@@ -53,6 +57,16 @@ def checkpoint_bytes(network: nn.Module, spec: NetworkSpec, data: dict) -> bytes
     return buffer.getvalue()
 
 
+def checkpoint_files(path: Path, network: nn.Module, spec: NetworkSpec, data: dict) -> Files:
+    """The checkpoint and, where it will be a file, the manifest that vouches for it."""
+    content = checkpoint_bytes(network, spec, data)
+    if path.exists() and not path.is_file():
+        return {path: content}
+    place, digest = path.resolve(), hashlib.sha256(content).hexdigest()
+    text = manifest_text(place.name, size=len(content), sha256=digest)
+    return {path: content, manifest_path(place): text.encode()}
+
+
 def pack(weight: Tensor) -> dict[str, np.ndarray]:
     """A ternary layer as two bit masks, 8 weights a byte, its two values and its shape."""
     low, high = ternary_values(weight) or (0.0, 0.0)
@@ -68,7 +82,9 @@ def pack(weight: Tensor) -> dict[str, np.ndarray]:
 def unpack(packed: dict[str, np.ndarray]) -> Tensor:
     """The layer that `pack` packed."""
     shape = tuple(packed["shape"].tolist())
-    size = int(np.prod(shape))
+    size = math.prod(shape)
+    if not all(size <= 8 * len(packed[side]) for side in ("low_mask", "high_mask")):
+        raise ValueError(f"its shape {shape} has more weights than its masks")
     result = np.zeros(size, dtype=np.float32)
     for side, value in zip(("low_mask", "high_mask"), packed["centroids"], strict=True):
         result[np.unpackbits(packed[side], count=size).astype(bool)] = value
@@ -92,8 +108,12 @@ def load_layer(path: Path) -> Tensor:
     """The dense weights of a saved layer, packed or sparse."""
     try:
         if path.suffix == ".pt":
-            return torch.load(path, weights_only=True).to_dense()
+            layer = torch.load(path, weights_only=True)
+            if layer.numel() > LARGEST_LAYER:
+                raise ValueError(f"it claims {layer.numel():,} weights")
+            return layer.to_dense()
         with np.load(path) as packed:
             return unpack(dict(packed))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is no saved layer: {error}") from None
+    except Exception as error:  # damaged files fail in many ways
+        reason = str(error).partition("\n")[0][:120]
+        raise CheckpointError(f"{path} is no saved layer: {reason}") from None

@@ -7,7 +7,7 @@ from torch import nn
 from model_compound_scaling.registry import NetworkSpec, table_row
 from model_scoring import onnx_export
 from model_scoring.comparison import comparison, latencies
-from model_scoring.files import Files, checkpoint_bytes
+from model_scoring.files import Files, checkpoint_files
 from model_scoring.scoring import Score, score
 from model_scoring.thin import thin
 
@@ -28,8 +28,7 @@ def thin_form(
     lines = ["", *comparison(before, after, times)]
     if result.note:
         lines.append(f"unchanged: {result.note}")
-    files = {path: checkpoint_bytes(result.network, spec, data)}
-    return result.network, files, lines
+    return result.network, checkpoint_files(path, result.network, spec, data), lines
 
 
 def onnx_form(

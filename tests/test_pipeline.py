@@ -71,8 +71,10 @@ def run_folder(output):
 
 def test_a_run_folder_holds_all_that_happened(trained):
     run = run_folder(trained)
-    names = {path.name for path in run.iterdir()} - {".lock"}
-    assert names == {"config.json", "metrics.jsonl", "logfile.txt", "last.pt", "best.pt"}
+    names = {path.name for path in run.iterdir() if path.suffix != ".manifest"} - {".lock"}
+    checkpoints = {"last.pt", "last.previous.pt", "best.pt"}
+    assert names == {"config.json", "metrics.jsonl", "logfile.txt"} | checkpoints
+    assert all((run / f"{name}.manifest").exists() for name in checkpoints)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
     assert json.loads((run / "config.json").read_text())["epochs"] == 2
@@ -273,6 +275,8 @@ def test_another_configuration_is_refused_and_a_new_start_keeps_the_old_run(
     kept = tensors(run_folder(tmp_path) / "last.pt")
     assert scale(images, tmp_path, "--epochs", "1", "--lr", "0.01") == 2
     assert "lr 0.1 -> 0.01" in capsys.readouterr().err
+    assert scale(images, tmp_path, "--epochs", "1", "--lr", "0.01", "--resume-override") == 0
+    assert "another configuration: lr 0.1 -> 0.01" in capsys.readouterr().out
     assert equal(tensors(run_folder(tmp_path) / "last.pt"), kept)
     name = run_folder(tmp_path).name
     assert scale(images, tmp_path, "--epochs", "1", "--lr", "0.01", "--no-resume") == 0
@@ -291,15 +295,37 @@ def test_resume_from_a_named_checkpoint(images, trained, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_damaged_run_folder_is_refused_and_kept(images, trained, tmp_path, capsys):
+def unfinished_copy(trained, tmp_path):
     folder = tmp_path / run_folder(trained).name
     shutil.copytree(run_folder(trained), folder)
-    for name, content in (("last.pt", b"rubbish"), ("config.json", b"{")):
-        (folder / name).write_bytes(content)
-        assert scale(images, tmp_path, "--epochs", "2") == 5
-        captured = capsys.readouterr()
-        assert name in captured.err and captured.err.count("\n") == 1
-        assert (folder / name).read_bytes() == content
+    (folder / "metrics.jsonl").unlink()
+    return folder
+
+
+def test_a_run_with_damaged_checkpoints_is_refused_and_kept(images, trained, tmp_path, capsys):
+    folder = unfinished_copy(trained, tmp_path)
+    for name in ("last.pt", "last.previous.pt"):
+        (folder / name).write_bytes(b"rubbish")
+    assert scale(images, tmp_path, "--epochs", "2") == 5
+    captured = capsys.readouterr()
+    assert "last.pt" in captured.err and captured.err.count("\n") == 1
+    assert (folder / "last.pt").read_bytes() == b"rubbish"
+
+
+def test_a_run_goes_on_from_the_checkpoint_alone(images, trained, tmp_path, capsys):
+    folder = unfinished_copy(trained, tmp_path)
+    (folder / "last.pt").write_bytes(b"rubbish")
+    (folder / "config.json").write_text("{")
+    (folder / "best.pt").write_bytes(b"rubbish")
+    assert scale(images, tmp_path, "--epochs", "2") == 0
+    output = capsys.readouterr().out
+    assert "last.pt skipped" in output and "after epoch 1" in output
+    for name in ("last.pt", "best.pt"):
+        assert equal(tensors(folder / name), tensors(run_folder(trained) / name))
+    assert json.loads((folder / "config.json").read_text())["epochs"] == 2
+    assert (folder / "metrics.jsonl").read_text() == (
+        run_folder(trained) / "metrics.jsonl"
+    ).read_text()
 
 
 def test_two_runs_do_not_share_a_folder(images, tmp_path, capsys):

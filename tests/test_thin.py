@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +21,9 @@ from model_compound_scaling.checkpoints import (
     network_content,
     network_spec,
     read_checkpoint,
+    write_file,
 )
-from model_compound_scaling.registry import NetworkSpec, build, default_spec, table_row
+from model_compound_scaling.registry import NetworkSpec, build, default_spec, skeleton, table_row
 from model_compound_scaling.resnet import OptionA
 from model_compound_scaling.widths import describe, narrowed
 from model_scoring import score
@@ -398,7 +400,7 @@ FAMILIES = [
     NetworkSpec("resnet20", 10),
     NetworkSpec("resnet18", 10),
     NetworkSpec("resnet50", 10),
-    NetworkSpec("efficientnet-b0", 10),
+    NetworkSpec("efficientnet-b0", 10, {"origin": "torchvision"}),
     NetworkSpec("efficientnet-b1", 10, {"origin": "tf"}),
     NetworkSpec("lenet-5", 10),
     *(
@@ -514,9 +516,8 @@ def content_with(widths: object) -> dict:
 )
 def test_damaged_descriptions_are_named(tmp_path, widths):
     torch.save(content_with(widths), tmp_path / "net.pt")
-    checkpoint = read_checkpoint(tmp_path / "net.pt")
     with pytest.raises(CheckpointError, match="widths"):
-        network_spec(checkpoint)
+        network_spec(read_checkpoint(tmp_path / "net.pt"))
 
 
 def test_widths_that_do_not_fit_together(tmp_path, capsys):
@@ -555,6 +556,8 @@ def test_the_command_line_writes_a_checkpoint_for_all_stages(checkpoint, tmp_pat
     assert run_scoring.main(["--t-model", str(target), "--json", str(report)]) == 0
     layers = {layer["name"]: layer for layer in json.loads(report.read_text())["layers"]}
     assert layers["layer1.0.conv1"]["out_shape"] == [1, 13, 32, 32]
+    manifest = json.loads((target.parent / "thin.pt.manifest").read_text())
+    assert manifest["bytes"] == target.stat().st_size
     found = read_checkpoint(target)
     assert found.data == {"dataset": "Shapes", "image_size": 32}
     assert network_spec(found, model="resnet20") == found.network
@@ -612,6 +615,30 @@ def test_the_checkpoint_itself_is_never_overwritten(checkpoint, capsys):
     assert run_scoring.main(["--t-model", str(checkpoint), "--thin", str(checkpoint)]) == 2
     assert "name another output file" in capsys.readouterr().err
     assert checkpoint.read_bytes() == before
+
+
+def test_an_older_manifest_is_replaced_and_devices_get_none(checkpoint, tmp_path):
+    target = tmp_path / "best.pt"
+    write_file({"state_dict": {}}, target)
+    assert run_scoring.main(["--t-model", str(checkpoint), "--thin", str(target)]) == 0
+    assert read_checkpoint(target).network.widths
+    assert run_scoring.main(["--t-model", str(checkpoint), "--thin", "/dev/null"]) == 0
+    assert not Path("/dev/null.manifest").exists()
+
+
+def test_claimed_widths_take_no_memory(tmp_path):
+    """A full network of 65,536 channels would have 3e11 weights."""
+    spec = NetworkSpec("cifar_micronet", 10, SMALL | {"head": None})
+    network = build(spec)
+    claimed = {**spec.arguments, "channels": [65536, 65536, 32], "stem": 65536}
+    full = skeleton(NetworkSpec("cifar_micronet", 10, claimed))
+    content = network_content(network, spec, {})
+    content["network"] |= {"arguments": claimed, "widths": describe(full, network)}
+    torch.save(content, tmp_path / "net.pt")
+    checkpoint = read_checkpoint(tmp_path / "net.pt")
+    found = load_network(checkpoint, network_spec(checkpoint)).eval()
+    image = torch.randn(1, 3, 32, 32)
+    assert torch.equal(found(image), network.eval()(image))
 
 
 def test_a_depth_that_contradicts_the_file(tmp_path):

@@ -7,9 +7,7 @@ Plain is the same network, optimizer (Adam) and batch with no quantization.
 """
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from model_compound_scaling.registry import build, default_spec, table_row
 from model_quantization.layers import ternarized_names
 from model_quantization.ternarizer import Ternarizer
+from tests.benchmarks.pairing import paired
 
 CASES = [("resnet20", 10, 128), ("cifar_micronet", 100, 32)]  # network, classes, batch on a CPU
 GPU_CASES = [("resnet20", 10, 128), ("cifar_micronet", 100, 128)]
@@ -54,18 +53,6 @@ def make_step(
     return step
 
 
-def seconds(step: Callable[[], None], device: torch.device, repeats: int) -> float:
-    """Wall time of one step, from the end of the work before to the end of this."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeats
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -79,18 +66,13 @@ def main() -> None:
     repeats = 10 if args.cuda else 1
     print(f"{'network':16} batch  plain ms   EC2T ms  ratio (quartiles)")
     for model, classes, batch in GPU_CASES if args.cuda else CASES:
-        steps = [make_step(model, classes, batch, device, ec2t=ec2t) for ec2t in (False, True)]
-        for step in steps:
-            seconds(step, device, 2)
-        pairs = []
-        for i in range(args.pairs):  # in turn, and in turn who is first: the second runs warmer
-            order = (0, 1) if i % 2 == 0 else (1, 0)
-            times = {j: seconds(steps[j], device, repeats) for j in order}
-            pairs.append((times[0], times[1]))
-        plain, ec2t = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
-        low, middle, high = statistics.quantiles([b / a for a, b in pairs], n=4)
+        steps = tuple(make_step(model, classes, batch, device, ec2t=ec2t) for ec2t in (False, True))
+        plain, ec2t, (low, middle, high) = paired(
+            steps, device=device, pairs=args.pairs, repeats=repeats
+        )
         print(
-            f"{model:16} {batch:5} {plain:9.1f} {ec2t:9.1f}  {middle:.3f} ({low:.3f} .. {high:.3f})"
+            f"{model:16} {batch:5} {1e3 * plain:9.1f} {1e3 * ec2t:9.1f}  "
+            f"{middle:.3f} ({low:.3f} .. {high:.3f})"
         )
 
 

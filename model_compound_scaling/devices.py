@@ -1,0 +1,73 @@
+"""Where networks are trained, and how they are laid out there."""
+
+import os
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data.errors import UserError
+from model_compound_scaling import distributed
+
+
+def choose_device(cuda: bool | None) -> torch.device:
+    """This process' GPU if there is one, unless told otherwise."""
+    if cuda and not torch.cuda.is_available():
+        raise UserError("--cuda: no usable GPU here; leave it out or pass --no-cuda")
+    if cuda is False or not torch.cuda.is_available():
+        return torch.device("cpu")
+    local = distributed.find_place().local
+    if local >= torch.cuda.device_count():
+        raise UserError(
+            f"process {local} of this machine has no GPU of its own: {torch.cuda.device_count()} "
+            "are visible (see --nproc_per_node and CUDA_VISIBLE_DEVICES)"
+        )
+    device = torch.device("cuda", local)
+    torch.cuda.set_device(device)
+    return device
+
+
+def unused_gpus(device: torch.device) -> str:
+    """A hint for a single process that sees several GPUs, else nothing."""
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    if gpus < 2 or distributed.size() > 1:
+        return ""
+    return f"{gpus} GPUs are visible, one is used; for all: torchrun --nproc_per_node {gpus}"
+
+
+def make_deterministic(on: bool) -> None:
+    """Same bits in every run on the same kind of device; else the fastest algorithms."""
+    torch.backends.cudnn.benchmark = not on
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of a GPU's memory, or of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def lay_out(network: nn.Module, device: torch.device, *, channels_last: bool = False) -> nn.Module:
+    """The network on its device, with the same values in all processes."""
+    network = network.to(device)
+    distributed.share(list(network.state_dict().values()))
+    return network.to(memory_format=torch.channels_last) if channels_last else network
+
+
+def for_processes(
+    network: nn.Module, device: torch.device, *, compiled: bool = False
+) -> Callable[[Tensor], Tensor]:
+    """What to call in place of the network in training: gradients are averaged over all processes,
+    and kernels compiled if asked for.
+
+    BatchNorm normalises each process' images by themselves; its running statistics are the first's.
+    """
+    forward = network
+    if distributed.size() > 1:
+        devices = [device.index] if device.type == "cuda" else None
+        forward = DistributedDataParallel(network, device_ids=devices)
+    return torch.compile(forward) if compiled else forward

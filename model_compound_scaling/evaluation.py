@@ -1,0 +1,74 @@
+"""How good a network is on validation images, and whether it fits them at all."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from data import Data
+from data.errors import UserError
+from model_compound_scaling import distributed
+from model_compound_scaling.steps import hits
+
+Batches = Iterable[tuple[Tensor, Tensor]]  # (N, C, H, W) images, (N,) labels
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean cross-entropy and accuracies in percent."""
+
+    loss: float
+    top1: float
+    top5: float
+
+
+def progress(batches: Batches, label: str, total: int, first: int = 0) -> tqdm:
+    """A bar on the terminal that vanishes at the end; none in other processes and where piped."""
+    hidden = None if distributed.is_main() else True
+    return tqdm(batches, label, total, initial=first, leave=False, disable=hidden)
+
+
+def require_fit(network: nn.Module, data: Data) -> None:
+    """UserError unless the network, on the CPU, maps the data's images to one logit a class."""
+    image = torch.zeros(1, data.channels, data.image_size, data.image_size)
+    shown = f"images of {data.channels}x{data.image_size}x{data.image_size}"
+    was_training = network.training
+    try:
+        with torch.no_grad():
+            shape = tuple(network.eval()(image).shape)
+    except Exception as error:  # a network from elsewhere may fail in any way
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the network cannot take {shown} ({reason}): see --image-size") from None
+    network.train(was_training)
+    if shape != (1, data.classes):
+        raise UserError(f"the network maps {shown} to {shape}, not to {data.classes} classes")
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module,
+    batches: Batches,
+    *,
+    total: int | None = None,
+    between: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Loss and accuracy over all batches of all processes, in evaluation mode.
+
+    `total` is the number of batches; `between` is called after each and may raise.
+    """
+    network.eval()
+    sums, samples = torch.zeros(3, dtype=torch.float64), 0  # loss, top-1, top-5
+    for images, labels in progress(batches, "evaluating", total):
+        if len(labels):  # the last batch may leave nothing for some process
+            logits = network(images).float()
+            loss = F.cross_entropy(logits, labels, reduction="sum").double()
+            batch = torch.stack([loss, hits(logits, labels, 1), hits(logits, labels, 5)])
+            sums = sums.to(batch.device) + batch
+            samples += len(labels)
+        between()
+    sums = distributed.total(torch.cat([sums.cpu(), torch.tensor([samples])]))
+    loss, top1, top5 = (sums[:3] / sums[3]).tolist()
+    return Evaluation(loss, 100 * top1, 100 * top5)

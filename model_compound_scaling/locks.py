@@ -1,0 +1,127 @@
+"""One run per folder: a lock that the kernel frees when its owner dies, however it dies."""
+
+import errno
+import fcntl
+import os
+import shlex
+import sys
+import weakref
+from contextlib import suppress
+from pathlib import Path
+
+from data.errors import DiskError, FolderInUse
+
+OWNER_LIMIT = 4096  # bytes read of what the owner wrote about itself
+UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+_held: "weakref.WeakSet[FolderLock]" = weakref.WeakSet()
+
+
+class FolderLock:
+    """A held folder. Free again after `release()`, or when this object or its process is gone.
+
+    `taken_from` describes a run that died without releasing the folder; None if there was none.
+    """
+
+    def __init__(self, descriptor: int, taken_from: str | None) -> None:
+        self.taken_from = taken_from
+        self._descriptor = descriptor
+        self._finalizer = weakref.finalize(self, _release, descriptor)
+        _held.add(self)
+
+    def release(self) -> None:
+        """Let the next run have the folder."""
+        self._finalizer()
+
+    def _forget(self) -> None:
+        """In a forked child: its copy of the descriptor would keep the lock after the owner's
+        death, and its exit must not release the owner's."""
+        if self._finalizer.detach():
+            os.close(self._descriptor)
+
+
+def _forget_all() -> None:
+    for lock in list(_held):
+        lock._forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)  # DataLoader workers are forks
+
+
+def hold_folder(folder: Path) -> FolderLock:
+    """Create the folder if needed and hold it until the lock is released or this process ends.
+
+    Raises FolderInUse, naming the owner, and DiskError if the folder cannot be written. Where the
+    file system has no locks, says so on stderr and goes on.
+    """
+    try:
+        descriptor = _locked(folder)
+        try:
+            left = _owner(descriptor)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{describe_process()}\n".encode(), 0)
+        except OSError:
+            os.close(descriptor)
+            raise
+    except OSError as error:
+        raise DiskError(f"--output {folder} cannot be written: {error.strerror}") from None
+    return FolderLock(descriptor, left or None)
+
+
+def describe_process() -> str:
+    """This run in one line: host, process, SLURM job if it is one, and command."""
+    job = os.environ.get("SLURM_JOB_ID")
+    parts = [os.uname().nodename, f"process {os.getpid()}"]
+    parts += [f"job {job}"] if job else []
+    return ", ".join([*parts, shlex.join(sys.argv)])
+
+
+def _locked(folder: Path) -> int:
+    """Descriptor of the locked `.lock` in the folder."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / ".lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            _lock(descriptor, folder)
+            if _is_at(descriptor, path):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # the folder was renamed in between: this lock is on the old one
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = _owner(descriptor) or "just started"
+        raise FolderInUse(f"{folder} is used by another run ({owner})") from None
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        print(
+            f"warning: {folder} is not protected against a second run: its file system has no "
+            f"locks ({error.strerror})",
+            file=sys.stderr,
+        )
+
+
+def _owner(descriptor: int) -> str:
+    """What the lock file says; on one line and printable, whoever wrote it."""
+    text = os.pread(descriptor, OWNER_LIMIT, 0).decode(errors="replace").strip()
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _release(descriptor: int) -> None:
+    with suppress(OSError):  # only a dead owner leaves its name to the next run
+        os.ftruncate(descriptor, 0)
+    os.close(descriptor)

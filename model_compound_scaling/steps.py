@@ -1,0 +1,131 @@
+"""One training step: forward, loss, backward, and an update that a non-finite gradient skips."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a step computes its loss; the defaults are the plain one.
+
+    amp: a key of AMP. mixup and cutmix: parameter of the Beta distribution of the shares
+    (arXiv 1710.09412 and 1905.04899), 0 for off; with both, one of them at random each step.
+    """
+
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    amp: str = "off"
+
+
+def hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """How many labels are among the k largest logits, as a tensor: no wait for the device."""
+    best = logits.topk(min(k, logits.shape[1])).indices
+    return (best == labels[:, None]).sum()
+
+
+class TrainStep:
+    """Updates a network from one batch.
+
+    `forward` is the network, or what wraps it for several processes or compiles it; `optimizer`
+    must be a fused one. `prepare` and `finish` are called before and after its step, `averaged`
+    (an exponential moving average) after that.
+
+    A loss or gradient that is not finite stops all updates from then on, on the device, where
+    nothing has to wait for it; `first_bad` is the number of that step, -1 while all is well.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        *,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        classes: int,
+        options: Options | None = None,
+        prepare: Callable[[], None] | None = None,
+        finish: Callable[[], None] | None = None,
+        averaged: torch.optim.swa_utils.AveragedModel | None = None,
+    ) -> None:
+        self.forward, self.network, self.optimizer = forward, network, optimizer
+        self.options = options or Options()
+        self.prepare, self.finish, self.averaged = prepare, finish, averaged
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        device = self.parameters[0].device
+        self.first_bad = torch.full((), -1, device=device)
+        self.dtype = AMP[self.options.amp]
+        half = self.dtype is torch.float16
+        self.scaler = torch.amp.GradScaler(device.type) if half else None
+        mixers = [
+            mixer(alpha=alpha, num_classes=classes)
+            for mixer, alpha in ((v2.MixUp, self.options.mixup), (v2.CutMix, self.options.cutmix))
+            if alpha
+        ]
+        self.mix = v2.RandomChoice(mixers) if mixers else None
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, *, seed: int, number: int, weight: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """(mean loss, hits) of images (N, C, H, W) and labels (N,), before the update.
+
+        All that is random in the step depends on `seed`; `number` is the step's name in messages;
+        `weight` is this process' share of the images times the number of processes.
+        """
+        torch.manual_seed(seed)
+        targets = labels
+        if self.mix:
+            images, targets = self.mix(images, labels)
+        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None):
+            output = self.forward(images)
+        logits = (output if isinstance(output, Tensor) else output[0]).float()  # no auxiliary ones
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.options.label_smoothing)
+        self.network.zero_grad()
+        self._backward(loss * weight)
+        if self.prepare:
+            self.prepare()
+        self._update(loss, number)
+        if self.finish:
+            self.finish()
+        if self.averaged:
+            self.averaged.update_parameters(self.network)
+        return loss.detach(), hits(logits.detach(), labels, 1)
+
+    def _backward(self, loss: Tensor) -> None:
+        if self.scaler:
+            loss = self.scaler.scale(loss)
+        # a bad loss makes every gradient bad, in all processes, whatever its derivatives are
+        loss.backward(torch.where(loss.isfinite(), 1.0, torch.nan).to(loss.dtype))
+
+    def _update(self, loss: Tensor, number: int) -> None:
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        bad = ~loss.detach().isfinite()
+        if not self.scaler:  # with a scaler, gradients may overflow: it skips them and scales down
+            bad = ~torch.stack(torch._foreach_norm(gradients, torch.inf)).isfinite().all()
+        self.first_bad = torch.where(bad & (self.first_bad < 0), number, self.first_bad)
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            return
+        # what the gradient scaler, too, tells fused optimizers, which then change nothing
+        self.optimizer.grad_scale = None
+        self.optimizer.found_inf = (self.first_bad >= 0).float()
+        self.optimizer.step()
+
+    def state_dict(self) -> dict:
+        """What a resumed step needs."""
+        averaged = self.averaged and self.averaged.state_dict()
+        return {"scaler": self.scaler and self.scaler.state_dict(), "averaged": averaged}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue where another step stopped."""
+        if self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
+        if self.averaged:
+            self.averaged.load_state_dict(state["averaged"])

@@ -1,0 +1,87 @@
+"""What a checkpoint says about its network and data, edited by hand."""
+
+import pytest
+from crafted import assert_refused
+
+from data.errors import CheckpointError
+from model_compound_scaling.checkpoints import (
+    network_content,
+    network_spec,
+    read_checkpoint,
+    write_file,
+)
+from model_compound_scaling.registry import NetworkSpec, build
+
+SPEC = NetworkSpec("cifar_micronet", 10, {"blocks": [1, 1, 1], "channels": [8, 8, 8], "stem": 8})
+EDITS = {
+    "network": [
+        ("num_classes", "10"),
+        ("num_classes", 10**9),
+        ("num_classes", -1),
+        ("num_classes", True),
+        ("num_classes", None),
+        ("arguments", []),
+        ("arguments", None),
+        ("arguments", {}),
+        ("arguments", {**SPEC.arguments, "blocks": [1, 1, -1]}),
+        ("arguments", {**SPEC.arguments, "blocks": [1, 1, 10**9]}),
+        ("arguments", {**SPEC.arguments, "blocks": [1, 1]}),
+        ("arguments", {**SPEC.arguments, "blocks": 3}),
+        ("arguments", {**SPEC.arguments, "channels": [8, 8, 10**9]}),
+        ("arguments", {**SPEC.arguments, "channels": [8.0, 8, 8]}),
+        ("arguments", {**SPEC.arguments, "stem": "8"}),
+        ("arguments", {**SPEC.arguments, "head": []}),
+        ("arguments", {**SPEC.arguments, "base": 1}),
+        ("model", "resnet21"),
+        ("model", "torchvision:nothing"),
+        ("model", 20),
+        ("model", ["resnet20"]),
+        ("model", "efficientnet-b0"),
+    ],
+    "data": [
+        ("dataset", 3),
+        ("image_size", [32]),
+        ("image_size", 0),
+        ("image_size", 10**9),
+        ("mean", [0.5, 0.5]),
+        ("mean", "0.5"),
+        ("mean", [0.5]),
+        ("mean", [float("nan")] * 3),
+        ("std", [0.0, 1.0, 1.0]),
+        ("std", [10**400] * 3),
+        ("std", None),
+        ("class_names", "abc"),
+        ("class_names", [1, 2]),
+    ],
+}
+RECORDED = {
+    "dataset": "Shapes",
+    "image_size": 32,
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.2, 0.2, 0.2],
+    "class_names": list("abcdefghij"),
+}
+
+
+@pytest.fixture(scope="module")
+def described() -> dict:
+    return network_content(build(SPEC), SPEC, RECORDED)
+
+
+@pytest.mark.parametrize(("group", "field", "value"), [(g, *e) for g in EDITS for e in EDITS[g]])
+def test_edited_descriptions_are_refused(tmp_path, described, group, field, value):
+    path = tmp_path / "net.pt"
+    write_file(described, path)
+    assert network_spec(read_checkpoint(path)) == SPEC
+    write_file({**described, group: {**described[group], field: value}}, path)
+    with pytest.raises(CheckpointError, match=r"net\.pt") as error:
+        read_checkpoint(path)
+    assert_refused(error.value, 5)
+
+
+@pytest.mark.parametrize("value", [None, [], "x", 3])
+def test_data_that_is_no_dict_is_refused(tmp_path, described, value):
+    path = tmp_path / "net.pt"
+    write_file({**described, "data": value}, path)
+    with pytest.raises(CheckpointError, match=r"net\.pt: data is"):
+        read_checkpoint(path)

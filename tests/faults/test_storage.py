@@ -1,0 +1,213 @@
+"""Rot, full disks, killed processes: a good checkpoint is always found again."""
+
+import itertools
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+
+from data.errors import CheckpointError, DiskError
+from model_compound_scaling.manifests import manifest_path
+from model_compound_scaling.storage import (
+    has_generation,
+    previous_path,
+    read_file,
+    read_generation,
+    write_file,
+    write_generation,
+)
+
+
+def flip(raw, rng):
+    bit = rng.randrange(8 * len(raw))
+    damaged = bytearray(raw)
+    damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)
+
+
+@pytest.fixture
+def two_generations(tmp_path, make_content):
+    path = tmp_path / "last.pt"
+    write_generation(make_content(1), path)
+    write_generation(make_content(2), path)
+    return path
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_rot_is_detected_and_survived(two_generations, number_of, full, damage):
+    path, rng = two_generations, random.Random(0)
+    raw = path.read_bytes()
+    count = {"flip": (100, 1000), "cut": (20, 100)}[damage][full]
+    for _ in range(count):
+        path.write_bytes(flip(raw, rng) if damage == "flip" else raw[: rng.randrange(len(raw))])
+        with pytest.raises(CheckpointError, match=r"manifest.*delete last\.pt\.manifest") as error:
+            read_file(path)
+        assert "\n" not in str(error.value)
+        content, file, skipped = read_generation(path)
+        assert number_of(content) == 1 and file == previous_path(path)
+        assert len(skipped) == 1 and skipped[0].startswith("last.pt skipped: it ")
+
+
+def test_rot_of_a_file_without_manifest_is_detected_or_harmless(two_generations, number_of, full):
+    path, rng = two_generations, random.Random(0)
+    raw = path.read_bytes()
+    manifest_path(path).unlink()
+    detected, count = 0, 1000 if full else 200
+    for _ in range(count):
+        path.write_bytes(flip(raw, rng))
+        try:
+            assert number_of(read_file(path)) == 2
+        except CheckpointError:
+            detected += 1
+    assert detected > count / 2  # the rest are bytes between the entries
+
+
+def test_rot_of_a_manifest_is_survived(two_generations, number_of):
+    path, rng = two_generations, random.Random(0)
+    raw = manifest_path(path).read_bytes()
+    for damaged in (
+        b"",
+        b"[]",
+        b"[" * 60_000,
+        b'{"bytes": 1}',
+        *(flip(raw, rng) for _ in "x" * 40),
+    ):
+        manifest_path(path).write_bytes(damaged)
+        assert number_of(read_generation(path)[0]) in (1, 2)
+
+
+def test_a_damaged_generation_does_not_push_out_a_good_one(two_generations, make_content, numbers):
+    path = two_generations
+    path.write_bytes(flip(path.read_bytes(), random.Random(0)))
+    write_generation(make_content(3), path)
+    assert numbers(path) == [3, 1]
+
+
+def test_an_uncommitted_save_is_skipped_and_old_folders_are_read(two_generations, number_of):
+    path = two_generations
+    manifest_path(path).unlink()
+    content, file, skipped = read_generation(path)
+    assert number_of(content) == 1 and file == previous_path(path)
+    assert skipped == ["last.pt skipped: it has no manifest: its save was not finished"]
+    manifest_path(previous_path(path)).unlink()
+    content, file, skipped = read_generation(path)
+    assert number_of(content) == 2 and file == path and not skipped
+
+
+def test_without_a_good_generation_each_is_named(two_generations, tmp_path):
+    path = two_generations
+    for file in (path, previous_path(path)):
+        file.write_bytes(b"junk")
+    with pytest.raises(CheckpointError, match=r"last\.pt .*last\.previous\.pt ") as error:
+        read_generation(path)
+    assert error.value.exit_code == 5 and "\n" not in str(error.value)
+    other = tmp_path / "other.pt"
+    assert has_generation(path) and not has_generation(other)
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_generation(other)
+
+
+def test_the_manifest_says_what_the_file_is(two_generations):
+    path = two_generations
+    said = json.loads(manifest_path(path).read_text())
+    tool = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True)
+    assert said["sha256"] == tool.stdout.split()[0]
+    assert (said["file"], said["bytes"]) == ("last.pt", path.stat().st_size)
+    assert said["torch"] == torch.__version__
+
+
+def test_a_file_size_limit_leaves_the_old_checkpoint(
+    two_generations, make_content, numbers, fork, full
+):
+    path = two_generations
+    large = make_content(3) | {"large": torch.zeros(50_000)}  # too much for buffers
+    size = 200_000
+    limits = [0, 1, size, *range(7, size, size // (100 if full else 12))]
+    for limit in limits:
+
+        def save(limit=limit):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            with pytest.raises(DiskError, match=r"cannot write .*last\.pt: File too large"):
+                write_generation(large, path)
+
+        assert os.waitpid(fork(save), 0)[1] == 0, limit
+        assert numbers(path) == [2, 1], limit
+        assert len(list(path.parent.iterdir())) == 4
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no permission to mount a small file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(small_disk, make_content, numbers):
+    path = small_disk / "last.pt"
+    for number in (1, 2):
+        write_generation(make_content(number), path)
+    failed = 0
+    for left in range(0, 16 * 1024, 1024):
+        filler = small_disk / "filler"
+        with filler.open("wb", buffering=0) as file, pytest.raises(OSError):
+            while True:
+                file.write(bytes(1024))
+        os.truncate(filler, filler.stat().st_size - left)
+        try:
+            write_generation(make_content(3), path)
+            break
+        except DiskError as error:
+            assert "No space left on device" in str(error)
+            failed += 1
+        assert numbers(path) == [2, 1], left
+        filler.unlink()
+    assert failed > 2 and numbers(path) == [3, 2]
+
+
+def test_a_vanished_or_forbidden_folder_is_a_disk_error(tmp_path, make_content):
+    with pytest.raises(DiskError, match=r"gone/last\.pt: No such file or directory"):
+        write_file(make_content(1), tmp_path / "gone" / "last.pt")
+    (tmp_path / "file").touch()
+    with pytest.raises(DiskError, match="Not a directory"):
+        write_generation(make_content(1), tmp_path / "file" / "last.pt")
+
+
+def test_sigkill_of_a_saving_process(tmp_path, make_content, number_of, numbers, fork, full):
+    path, rng = tmp_path / "last.pt", random.Random(0)
+    write_generation(make_content(0), path)
+    newest = 0
+    for _ in range(200 if full else 20):
+        reader, writer = os.pipe()
+
+        def save_for_ever(first=newest + 1, writer=writer):
+            for number in itertools.count(first):
+                write_generation(make_content(number), path)
+                os.write(writer, number.to_bytes(4, "big"))
+
+        child = fork(save_for_ever)
+        os.close(writer)
+        done = int.from_bytes(os.read(reader, 4), "big")  # it is at work now
+        time.sleep(rng.uniform(0, 0.05))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        while block := os.read(reader, 4):
+            done = int.from_bytes(block, "big")
+        os.close(reader)
+        content, _, _ = read_generation(path)
+        newest = number_of(content)
+        assert newest in (done, done + 1)
+    write_generation(make_content(newest + 1), path)
+    assert numbers(path) == [newest + 1, newest]
+    assert len(list(tmp_path.iterdir())) == 4
