@@ -1,5 +1,6 @@
 """Two networks side by side: what became of one without its dead channels."""
 
+import random
 import statistics
 import time
 
@@ -10,7 +11,7 @@ from model_scoring.counting import positions
 from model_scoring.report import aligned
 from model_scoring.scoring import Score, layers
 
-RUNS, SECONDS = 31, 10.0  # timed passes of each network, and when to be content with fewer
+RUNS, SECONDS = 301, 5.0  # timed passes of each network, and when to be content with fewer
 
 
 def multiply_accumulates(score: Score) -> int:
@@ -25,18 +26,21 @@ def channels(score: Score) -> int:
 
 @torch.no_grad()
 def latencies(networks: list[nn.Module], shape: tuple[int, int, int]) -> list[float]:
-    """Median milliseconds of a pass of one image, on the CPU. The networks take turns, so that
-    whatever else the machine does slows them alike."""
-    image = torch.randn(1, *shape)
+    """Median milliseconds of a pass of one image, on the CPU.
+
+    The networks take turns in random order: whatever else the machine does, however regularly,
+    slows them alike.
+    """
+    image, order = torch.randn(1, *shape), random.Random(0)
     times: list[list[float]] = [[] for _ in networks]
     for network in networks:
         network(image)
     start = time.perf_counter()
     while len(times[0]) < RUNS and time.perf_counter() - start < SECONDS:
-        for network, measured in zip(networks, times, strict=True):
+        for i in order.sample(range(len(networks)), len(networks)):
             begin = time.perf_counter()
-            network(image)
-            measured.append(1e3 * (time.perf_counter() - begin))
+            networks[i](image)
+            times[i].append(1e3 * (time.perf_counter() - begin))
     return [statistics.median(t) for t in times]
 
 

@@ -400,8 +400,7 @@ FAMILIES = [
     NetworkSpec("resnet20", 10),
     NetworkSpec("resnet18", 10),
     NetworkSpec("resnet50", 10),
-    NetworkSpec("efficientnet-b0", 10, {"origin": "torchvision"}),
-    NetworkSpec("efficientnet-b1", 10, {"origin": "tf"}),
+    NetworkSpec("efficientnet-b0", 10, {"origin": "tf"}),
     NetworkSpec("lenet-5", 10),
     *(
         NetworkSpec(f"torchvision:{name}", 10)
