@@ -22,13 +22,15 @@ from model_compound_scaling.checkpoints import load_network
 from model_compound_scaling.devices import choose_device
 from model_compound_scaling.evaluation import Evaluation, evaluate
 from model_compound_scaling.registry import table_row
-from model_scoring import Settings, plots, report, score
+from model_scoring import Settings, onnx_export, plots, report, score
 from model_scoring.files import Files, layer_files, write_all
+from model_scoring.forms import other_forms
 from model_scoring.precision import half_precision
 from model_scoring.scoring import Score, prune_depthwise, ternary_layers, warnings
 
 STAGE = Path(__file__).parent / "model_scoring"
 SOURCES, SAVED_LAYERS = STAGE / "trained_t_models", STAGE / "saved_layers"
+FILE_FLAGS = ("json", "csv", "plot", "thin", "onnx")
 REFERENCES = {"ImageNet": "imagenet", "CIFAR10": "cifar", "CIFAR100": "cifar"}
 
 
@@ -113,6 +115,31 @@ def add_output_flags(parser: cli.Parser) -> None:
     )
 
 
+def add_network_file_flags(parser: cli.Parser) -> None:
+    group = parser.add_argument_group("the network in other forms")
+    group.add_argument(
+        "--thin",
+        type=Path,
+        metavar="FILE.pt",
+        help="write the network without its dead channels: a checkpoint for all stages",
+    )
+    group.add_argument(
+        "--onnx",
+        type=Path,
+        metavar="FILE.onnx",
+        help="write the network (with --thin, the thin one) for other runtimes, ternary layers "
+        "as 2-bit codes; needs requirements-export.txt",
+    )
+    group.add_argument(
+        "--onnx-opset",
+        type=int,
+        default=25,
+        choices=onnx_export.OPSETS,
+        metavar="N",
+        help="13 to 25; codes take 2 bits in 25, 4 bits from 21 on, 8 bits below",
+    )
+
+
 def build_parser() -> cli.Parser:
     parser = cli.Parser(prog="run_scoring.py", required="--t-model FILE", description=__doc__)
     what = parser.add_argument_group("what is scored")
@@ -130,6 +157,7 @@ def build_parser() -> cli.Parser:
     )
     add_counting_flags(parser)
     add_output_flags(parser)
+    add_network_file_flags(parser)
     cli.add_network_flags(parser)
     cli.add_data_flags(parser, training=False, default="what the checkpoint was trained on")
     cli.add_machine_flags(parser, training=False)
@@ -175,9 +203,12 @@ def outputs(args: argparse.Namespace, result: Score, content: dict) -> Files:
 def body(args: argparse.Namespace) -> None:
     if args.plot:
         plots.require_matplotlib()
-    named = [path.resolve() for path in (args.json, args.csv, args.plot) if path]
+    if args.onnx:
+        onnx_export.require_packages()
+    paths = [getattr(args, flag) for flag in FILE_FLAGS]
+    named = [path.resolve() for path in paths if path]
     if len(set(named)) < len(named):
-        raise UserError("--json, --csv and --plot need different files")
+        raise UserError(f"{', '.join(f'--{flag}' for flag in FILE_FLAGS)} need different files")
     if args.pt_sparse and not args.save:
         raise UserError("--pt-sparse takes effect with --save: add it")
     torch.manual_seed(args.seed)
@@ -219,8 +250,20 @@ def body(args: argparse.Namespace) -> None:
         rules=args.rules,
         top1=top1,
     )
+    recorded = opening.describe(data) if data else checkpoint.data
     files = outputs(args, result, content)
-    write_all(files)
+    forms, lines = other_forms(
+        network,
+        spec,
+        {**recorded, "image_size": size},
+        result,
+        thin_path=args.thin,
+        onnx_path=args.onnx,
+        opset=args.onnx_opset,
+    )
+    for line in lines:
+        print(line)
+    write_all(files := files | forms)
     for path in files:
         print(f"wrote {path}")
 

@@ -1,11 +1,13 @@
 """Checkpoints: read any, recognise what network they hold, write ours.
 
 Ours are plain dicts, so that they load with `weights_only=True`:
-`{"network": {"model", "num_classes", "arguments"}, "data": {...}, "state_dict": {...}, ...}`.
+`{"network": {"model", "num_classes", "arguments"}, "data": {...}, "state_dict": {...}, ...}`,
+with "widths" in "network" if some layers are narrower than the arguments say.
 """
 
 import math
-from dataclasses import asdict, dataclass, fields
+from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +23,7 @@ from model_compound_scaling.registry import (
     build,
     default_spec,
     expected_tensors,
+    skeleton,
     table_row,
 )
 from model_compound_scaling.storage import read_file, write_file
@@ -28,6 +31,7 @@ from model_compound_scaling.storage import read_file, write_file
 __all__ = ["read_file", "write_file"]  # whoever reads and writes checkpoints imports them here
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.")
+FIELDS = {"model", "num_classes", "arguments"}  # of a described network
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if broken:
         raise CheckpointError(f"{path}: {broken} holds NaN or infinite values")
     network, data = content.get("network"), content.get("data", {})
-    ours = isinstance(network, dict) and set(network) == {f.name for f in fields(NetworkSpec)}
+    ours = isinstance(network, dict) and set(network) - {"widths"} == FIELDS
     if ours:
         check_description(path, network=network, data=data, state=state)
     return Checkpoint(
@@ -94,7 +98,7 @@ def network_content(network: nn.Module, spec: NetworkSpec, data: dict, **more: o
         key: value.detach().cpu().clone(memory_format=layout)
         for key, value in network.state_dict().items()
     }
-    return {"network": asdict(spec), "data": data, "state_dict": state, **more}
+    return {"network": spec.content(), "data": data, "state_dict": state, **more}
 
 
 def mismatches(state: dict[str, Tensor], spec: NetworkSpec) -> list[str]:
@@ -155,7 +159,9 @@ def recognise(checkpoint: Checkpoint, *, origin: str | None = None) -> NetworkSp
 
 
 def fitting_flags(spec: NetworkSpec) -> str:
-    """The command-line flags that describe a network."""
+    """The command-line flags that describe a network, or that none do."""
+    if spec.widths:
+        return "what the file says: leave out --model and --dw-multps"
     if "blocks" not in spec.arguments:
         return f"--model {spec.model}"
     base = BASELINES[spec.model]
@@ -228,10 +234,41 @@ def _require_fit(checkpoint: Checkpoint, spec: NetworkSpec, found: NetworkSpec |
 
 def load_network(checkpoint: Checkpoint, spec: NetworkSpec) -> nn.Module:
     """The network with the checkpoint's weights, on the CPU, in training mode."""
-    network = build(spec)
-    counters = {k: v for k, v in network.state_dict().items() if k.endswith("batches_tracked")}
+    network = _narrow_shell(spec) if spec.widths else build(spec)
+    own = network.state_dict()
+    counters = {k: torch.zeros_like(v) for k, v in own.items() if k.endswith("batches_tracked")}
+    state = OrderedDict({**counters, **checkpoint.state})
+    state._metadata = own._metadata  # MNASNets refuse tensors without a version
     try:
-        network.load_state_dict({**counters, **checkpoint.state})
+        network.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint.path} does not fit {spec.model}: {error}") from None
+    if spec.widths:
+        _require_coherent(checkpoint, spec)
     return network
+
+
+def _narrow_shell(spec: NetworkSpec) -> nn.Module:
+    """A narrowed network, its values still to be loaded. The full one, of which a file may claim
+    any width, never takes memory."""
+    network = skeleton(spec)
+    loaded = network.state_dict().keys()
+    others = [name for name, _ in network.named_buffers() if name not in loaded]
+    return build(spec) if others else network.to_empty(device="cpu")
+
+
+def _require_coherent(checkpoint: Checkpoint, spec: NetworkSpec) -> None:
+    """CheckpointError if a narrowed network's layers do not take each other's channels."""
+    row, network = table_row(spec.model), skeleton(spec).eval()
+    size = checkpoint.data.get("image_size", row.image_size)
+    image = torch.zeros(1, row.channels, size, size, device=next(network.parameters()).device)
+    try:
+        with torch.no_grad():
+            network(image)
+    except NotImplementedError:  # an operation that needs values
+        return
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(
+            f"{checkpoint.path}: the widths it describes do not fit together ({reason})"
+        ) from None

@@ -6,7 +6,7 @@ bounded by the checkpoint's own tensors: no description can ask for more than th
 
 import reprlib
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -18,6 +18,7 @@ from model_compound_scaling.registry import REGISTRY, table_row
 
 LARGEST_IMAGE = 4096  # pixels a side
 LARGEST_STATISTIC = 1e6  # of a mean or deviation
+WIDEST = 65536  # channels that a network had before it was narrowed; they take no memory
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,14 @@ def _widths(value: object, bounds: Bounds) -> bool:
 def _blocks(value: object, bounds: Bounds) -> bool:
     whole = isinstance(value, list) and all(_integer(v, bounds.tensors) for v in value)
     return whole and sum(value) <= bounds.tensors
+
+
+def _layer_widths(value: object, bounds: Bounds) -> bool:
+    entries = value.values() if isinstance(value, dict) else [None]
+    return all(
+        isinstance(entry, dict) and all(type(size) is int for size in entry.values())
+        for entry in entries
+    )
 
 
 def _numbers(value: object, smallest: float) -> bool:
@@ -92,13 +101,15 @@ def check_description(path: Path, *, network: dict, data: object, state: dict[st
     """
     dimensions = (n for tensor in state.values() for n in tensor.shape)
     bounds = Bounds(tensors=len(state), width=max(dimensions, default=1))
+    before = replace(bounds, width=WIDEST) if network.get("widths") else bounds
     rows = {
         "model": lambda value, bounds: isinstance(value, str) and _known(value),
         "num_classes": _width,
         "arguments": lambda value, bounds: isinstance(value, dict),
+        "widths": _layer_widths,  # whether they fit its layers is seen when it is built
     }
-    _check_fields(path, "network", network, rows, bounds, required=rows.keys())
-    _check_arguments(path, network["model"], network["arguments"], bounds)
+    _check_fields(path, "network", network, rows, bounds, required=rows.keys() - {"widths"})
+    _check_arguments(path, network["model"], network["arguments"], before)
     if not isinstance(data, dict):
         raise _damaged(path, "data", data)
     _check_fields(path, "data", data, DATA, bounds)

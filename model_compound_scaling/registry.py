@@ -4,18 +4,19 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from data.errors import UserError
+from data.errors import CheckpointError, UserError
 from model_compound_scaling.efficientnet import efficientnet
 from model_compound_scaling.lenet import LeNet5
 from model_compound_scaling.micronet import BASELINES, MicroNet, scaled_shape
 from model_compound_scaling.resnet import CifarResNet
+from model_compound_scaling.widths import Widths, narrowed
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,12 @@ class NetworkSpec:
     model: str
     num_classes: int | None  # None: not known yet, the data set will say
     arguments: dict = field(default_factory=dict)
+    widths: Widths = field(default_factory=dict)  # layers narrower than these arguments make them
+
+    def content(self) -> dict:
+        """As plain values; without `widths` where nothing is narrowed, as files always were."""
+        values = asdict(self)
+        return values if self.widths else {k: v for k, v in values.items() if k != "widths"}
 
 
 @dataclass(frozen=True)
@@ -140,13 +147,20 @@ def build(spec: NetworkSpec) -> nn.Module:
         raise UserError(f"--model {spec.model} cannot be built: {reason}") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"--model {spec.model} returned a {type(network).__name__}, no nn.Module")
-    return network
+    return narrowed(network, spec.widths)
+
+
+def skeleton(spec: NetworkSpec) -> nn.Module:
+    """The network, where possible without memory for its values."""
+    try:
+        with torch.device("meta"):
+            return build(spec)
+    except CheckpointError:
+        raise
+    except (UserError, NotImplementedError):  # constructors that look at values
+        return build(spec)
 
 
 def expected_tensors(spec: NetworkSpec) -> dict[str, Tensor]:
-    """Names and shapes of the state dict, where possible without memory for its values."""
-    try:
-        with torch.device("meta"):
-            return build(spec).state_dict()
-    except (UserError, NotImplementedError):  # constructors that look at values
-        return build(spec).state_dict()
+    """Names and shapes of the state dict."""
+    return skeleton(spec).state_dict()

@@ -4,6 +4,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class OptionA(nn.Module):
+    """Every stride-th pixel, between `before` and `after` channels that are zero."""
+
+    def __init__(self, *, stride: int, before: int, after: int) -> None:
+        super().__init__()
+        self.stride, self.before, self.after = stride, before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, self.before, self.after))
+
+
 class Block(nn.Module):
     """conv - BN - ReLU - conv - BN, plus the shortcut, then ReLU."""
 
@@ -13,15 +25,10 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(c_out)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(c_out)
-        self.stride = stride
-        self.padding = (c_out - c_in) // 2  # zero channels before and after those of the input
-
-    def shortcut(self, x: Tensor) -> Tensor:
-        """Option A: every stride-th pixel, the new channels are zero."""
-        if self.stride == 1 and self.padding == 0:
-            return x
-        x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, self.padding, self.padding))
+        self.shortcut = nn.Identity()
+        if stride != 1 or c_in != c_out:
+            new = (c_out - c_in) // 2
+            self.shortcut = OptionA(stride=stride, before=new, after=new)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))

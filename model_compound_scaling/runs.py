@@ -12,7 +12,6 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -281,7 +280,7 @@ def _resumable(
     content, found, skipped = read_generation(source)
     if content.get("resume", {}).get("phase") not in phases:
         raise CheckpointError(f"--resume {source} is no last.pt of this stage")
-    if content["network"] != asdict(spec):
+    if content["network"] != spec.content():
         raise CheckpointError(
             f"--resume {source} holds another network than this run: {content['network']}"
         )

@@ -1,16 +1,22 @@
 """Files of this stage. Each is written beside its place and moved there, whole or not at all."""
 
+import hashlib
 import io
 import math
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.errors import CheckpointError, DiskError, UserError
+from model_compound_scaling.checkpoints import network_content
+from model_compound_scaling.manifests import manifest_path, manifest_text
+from model_compound_scaling.registry import NetworkSpec, skeleton
+from model_compound_scaling.widths import describe
 from model_scoring.records import Record
 from model_scoring.weights import ternary_values
 
@@ -40,6 +46,25 @@ def write_all(files: Files) -> None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
         raise DiskError(f"cannot write {path}: {error.strerror}") from None
+
+
+def checkpoint_bytes(network: nn.Module, spec: NetworkSpec, data: dict) -> bytes:
+    """A checkpoint of ours of a network that may be narrower than `spec` says."""
+    full = skeleton(replace(spec, widths={}))
+    narrow = replace(spec, widths=describe(full, network))
+    buffer = io.BytesIO()
+    torch.save(network_content(network, narrow, data), buffer)
+    return buffer.getvalue()
+
+
+def checkpoint_files(path: Path, network: nn.Module, spec: NetworkSpec, data: dict) -> Files:
+    """The checkpoint and, where it will be a file, the manifest that vouches for it."""
+    content = checkpoint_bytes(network, spec, data)
+    if path.exists() and not path.is_file():
+        return {path: content}
+    place, digest = path.resolve(), hashlib.sha256(content).hexdigest()
+    text = manifest_text(place.name, size=len(content), sha256=digest)
+    return {path: content, manifest_path(place): text.encode()}
 
 
 def pack(weight: Tensor) -> dict[str, np.ndarray]:

@@ -56,6 +56,7 @@ class Score:
     zeros: float  # share of all parameters
     reference: str
     settings: Settings
+    shape: tuple[int, int, int]  # of the image: channels, height, width
 
     @property
     def records(self) -> list[Record]:
@@ -124,6 +125,7 @@ def score(
         zeros=1 - nonzeros / parameters,
         reference=reference,
         settings=settings,
+        shape=shape,
     )
 
 

@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh
 prepare_venv requirements-test.txt torch torchvision numpy tqdm pytest ruff matplotlib timm \
-    efficientnet_pytorch
+    efficientnet_pytorch onnx onnxscript onnxruntime
 
 "$python" -m ruff check .
 "$python" -m ruff format --check .

@@ -1,0 +1,231 @@
+"""ONNX files whose layers of few values are stored as codes and a codebook.
+
+The codes of a ternary layer take 2 bits, unpacked when the file is loaded: Cast, then Gather from
+the layer's values. What is computed afterwards is the same graph with the same floats. BatchNorm
+stays apart: folded into a ternary layer, it would give every filter three values of its own.
+"""
+
+import contextlib
+import importlib.util
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data.errors import UserError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+OPSETS = range(13, 26)
+EXPORTERS_OPSET = 18  # the first that PyTorch's present exporter writes
+IMAGE, LOGITS, BATCH = "image", "logits", "batch"
+NODES = 200  # bytes that the two operations and their names take
+
+
+@dataclass(frozen=True)
+class CodeType:
+    """A type of integers that codes can be stored in."""
+
+    name: str  # ONNX' name for it
+    bits: int
+    since: int  # opset of a Cast that takes it
+
+
+CODE_TYPES = (CodeType("UINT2", 2, 25), CodeType("UINT4", 4, 21), CodeType("INT8", 8, 13))
+MOST_VALUES = 16  # of a layer worth a codebook
+
+
+def require_packages() -> None:
+    """UserError if a package that exporting needs is not installed."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"--onnx needs {', '.join(missing)}: pip install -r requirements-export.txt"
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' remarks on their own future, and whole graphs on an error."""
+    sink, before = io.StringIO(), logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(sink),
+            contextlib.redirect_stderr(sink),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _present(network: nn.Module, image: Tensor, opset: int) -> "ModelProto":
+    from onnxscript import optimizer
+
+    program = torch.onnx.export(
+        network,
+        (image,),
+        dynamo=True,
+        optimize=False,  # it would fold BatchNorm into ternary layers
+        opset_version=opset,
+        input_names=[IMAGE],
+        output_names=[LOGITS],
+        dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+        verbose=False,
+    )
+    optimizer.fold_constants(program.model)
+    optimizer.remove_unused_nodes(program.model)
+    return program.model_proto
+
+
+def _older(network: nn.Module, image: Tensor, opset: int) -> "ModelProto":
+    import onnx
+
+    buffer = io.BytesIO()
+    torch.onnx.export(
+        network,
+        (image,),
+        buffer,
+        dynamo=False,
+        training=torch.onnx.TrainingMode.PRESERVE,  # else it folds BatchNorm
+        opset_version=opset,
+        input_names=[IMAGE],
+        output_names=[LOGITS],
+        dynamic_axes={IMAGE: {0: BATCH}, LOGITS: {0: BATCH}},
+    )
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def float_model(network: nn.Module, shape: tuple[int, int, int], opset: int) -> "ModelProto":
+    """A network in evaluation mode as a graph with plain float32 weights, any batch size.
+
+    shape: (channels, height, width). Raises UserError if it cannot be written in that opset.
+    """
+    from onnx import helper
+
+    export = _present if opset >= EXPORTERS_OPSET else _older
+    image = torch.zeros(2, *shape)
+    try:
+        with _quiet():
+            model = export(network, image, opset)
+    except Exception as error:  # exporters run the network's code and fail in any way
+        reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+        raise UserError(f"--onnx: this network cannot be exported ({reason})") from None
+    found = next(o.version for o in model.opset_import if o.domain == "")
+    if found != opset:
+        raise UserError(f"--onnx-opset {opset}: this network can be written in {found} only")
+    for part in (model, model.graph, *model.graph.node):  # where in the code it came from
+        del part.metadata_props[:]
+    del model.graph.value_info[:]
+    model.ir_version = helper.find_min_ir_version_for(model.opset_import)
+    return model
+
+
+def _packed(codes: np.ndarray, bits: int) -> bytes:
+    """Codes as bytes, the first in the lowest bits."""
+    per_byte = 8 // bits
+    padded = np.zeros(-(-codes.size // per_byte) * per_byte, dtype=np.uint8)
+    padded[: codes.size] = codes
+    shifts = bits * np.arange(per_byte, dtype=np.uint8)
+    return (padded.reshape(-1, per_byte) << shifts).sum(1, dtype=np.uint8).tobytes()
+
+
+def _code_type(values: int, opset: int) -> CodeType | None:
+    """The smallest that holds so many codes."""
+    fitting = (t for t in CODE_TYPES if opset >= t.since and values <= min(2**t.bits, MOST_VALUES))
+    return next(fitting, None)
+
+
+def _encoded(weight: np.ndarray, opset: int) -> tuple[np.ndarray, np.ndarray, CodeType] | None:
+    """Values, codes and their type; None if the weights take less space as they are."""
+    values, codes = np.unique(weight, return_inverse=True)
+    kind = _code_type(len(values), opset)
+    if kind is None or weight.size * kind.bits / 8 + values.nbytes + NODES >= weight.nbytes:
+        return None
+    return values, codes.reshape(-1), kind
+
+
+def with_codes(model: "ModelProto") -> "ModelProto":
+    """The same graph with each layer of few values as codes and codebook."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    coded = onnx.ModelProto()
+    coded.CopyFrom(model)
+    opset = next(o.version for o in model.opset_import if o.domain == "")
+    stored, decoding = [], []
+    for tensor in model.graph.initializer:
+        weight = numpy_helper.to_array(tensor)
+        floats = tensor.data_type == TensorProto.FLOAT and weight.ndim > 1
+        found = _encoded(weight, opset) if floats else None
+        if found is None:
+            stored.append(tensor)
+            continue
+        values, codes, kind = found
+        names = {part: f"{tensor.name}.{part}" for part in ("codes", "values", "indices")}
+        number = getattr(TensorProto, kind.name)
+        packed = _packed(codes, kind.bits)
+        stored += [
+            helper.make_tensor(names["codes"], number, weight.shape, packed, raw=True),
+            numpy_helper.from_array(values, names["values"]),
+        ]
+        decoding += [
+            helper.make_node("Cast", [names["codes"]], [names["indices"]], to=TensorProto.INT32),
+            helper.make_node("Gather", [names["values"], names["indices"]], [tensor.name]),
+        ]
+    nodes = [*decoding, *model.graph.node]
+    for field, items in (("initializer", stored), ("node", nodes)):
+        coded.graph.ClearField(field)
+        getattr(coded.graph, field).extend(items)
+    return coded
+
+
+def run(content: bytes, images: np.ndarray) -> np.ndarray:
+    """Logits of a file's content by onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return session.run([LOGITS], {IMAGE: images})[0]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file's content and how it compares."""
+
+    content: bytes
+    float_bytes: int  # size of the same file with plain float weights
+    difference: float  # of its logits to PyTorch's, relative to the largest
+
+
+@torch.no_grad()
+def export(
+    network: nn.Module, shape: tuple[int, int, int], *, opset: int, properties: dict[str, object]
+) -> Exported:
+    """A network in evaluation mode on the CPU as an ONNX file that was checked and run.
+
+    `properties` go into the file's metadata, as JSON unless they are text.
+    """
+    import onnx
+    from onnx import helper
+
+    plain = float_model(network, shape, opset)
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in properties.items()}
+    helper.set_model_props(plain, texts)
+    coded = with_codes(plain)
+    onnx.checker.check_model(coded, full_check=True)
+    images = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    content, expected = coded.SerializeToString(), network(images)
+    difference = (torch.from_numpy(run(content, images.numpy())) - expected).abs().max()
+    relative = float(difference / expected.abs().max().clamp(min=1e-30))
+    return Exported(content, plain.ByteSize(), relative)

@@ -1,0 +1,227 @@
+"""ONNX files: codes, codebooks, and the same logits as with plain weights, bit for bit."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import run_scoring
+from data.errors import UserError
+from model_compound_scaling.checkpoints import network_content, read_checkpoint
+from model_compound_scaling.registry import NetworkSpec, build
+from model_scoring import onnx_export
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+SHAPE = (3, 32, 32)
+TINY = {"blocks": [1, 1, 1], "channels": [16, 16, 32], "stem": 16}
+
+
+def few_values(network: nn.Module, levels: int = 3) -> nn.Module:
+    """Block convolutions with so many values; BatchNorm that changes something."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.linspace(-0.2, 0.3, levels)
+    values[levels // 2] = 0
+    for name, module in network.named_modules():
+        if ".conv" in name:
+            codes = torch.randint(levels, module.weight.shape, generator=generator)
+            module.weight.data = values[codes]
+        elif isinstance(module, nn.BatchNorm2d):
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            module.running_mean.normal_(generator=generator)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return few_values(build(NetworkSpec("cifar_micronet", 10, TINY)))
+
+
+@pytest.fixture(scope="module")
+def plain(network):
+    return onnx_export.float_model(network, SHAPE, 25)
+
+
+def logits(model, images: torch.Tensor) -> np.ndarray:
+    return onnx_export.run(model.SerializeToString(), images.numpy())
+
+
+def types(model) -> set[str]:
+    kinds = {t.data_type for t in model.graph.initializer if t.name.endswith(".codes")}
+    return {onnx.TensorProto.DataType.Name(kind) for kind in kinds}
+
+
+def check(network: nn.Module, plain, kinds: set[str]) -> None:
+    coded = onnx_export.with_codes(plain)
+    onnx.checker.check_model(coded, full_check=True)
+    assert types(coded) == kinds
+    for batch in (1, 7):
+        images = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(batch))
+        found = logits(coded, images)
+        assert np.array_equal(found, logits(plain, images))
+        with torch.no_grad():
+            expected = network(images)
+        assert (torch.from_numpy(found) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_two_bit_codes_compute_the_same_bits(network, plain):
+    check(network, plain, {"UINT2"})
+
+
+@pytest.mark.parametrize(("opset", "kind"), [(21, "UINT4"), (18, "INT8"), (13, "INT8")])
+def test_older_opsets_store_wider_codes(network, opset, kind):
+    model = onnx_export.float_model(network, SHAPE, opset)
+    assert [o.version for o in model.opset_import if o.domain == ""] == [opset]
+    check(network, model, {kind})
+
+
+@pytest.mark.parametrize("levels", [5, 15])
+def test_more_levels_take_four_bits(levels):
+    network = few_values(build(NetworkSpec("cifar_micronet", 10, TINY)), levels)
+    check(network, onnx_export.float_model(network, SHAPE, 25), {"UINT4"})
+
+
+def test_the_codes_are_the_layers(network, plain):
+    """Unpacked by hand: four to a byte, the first in the lowest bits."""
+    tensors = {t.name: t for t in onnx_export.with_codes(plain).graph.initializer}
+    layers = [n for n, m in network.named_modules() if ".conv" in n]
+    assert {n.removesuffix(".weight.codes") for n in tensors if n.endswith("codes")} == {*layers}
+    for name in layers:
+        weight = network.get_submodule(name).weight.detach()
+        data = tensors[f"{name}.weight.codes"].raw_data
+        assert len(data) == -(-weight.numel() // 4)
+        codes = [(byte >> shift) & 3 for byte in data for shift in (0, 2, 4, 6)]
+        values = onnx.numpy_helper.to_array(tensors[f"{name}.weight.values"])
+        assert len(values) == 3
+        found = values[codes[: weight.numel()]].reshape(weight.shape)
+        assert np.array_equal(found, weight.numpy())
+
+
+def test_an_odd_number_of_codes():
+    codes = np.array([1, 2, 0, 2, 1], dtype=np.int64)
+    assert onnx_export._packed(codes, 2) == bytes([0b10001001, 0b01])
+    assert onnx_export._packed(codes, 4) == bytes([0x21, 0x20, 0x01])
+    assert onnx_export._packed(codes, 8) == bytes(codes.tolist())
+
+
+def test_batchnorm_and_relu_survive(network, plain):
+    operations = [node.op_type for node in plain.graph.node]
+    modules = list(network.modules())
+    assert operations.count("BatchNormalization") == sum(
+        isinstance(m, nn.BatchNorm2d) for m in modules
+    )
+    assert operations.count("Relu") == 5  # stem, one in each block, before pooling
+
+
+def test_full_precision_and_tiny_layers_stay_floats(plain):
+    coded = onnx_export.with_codes(plain)
+    names = {t.name for t in coded.graph.initializer}
+    assert {"conv1.weight", "linear.weight", "bn1.weight"} <= names
+    few = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)).eval()
+    few[0].weight.data.fill_(0.5)
+    model = onnx_export.float_model(few, (3, 2, 2), 25)
+    assert onnx_export.with_codes(model) == model
+
+
+@pytest.mark.parametrize("model", ["resnet20", "lenet-5"])
+def test_networks(model):
+    network = build(NetworkSpec(model, 10)).eval()
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.data = 0.1 * layer.weight.sign() * (layer.weight.abs() > 0.05)
+    shape = {"lenet-5": (1, 28, 28)}.get(model, SHAPE)
+    exported = onnx_export.export(network, shape, opset=25, properties={})
+    assert exported.difference < 1e-5 and len(exported.content) < exported.float_bytes
+
+
+class Branch(nn.Module):
+    """Decides by the image's values, which no graph can hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.linear(x if x.sum() > 0 else -x)
+
+
+@pytest.mark.parametrize(
+    ("network", "opset"), [(Branch(), 25), (nn.Sequential(nn.AdaptiveAvgPool2d(3)), 13)]
+)
+def test_a_network_that_cannot_be_exported(network, opset, capfd):
+    with pytest.raises(UserError, match="cannot be exported") as caught:
+        onnx_export.export(network.eval(), (1, 2, 2), opset=opset, properties={})
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.fixture
+def checkpoint(network, tmp_path):
+    spec = NetworkSpec("cifar_micronet", 10, TINY)
+    data = {"dataset": "Shapes", "image_size": 32, "mean": [0.5] * 3, "std": [0.25] * 3}
+    data["class_names"] = [f"class {i}" for i in range(10)]
+    torch.save(network_content(network, spec, data), tmp_path / "net.pt")
+    return tmp_path / "net.pt"
+
+
+def test_the_command_line(checkpoint, tmp_path, capsys):
+    target = tmp_path / "deep" / "net.onnx"
+    assert run_scoring.main(["--t-model", str(checkpoint), "--onnx", str(target)]) == 0
+    out = capsys.readouterr().out
+    assert f"{target.stat().st_size:,} bytes" in out and "with plain float weights" in out
+    model = onnx.load(target)
+    properties = {p.key: p.value for p in model.metadata_props}
+    assert properties["model"] == "cifar_micronet"
+    assert json.loads(properties["class_names"])[3] == "class 3"
+    assert json.loads(properties["mean"]) == [0.5] * 3 and properties["image_size"] == "32"
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+    assert batch.dim_param == "batch" and model.graph.output[0].name == "logits"
+    assert target.stat().st_size < 0.35 * checkpoint.stat().st_size
+
+
+def test_a_thin_network_as_onnx(checkpoint, network, tmp_path):
+    content = read_checkpoint(checkpoint)
+    with torch.no_grad():
+        block = content.state
+        block["layer1.0.conv1.weight"][3] = 0
+        block["layer1.0.bn2.bias"][3], block["layer1.0.bn2.running_mean"][3] = -1, 0
+    torch.save({**content.content, "state_dict": content.state}, checkpoint)
+    files = [tmp_path / "thin.pt", tmp_path / "thin.onnx"]
+    flags = ["--t-model", str(checkpoint), "--thin", str(files[0]), "--onnx", str(files[1])]
+    assert run_scoring.main(flags) == 0
+    shapes = {t.name: list(t.dims) for t in onnx.load(files[1]).graph.initializer}
+    assert shapes["layer1.0.conv1.weight.codes"] == [15, 16, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--onnx", "net.pt"], "name another output file"),
+        (["--onnx", "a", "--json", "a"], "need different files"),
+        (["--onnx", "a", "--onnx-opset", "12"], "--onnx-opset"),
+    ],
+)
+def test_mistakes(checkpoint, tmp_path, monkeypatch, capsys, flags, words):
+    monkeypatch.chdir(tmp_path)
+    before = {p.name for p in tmp_path.iterdir()}
+    try:
+        code = run_scoring.main(["--t-model", "net.pt", *flags])
+    except SystemExit as stop:
+        code = stop.code
+    err = capsys.readouterr().err
+    assert (code, words in err, err.count("\n")) == (2, True, 1), err
+    assert {p.name for p in tmp_path.iterdir()} == before
+
+
+def test_absent_packages_are_named(checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr(onnx_export, "PACKAGES", ("onnx", "no_such_package"))
+    assert run_scoring.main(["--t-model", str(checkpoint), "--onnx", "net.onnx"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert "no_such_package: pip install -r requirements-export.txt" in captured.err
