@@ -48,7 +48,7 @@ class Geometry:
     @property
     def states(self) -> int:
         """Coders of a layer. Each costs about 3 bytes, too few of them time."""
-        return max(1, min(self.weights // 4096, self.lanes))
+        return max(1, min(self.weights // 16384, self.lanes))
 
     def blocks(self) -> list[slice]:
         """Lanes coded at once. Without other taps only earlier lanes tell a channel's density."""
@@ -89,18 +89,18 @@ class ZeroModel(Model):
     def __init__(self, prior: Array, shape: Geometry) -> None:
         self.lane = LaneCounts(prior, 8, shape.lanes)
         self.channel = ContextCounts(prior, 8)
-        self.tap = ContextCounts(prior, 30, classes=shape.taps)
+        self.tap = ContextCounts(prior, 60, classes=shape.taps)
         self.near = ContextCounts(prior, 8, size=16, classes=6)
         self.kernel = ContextCounts(prior, 8, size=10, classes=FIRST_TAPS + 1)
         super().__init__(
-            Question(prior, (0.7, 0.75, 0.2, 0.55, 0.2), shape.lanes),
+            Question(prior, (0.6, 0.6, 0.1, 0.4, 0.1, 0.1, 0.1, 0.0, 0.0), shape.lanes),
             (self.lane, self.channel, self.tap, self.near, self.kernel),
         )
 
     def probability(self, kernel: Kernel, block: slice) -> Array:
         place = 0 if kernel.column == 0 else 1 + (kernel.column == kernel.width - 1)
-        around = [kernel.at(*offset, block) != 0 for offset in ((0, 1), (1, 0), (1, 1), (1, -1))]
-        near = sum(known.view(np.int8) << i for i, known in enumerate(around))
+        around = [(kernel.at(*offset, block) != 0).view(np.int8) for offset in ((0, 1), (1, 0), (1, 1), (1, -1))]
+        near = sum(known << i for i, known in enumerate(around))
         stretches = (
             self.lane.look(block),
             self.channel.look(),
@@ -108,7 +108,7 @@ class ZeroModel(Model):
             self.near.look(3 * (kernel.row > 0) + place, near),
             self.kernel.look(min(kernel.tap, FIRST_TAPS), kernel.nonzeros[:, block].clip(0, 9)),
         )
-        return self.question.probability(stretches)
+        return self.question.probability(stretches, around)
 
 
 class SignModel(Model):
@@ -120,7 +120,7 @@ class SignModel(Model):
         self.near = ContextCounts(prior, 4, size=27, classes=4)
         self.kernel = ContextCounts(prior, 4, size=81)
         super().__init__(
-            Question(prior, (0.5, 0.6, 1.2, 0.2), shape.lanes),
+            Question(prior, (0.3, 0.3, 0.6, 0.1, 0.5, 0.5, 0.2, -0.2, -0.2, 0.0), shape.lanes),
             (self.lane, self.channel, self.near, self.kernel),
         )
 
@@ -128,17 +128,19 @@ class SignModel(Model):
         def sign(up: int, left: int) -> Array:
             return np.sign(kernel.at(up, left, block))
 
+        left, above, left2, above2 = sign(0, 1), sign(1, 0), sign(0, 2), sign(2, 0)
         diagonal = np.sign(sign(1, 1) + sign(1, -1))
-        near = sign(0, 1) + 3 * sign(1, 0) + 9 * diagonal + 13
+        near = left + 3 * above + 9 * diagonal + 13
         balance = kernel.balance[:, block].clip(-4, 4).astype(np.int8)
-        far = balance + 9 * sign(0, 2) + 27 * sign(2, 0) + 40
+        far = balance + 9 * left2 + 27 * above2 + 40
         stretches = (
             self.lane.look(block),
             self.channel.look(),
             self.near.look(2 * (kernel.row > 0) + (kernel.column > 0), near),
             self.kernel.look(0, far),
         )
-        return self.question.probability(stretches)
+        direct = (left, above, diagonal, left2, above2, balance.clip(-2, 2))
+        return self.question.probability(stretches, direct)
 
 
 class LevelModel(Model):

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from model_scoring.fixed_point import ONE, squash, stretch
+from model_scoring.fixed_point import ONE, UNIT, squash, stretch
 
 Array = np.ndarray
 COUNT = 16  # one observation
 MOST = 1 << 15  # a context whose counts add up to this forgets half
 MIX_BITS, STORED_BITS = 12, 28  # fractions of mixing weights: in products, and kept
 MOST_WEIGHT = 3 << STORED_BITS
-RATE = 13104  # learning rate of 0.05, in 18 bits
+RATE = 19661  # learning rate of 0.075, in 18 bits
 
 
 def initial_counts(prior: Array, strength: int) -> tuple[Array, Array]:
@@ -88,9 +88,10 @@ class Question:
         self.weights = np.tile(start[:, None, None], (1, len(prior), 1))
         self.prior, self.rate = prior, RATE // math.isqrt(256 * lanes)
 
-    def probability(self, stretches: Sequence[Array]) -> Array:
-        """Of yes, in 16 bits, from stretches (layers, lanes or 1)."""
+    def probability(self, stretches: Sequence[Array], signals: Sequence[Array] = ()) -> Array:
+        """Of yes, in 16 bits, from stretches and small integers (layers, lanes or 1)."""
         self.inputs = [s - self.prior for s in stretches]
+        self.inputs += [UNIT * s.astype(np.int32) for s in signals]
         factors = (self.weights >> STORED_BITS - MIX_BITS).astype(np.int32)
         total = self.prior << MIX_BITS
         for factor, x in zip(factors, self.inputs, strict=True):
