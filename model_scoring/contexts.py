@@ -60,101 +60,113 @@ class Geometry:
 class Kernel:
     """The codes of one channel's kernels that are known already, seen from a tap."""
 
-    def __init__(self, codes: Array, geometry: Geometry) -> None:
-        self.codes = codes  # (taps, layers, lanes)
-        self.height, self.width = geometry.height, geometry.width
+    def __init__(self, codes: Array, shape: Geometry) -> None:
+        self.codes, self.shape = codes, shape  # (taps, layers, lanes)
+        self.signs = np.zeros_like(codes)
         self.outside = np.zeros_like(codes[0])
         self.nonzeros = np.zeros(codes.shape[1:], dtype=np.int16)
         self.balance = np.zeros(codes.shape[1:], dtype=np.int16)
 
-    def move(self, tap: int) -> None:
-        self.tap, (self.row, self.column) = tap, divmod(tap, self.width)
+    def move(self, tap: int, block: slice) -> None:
+        self.tap, self.block = tap, block
+        self.row, self.column = divmod(tap, self.shape.width)
 
-    def at(self, up: int, left: int, block: slice) -> Array:
-        """Codes of the tap so far up and to the left, 0 outside the kernel."""
+    def _at(self, planes: Array, up: int, left: int) -> Array:
         row, column = self.row - up, self.column - left
-        if row < 0 or not 0 <= column < self.width:
-            return self.outside[:, block]
-        return self.codes[row * self.width + column][:, block]
+        inside = row >= 0 and 0 <= column < self.shape.width
+        plane = planes[row * self.shape.width + column] if inside else self.outside
+        return plane[:, self.block]
 
-    def learn(self) -> None:
-        """Add up what the tap has shown."""
-        self.nonzeros += self.codes[self.tap] != 0
-        self.balance += np.sign(self.codes[self.tap])
+    def sign(self, up: int, left: int) -> Array:
+        """Signs of the tap so far up and to the left, 0 outside the kernel."""
+        return self._at(self.signs, up, left)
+
+    def size(self, up: int, left: int) -> Array:
+        """Magnitudes of that tap's codes."""
+        return np.abs(self._at(self.codes, up, left))
+
+    def put(self, codes: Array) -> None:
+        """The codes of the current tap and block."""
+        signs = np.sign(codes)
+        self.codes[self.tap][:, self.block] = codes
+        self.signs[self.tap][:, self.block] = signs
+        self.nonzeros[:, self.block] += signs != 0
+        self.balance[:, self.block] += signs
 
 
 class ZeroModel(Model):
     """Whether weights are nonzero."""
 
     def __init__(self, prior: Array, shape: Geometry) -> None:
-        self.lane = LaneCounts(prior, 8, shape.lanes)
-        self.channel = ContextCounts(prior, 8)
+        self.lane = LaneCounts(prior, 6, shape.lanes)
+        self.channel = ContextCounts(prior, 5)
         self.tap = ContextCounts(prior, 60, classes=shape.taps)
-        self.near = ContextCounts(prior, 8, size=16, classes=6)
+        self.near = ContextCounts(prior, 8, size=48, classes=6)
         self.kernel = ContextCounts(prior, 8, size=10, classes=FIRST_TAPS + 1)
         super().__init__(
-            Question(prior, (0.6, 0.6, 0.1, 0.4, 0.1, 0.1, 0.1, 0.0, 0.0), shape.lanes),
+            Question(prior, (0.6, 0.6, 0.0, 0.45, 0.2, 0.25, 0.2, -0.1, -0.1, 0.1), shape.lanes),
             (self.lane, self.channel, self.tap, self.near, self.kernel),
         )
 
-    def probability(self, kernel: Kernel, block: slice) -> Array:
-        place = 0 if kernel.column == 0 else 1 + (kernel.column == kernel.width - 1)
-        around = [(kernel.at(*offset, block) != 0).view(np.int8) for offset in ((0, 1), (1, 0), (1, 1), (1, -1))]
-        near = sum(known << i for i, known in enumerate(around))
+    def probability(self, kernel: Kernel) -> Array:
+        left, above = kernel.sign(0, 1), kernel.sign(1, 0)
+        around = [plane & 1 for plane in (left, above, kernel.sign(1, 1), kernel.sign(1, -1))]
+        same = np.abs(left + above)
+        place = 0 if kernel.column == 0 else 1 + (kernel.column == kernel.shape.width - 1)
+        near = sum((known << i for i, known in enumerate(around)), same << 4)
+        count = kernel.nonzeros[:, kernel.block].clip(0, 9)
         stretches = (
-            self.lane.look(block),
+            self.lane.look(kernel.block),
             self.channel.look(),
             self.tap.look(kernel.tap),
             self.near.look(3 * (kernel.row > 0) + place, near),
-            self.kernel.look(min(kernel.tap, FIRST_TAPS), kernel.nonzeros[:, block].clip(0, 9)),
+            self.kernel.look(min(kernel.tap, FIRST_TAPS), count),
         )
-        return self.question.probability(stretches, around)
+        return self.question.probability(stretches, (*around, same))
 
 
 class SignModel(Model):
     """Whether nonzero weights are positive."""
 
     def __init__(self, prior: Array, shape: Geometry) -> None:
-        self.lane = LaneCounts(prior, 8, shape.lanes)
-        self.channel = ContextCounts(prior, 8)
+        self.lane = LaneCounts(prior, 6, shape.lanes)
+        self.channel = ContextCounts(prior, 5)
         self.near = ContextCounts(prior, 4, size=27, classes=4)
         self.kernel = ContextCounts(prior, 4, size=81)
+        weights = (0.15, 0.15, 0.7, 0.05, 0.7, 0.7, 0.15, -0.2, -0.3, -0.1)
         super().__init__(
-            Question(prior, (0.3, 0.3, 0.6, 0.1, 0.5, 0.5, 0.2, -0.2, -0.2, 0.0), shape.lanes),
+            Question(prior, weights, shape.lanes),
             (self.lane, self.channel, self.near, self.kernel),
         )
 
-    def probability(self, kernel: Kernel, block: slice) -> Array:
-        def sign(up: int, left: int) -> Array:
-            return np.sign(kernel.at(up, left, block))
-
-        left, above, left2, above2 = sign(0, 1), sign(1, 0), sign(0, 2), sign(2, 0)
-        diagonal = np.sign(sign(1, 1) + sign(1, -1))
+    def probability(self, kernel: Kernel) -> Array:
+        left, above = kernel.sign(0, 1), kernel.sign(1, 0)
+        left2, above2 = kernel.sign(0, 2), kernel.sign(2, 0)
+        diagonal = np.sign(kernel.sign(1, 1) + kernel.sign(1, -1))
+        balance = kernel.balance[:, kernel.block].clip(-4, 4).astype(np.int8)
         near = left + 3 * above + 9 * diagonal + 13
-        balance = kernel.balance[:, block].clip(-4, 4).astype(np.int8)
         far = balance + 9 * left2 + 27 * above2 + 40
         stretches = (
-            self.lane.look(block),
+            self.lane.look(kernel.block),
             self.channel.look(),
             self.near.look(2 * (kernel.row > 0) + (kernel.column > 0), near),
             self.kernel.look(0, far),
         )
-        direct = (left, above, diagonal, left2, above2, balance.clip(-2, 2))
-        return self.question.probability(stretches, direct)
+        signals = (left, above, diagonal, left2, above2, balance.clip(-2, 2))
+        return self.question.probability(stretches, signals)
 
 
 class LevelModel(Model):
     """Whether a weight of magnitude at least m has a larger one; for more than three values."""
 
     def __init__(self, prior: Array, shape: Geometry) -> None:
-        self.lane = LaneCounts(prior, 8, shape.lanes)
+        self.lane = LaneCounts(prior, 6, shape.lanes)
         self.near = ContextCounts(prior, 4, size=2 * 8, classes=shape.levels)
         super().__init__(Question(prior, (0.5, 1.0), shape.lanes), (self.lane, self.near))
 
-    def probability(self, kernel: Kernel, block: slice, m: int, positive: Array) -> Array:
-        sides = [abs(kernel.at(*offset, block)) for offset in ((0, 1), (1, 0))]
-        near = np.maximum(*sides).clip(0, 7) + 8 * positive
-        return self.question.probability((self.lane.look(block), self.near.look(m - 1, near)))
+    def probability(self, kernel: Kernel, m: int, positive: Array) -> Array:
+        near = np.maximum(kernel.size(0, 1), kernel.size(1, 0)).clip(0, 7) + 8 * positive
+        return self.question.probability((self.lane.look(kernel.block), self.near.look(m - 1, near)))
 
 
 class LayerModels:
@@ -165,9 +177,9 @@ class LayerModels:
         self.shape, self.coder = shape, coder
         nonzero, positive = priors.T.astype(np.int32)[:, :, None] * PRIOR_UNIT
         self.zero, self.sign = ZeroModel(nonzero, shape), SignModel(positive, shape)
-        self.level = LevelModel(np.zeros_like(nonzero), shape) if shape.levels > 1 else None
+        self.level = LevelModel(np.zeros_like(nonzero), shape)
 
-    def run(self, codes: Array) -> Array:
+    def run(self, codes: Array) -> None:
         """codes: int8 (channels, taps, layers, lanes); a decoder fills them in."""
         encoding = isinstance(self.coder, Encoder)
         for channel in codes:
@@ -175,38 +187,33 @@ class LayerModels:
             self.zero.channel.reset()
             self.sign.channel.reset()
             for tap in range(self.shape.taps):
-                kernel.move(tap)
                 for block in self.shape.blocks():
+                    kernel.move(tap, block)
                     known = channel[tap][:, block] if encoding else None
-                    channel[tap][:, block] = self._step(kernel, block, known)
-                kernel.learn()
+                    kernel.put(self._step(kernel, known))
             for model in (self.zero, self.sign, self.level):
-                if model:
-                    model.forget()
-        return codes
+                model.lane.forget()
 
-    def _step(self, kernel: Kernel, block: slice, known: Array | None) -> Array:
+    def _step(self, kernel: Kernel, known: Array | None) -> Array:
         """Codes (layers, lanes) of one tap; `known` when they are to be coded."""
-        nonzero = self.zero.probability(kernel, block)
-        positive = self.sign.probability(kernel, block)
-        zero_ends = ONE - nonzero
+        nonzero, positive = self.zero.probability(kernel), self.sign.probability(kernel)
         # every interval has a width of at least 1, whatever the sign's probability
-        cuts = [zero_ends, ONE - 1 - ((nonzero - 2).astype(np.int64) * positive >> 16)]
+        negative_end = ONE - 1 - ((nonzero - 2).astype(np.int64) * positive >> 16)
         symbol = None if known is None else (known != 0).astype(np.int8) + (known > 0)
-        symbol = self.coder.code(cuts, symbol)  # 0, 1 or 2 for zero, negative and positive
+        symbol = self.coder.code([ONE - nonzero, negative_end], symbol)  # zero, negative, positive
         found, up = (symbol > 0).astype(np.int32), (symbol > 1).astype(np.int32)
         self.zero.learn(found)
         self.sign.learn(up, found)
-        size = found if self.level is None else self._sizes(kernel, block, known, found, up)
-        return np.where(up, size, -size)
+        size = self._sizes(kernel, known, found, up)
+        return np.where(up, size, -size).astype(np.int8)
 
-    def _sizes(self, kernel: Kernel, block: slice, known: Array | None, found, up) -> Array:
+    def _sizes(self, kernel: Kernel, known: Array | None, found: Array, up: Array) -> Array:
         """Magnitudes: 1 + the number of times the answer is yes."""
         size, active = found.copy(), found
         for m in range(1, self.shape.levels):
-            larger = self.level.probability(kernel, block, m, up)
+            larger = self.level.probability(kernel, m, up)
             cut = np.where(active, ONE - larger, ONE)  # nothing to say of the others
-            more = None if known is None else (abs(known) > m).astype(np.int8)
+            more = None if known is None else (np.abs(known) > m).astype(np.int8)
             more = self.coder.code([cut], more).astype(np.int32)
             self.level.learn(more, active)
             size += more

@@ -120,9 +120,3 @@ class Model:
         self.question.learn(bits, active)
         for part in self.parts:
             part.learn(bits, active, where)
-
-    def forget(self) -> None:
-        """Keep the lanes' counts within bounds."""
-        for part in self.parts:
-            if isinstance(part, LaneCounts):
-                part.forget()
