@@ -99,7 +99,7 @@ class ZeroModel(Model):
 
     def __init__(self, prior: Array, shape: Geometry) -> None:
         self.lane = LaneCounts(prior, 6, shape.lanes)
-        self.channel = ContextCounts(prior, 5)
+        self.channel = ContextCounts(prior, 4)
         self.tap = ContextCounts(prior, 60, classes=shape.taps)
         self.near = ContextCounts(prior, 8, size=48, classes=6)
         self.kernel = ContextCounts(prior, 8, size=10, classes=FIRST_TAPS + 1)
@@ -130,7 +130,7 @@ class SignModel(Model):
 
     def __init__(self, prior: Array, shape: Geometry) -> None:
         self.lane = LaneCounts(prior, 6, shape.lanes)
-        self.channel = ContextCounts(prior, 5)
+        self.channel = ContextCounts(prior, 4)
         self.near = ContextCounts(prior, 4, size=27, classes=4)
         self.kernel = ContextCounts(prior, 4, size=81)
         weights = (0.15, 0.15, 0.7, 0.05, 0.7, 0.7, 0.15, -0.2, -0.3, -0.1)
@@ -145,7 +145,7 @@ class SignModel(Model):
         diagonal = np.sign(kernel.sign(1, 1) + kernel.sign(1, -1))
         balance = kernel.balance[:, kernel.block].clip(-4, 4).astype(np.int8)
         near = left + 3 * above + 9 * diagonal + 13
-        far = balance + 9 * left2 + 27 * above2 + 40
+        far = balance + 9 * np.sign(left2 + above2) + 27 * np.sign(left + above) + 40
         stretches = (
             self.lane.look(kernel.block),
             self.channel.look(),

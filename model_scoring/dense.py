@@ -50,6 +50,11 @@ def decompress(method: int, content: bytes, size: int) -> bytes:
     return result
 
 
+def _sort(order: Array, plane: Array) -> Array:
+    """The order in which the next plane is stored: by this one, signs (its first bits) last."""
+    return order[np.argsort(plane << 1 | plane >> 7, kind="stable")]
+
+
 def _planes(values: Array) -> list[bytes]:
     """Bytes of each plane, the most significant one first."""
     if values.dtype.kind != "f":
@@ -58,7 +63,7 @@ def _planes(values: Array) -> list[bytes]:
     result, order = [], np.arange(len(values))
     for plane in planes:
         result.append(plane[order].tobytes())
-        order = order[np.argsort(plane[order], kind="stable")]
+        order = _sort(order, plane[order])
     return result
 
 
@@ -71,7 +76,7 @@ def _join(planes: Sequence[bytes], dtype: np.dtype, count: int) -> Array:
     for i, content in enumerate(planes):
         plane = np.frombuffer(content, np.uint8)
         result[order, dtype.itemsize - 1 - i] = plane
-        order = order[np.argsort(plane, kind="stable")]
+        order = _sort(order, plane)
     return result.view(dtype).reshape(-1)
 
 

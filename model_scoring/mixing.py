@@ -17,7 +17,7 @@ COUNT = 16  # one observation
 MOST = 1 << 15  # a context whose counts add up to this forgets half
 MIX_BITS, STORED_BITS = 12, 28  # fractions of mixing weights: in products, and kept
 MOST_WEIGHT = 3 << STORED_BITS
-RATE = 19661  # learning rate of 0.075, in 18 bits
+RATE = 16384  # learning rate of 1/16, in 18 bits
 
 
 def initial_counts(prior: Array, strength: int) -> tuple[Array, Array]:

@@ -32,6 +32,7 @@ SUFFIX, MAGIC, VERSION = ".ec2t", b"EC2T", 1
 START = len(MAGIC) + 1 + 4 + 4
 ALONE = 4096  # values of a tensor that gets a section of its own
 MOST_JSON = 1 << 24
+KINDS = ("running_mean", "bias", "matrix", "weight", "running_var")  # signed ones first
 REST = ""  # stands for the section of all other tensors
 HALF = {torch.float32: torch.float16, torch.float64: torch.float16}
 
@@ -64,10 +65,16 @@ def _signature(tensors: Mapping[str, Tensor]) -> bytes:
     return _crc("".join(lines).encode())
 
 
+def _kind(name: str, tensor: Tensor) -> tuple[int, str]:
+    kind = name.rpartition(".")[2]
+    kind = "matrix" if tensor.dim() > 1 else kind
+    return (KINDS.index(kind) if kind in KINDS else len(KINDS)), kind
+
+
 def _by_kind(tensors: Mapping[str, Tensor], without: Container[str]) -> list[str]:
-    """Names of the other tensors: all biases, all means, ... Alike values compress better."""
+    """Names of the other tensors: all means, all biases, ... Alike values compress better."""
     names = [name for name in tensors if name not in without]
-    return sorted(names, key=lambda name: (tensors[name].dim(), name.rpartition(".")[2]))
+    return sorted(names, key=lambda name: _kind(name, tensors[name]))
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
@@ -105,7 +112,8 @@ def pack(
                 for n, a in arrays.items() if n in packed or a.size >= ALONE}  # fmt: skip
     rest = _by_kind(state, sections)
     sections[REST] = pack_dense({n: stored[n] for n in rest})
-    description = {"network": asdict(spec), "data": data, "half": half}
+    description = {"network": asdict(spec), "half": half}
+    description |= {"data": data} if data else {}
     description |= {"wide": wide} if wide else {}
     header = _signature(state) + _table(list(state), sections, set(packed)) + _json(description)
     start = MAGIC + bytes([VERSION]) + len(header).to_bytes(4, "little")
@@ -180,7 +188,7 @@ class PackedFile:
             raise CheckpointError("its description is impossibly long")
         try:
             found = json.loads(decompress(header[at], header[start:], size))
-            self.network, self.data = NetworkSpec(**found["network"]), found["data"]
+            self.network, self.data = NetworkSpec(**found["network"]), found.get("data", {})
             self.half, self.wide = bool(found["half"]), set(found.get("wide", []))
             fits = isinstance(self.network.arguments, dict) and isinstance(self.data, dict)
         except (ValueError, TypeError, KeyError, IndexError) as error:
