@@ -4,12 +4,14 @@
 Examples:
   python -u run_scoring.py --t-model net_ternary.pt
   python -u run_scoring.py --t-model net_ternary.pt --dataset CIFAR100 --eval --json score.json
+  python -u run_scoring.py --t-model net_ternary.pt --export net.ec2t
+  python -u run_scoring.py --t-model net.ec2t --predict photos --top 3
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,10 +21,11 @@ from data import Data
 from data.errors import UserError
 from model_compound_scaling import cli, opening
 from model_compound_scaling.checkpoints import load_network
-from model_compound_scaling.registry import table_row
+from model_compound_scaling.registry import NetworkSpec, table_row
 from model_compound_scaling.training import Evaluation, evaluate
-from model_scoring import Settings, plots, report, score
+from model_scoring import Settings, plots, prediction, report, score
 from model_scoring.files import Files, layer_files, write_all
+from model_scoring.packing import Packed, pack, read_any
 from model_scoring.precision import half_precision
 from model_scoring.scoring import Score, prune_depthwise, ternary_layers, warnings
 
@@ -112,6 +115,32 @@ def add_output_flags(parser: cli.Parser) -> None:
     )
 
 
+def add_packing_flags(parser: cli.Parser) -> None:
+    group = parser.add_argument_group("packed files and predictions")
+    group.add_argument(
+        "--export",
+        type=Path,
+        metavar="FILE.ec2t",
+        help="write the whole network, entropy-coded, in one file that --t-model reads",
+    )
+    group.add_argument(
+        "--export-precision",
+        choices=("fp16", "fp32"),
+        default="fp16",
+        help="of tensors that are not ternary; fp32 keeps every bit of them. Ternary layers and "
+        "their values are always exact",
+    )
+    group.add_argument(
+        "--predict",
+        type=Path,
+        metavar="IMAGE_OR_FOLDER",
+        help="print the most probable classes of an image, or of all in a folder",
+    )
+    group.add_argument(
+        "--top", type=cli.positive, default=5, metavar="K", help="classes that --predict prints"
+    )
+
+
 def build_parser() -> cli.Parser:
     parser = cli.Parser(prog="run_scoring.py", required="--t-model FILE", description=__doc__)
     what = parser.add_argument_group("what is scored")
@@ -119,7 +148,7 @@ def build_parser() -> cli.Parser:
         "--t-model",
         required=True,
         metavar="FILE",
-        help="checkpoint: a name in model_scoring/trained_t_models, or a path",
+        help="checkpoint or packed file: a name in model_scoring/trained_t_models, or a path",
     )
     what.add_argument(
         "--eval",
@@ -129,6 +158,7 @@ def build_parser() -> cli.Parser:
     )
     add_counting_flags(parser)
     add_output_flags(parser)
+    add_packing_flags(parser)
     cli.add_network_flags(parser)
     cli.add_data_flags(parser, training=False, default="what the checkpoint was trained on")
     cli.add_machine_flags(parser)
@@ -156,9 +186,48 @@ def measure(network: nn.Module, data: Data, *, device: torch.device, half: bool)
     return result
 
 
-def outputs(args: argparse.Namespace, result: Score, content: dict) -> Files:
+def pack_network(
+    args: argparse.Namespace, network: nn.Module, spec: NetworkSpec, recorded: dict
+) -> Packed | None:
+    """The packed network, if it is to be exported."""
+    if not args.export:
+        return None
+    half = args.export_precision == "fp16"
+    packed = pack(network.state_dict(), spec, recorded, half=half)
+    if packed.wide:
+        named = ", ".join(packed.wide[:3]) + (", ..." if len(packed.wide) > 3 else "")
+        print(f"warning: kept in 32 bit, beyond the range of fp16: {named}", file=sys.stderr)
+    return packed
+
+
+def predict(
+    args: argparse.Namespace,
+    network: nn.Module,
+    *,
+    spec: NetworkSpec,
+    recorded: dict,
+    device: torch.device,
+) -> Iterator[str]:
+    """The predictions as lines. Mistakes in the flags show before the first is computed."""
+    row, size = table_row(spec.model), opening.input_size(args, spec, recorded)
+    prepare = prediction.Preparation(
+        prediction.choose_transform(
+            args.dataset or recorded.get("dataset"), image_size=size, family=row.family
+        ),
+        row.channels,
+        opening.input_statistics(args, spec, recorded, flag="--predict"),
+    )
+    paths = prediction.image_paths(args.predict)
+    prediction.require_top(args.top, spec.num_classes)
+    results = prediction.probabilities(network, paths, prepare, device)
+    return prediction.lines(results, top=args.top, names=recorded.get("class_names", ()))
+
+
+def outputs(args: argparse.Namespace, result: Score, content: dict, packed: Packed | None) -> Files:
     """Every file the flags ask for, complete before the first is written."""
     files: Files = {}
+    if packed:
+        files[args.export] = packed.content
     if args.json:
         files[args.json] = (json.dumps(content, indent=1) + "\n").encode()
     if args.csv:
@@ -174,22 +243,25 @@ def outputs(args: argparse.Namespace, result: Score, content: dict) -> Files:
 def body(args: argparse.Namespace) -> None:
     if args.plot:
         plots.require_matplotlib()
-    named = [path.resolve() for path in (args.json, args.csv, args.plot) if path]
+    named = [p.resolve() for p in (args.json, args.csv, args.plot, args.export) if p]
     if len(set(named)) < len(named):
-        raise UserError("--json, --csv and --plot need different files")
+        raise UserError("--json, --csv, --plot and --export need different files")
     if args.pt_sparse and not args.save:
         raise UserError("--pt-sparse takes effect with --save: add it")
     torch.manual_seed(args.seed)
     device = opening.choose_device(args.cuda)
     checkpoint, spec = opening.open_checkpoint(
-        args, name=args.t_model, folder=SOURCES, flag="--t-model"
+        args, name=args.t_model, folder=SOURCES, flag="--t-model", read=read_any
     )
     if checkpoint.path.resolve() in named:
         raise UserError(f"{checkpoint.path} is the checkpoint itself: name another output file")
     row, size = table_row(spec.model), opening.input_size(args, spec, checkpoint.data)
     network = load_network(checkpoint, spec).eval()
     pruned = prune_depthwise(network, args.prune_threshold)
-    data = None
+    packed = pack_network(args, network, spec, checkpoint.data)
+    data, predictions = None, ()
+    if args.predict:
+        predictions = predict(args, network, spec=spec, recorded=checkpoint.data, device=device)
     if args.eval:
         data = opening.open_data(
             args, spec=spec, recorded=checkpoint.data, device=device, splits=("val",)
@@ -206,7 +278,7 @@ def body(args: argparse.Namespace) -> None:
         print(f"pruned {len(pruned)} depthwise layers below {args.prune_threshold:g} x largest")
     print("\n".join(report.table(result, args.rules)))
     print()
-    print("\n".join(report.summary(result)))
+    print("\n".join(report.summary(result, packed and len(packed.content))))
     for line in warnings(result):
         print(f"warning: {line}", file=sys.stderr)
     top1 = measure(network, data, device=device, half=args.halfprecision).top1 if data else None
@@ -218,10 +290,12 @@ def body(args: argparse.Namespace) -> None:
         rules=args.rules,
         top1=top1,
     )
-    files = outputs(args, result, content)
+    files = outputs(args, result, content, packed)
     write_all(files)
     for path in files:
         print(f"wrote {path}")
+    for line in predictions:
+        print(line)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """What a layer's weights tell about the next one: the probabilities its codes are stored with.
 
-Codes are -h ... h, the rank of a weight's value. A layer is read channel by channel and, within one,
-tap by tap; its lanes (filters, or inputs if these are more) are coded together, and so are the
+Codes are -h ... h, the rank of a weight's value. A layer is read channel by channel and, within
+one, tap by tap; its lanes (filters, or inputs if these are more) are coded together, and so are the
 lanes of several layers of the same shape. Whether a weight is zero is predicted from the densities
 of its lane, channel and tap and from the kernel it is in; signs likewise.
 """
@@ -166,7 +166,9 @@ class LevelModel(Model):
 
     def probability(self, kernel: Kernel, m: int, positive: Array) -> Array:
         near = np.maximum(kernel.size(0, 1), kernel.size(1, 0)).clip(0, 7) + 8 * positive
-        return self.question.probability((self.lane.look(kernel.block), self.near.look(m - 1, near)))
+        return self.question.probability(
+            (self.lane.look(kernel.block), self.near.look(m - 1, near))
+        )
 
 
 class LayerModels:

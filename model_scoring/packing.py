@@ -1,11 +1,11 @@
 """Packed networks, `.ec2t` files: everything a network needs, as small as it gets.
 
     "EC2T", version (1 byte), header's length (4), CRC-32 of the two and the header (4)
-    header    CRC-32 of the tensors' names, shapes and types (4), number of sections,
-              for each: 2 x the tensors left out before its own + 1 if dense, its length, its CRC-32,
+    header    CRC-32 of the tensors' names, shapes and types (4), number of sections, for each:
+              2 x the tensors left out before its own + 1 if dense, its length, its CRC-32 (4);
               then the description: compressed JSON
-    sections  one for each quantized layer (quantized.py) and large tensor (dense.py), and a last one
-              for all other tensors
+    sections  one for each quantized layer (quantized.py) and large tensor (dense.py), then one for
+              all other tensors
 
 Numbers without a size are varints, others little-endian. Names and shapes are those of the network
 described, so they take no bytes. Any section can be read without the others.
@@ -14,7 +14,7 @@ described, so they take no bytes. Any section can be read without the others.
 import json
 import zlib
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -96,8 +96,8 @@ def pack(
 ) -> Packed:
     """The bytes of a network: `state` is its whole state dict, `data` as in checkpoints.
 
-    Layers of few values are kept exactly; `half` rounds other floating-point tensors to fp16, except
-    for those it cannot hold (beyond 65504).
+    Layers of few values are kept exactly; `half` rounds other floating-point tensors to fp16, but
+    not those it cannot hold (beyond 65504).
     """
     arrays = {name: _numpy(t) for name, t in state.items()}
     layers = {name: q for name, a in arrays.items() if (q := quantized(a + 0 if half else a))}
