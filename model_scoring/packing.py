@@ -226,10 +226,9 @@ class PackedFile:
         stored = _stored_type(self.expected[name].dtype, self.half and name not in self.wide)
         return _numpy(torch.empty(0, dtype=stored)).dtype
 
-    def _dense(self, section: str, names: list[str]) -> dict[str, Tensor]:
+    def _dense(self, content: bytes, names: list[str]) -> dict[str, Tensor]:
         shapes = {n: tuple(self.expected[n].shape) for n in names}
-        types = {n: self._numpy_type(n) for n in names}
-        arrays = unpack_dense(self._bytes(section), shapes, types)
+        arrays = unpack_dense(content, shapes, {n: self._numpy_type(n) for n in names})
         tensors = {}
         for name, array in arrays.items():
             tensor, dtype = torch.from_numpy(array.copy()), self.expected[name].dtype
@@ -238,21 +237,24 @@ class PackedFile:
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The named tensors. Only the sections that hold them are decoded."""
+        names = list(names)
         try:
-            return self._read(list(names))
+            needed = dict.fromkeys(n if n in self.sections else REST for n in names)
+            contents = {section: self._bytes(section) for section in needed}
+            found = self._decode(contents)
         except CheckpointError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error}") from None
+        return {name: found[name] for name in names}
 
-    def _read(self, names: list[str]) -> dict[str, Tensor]:
-        layers = {n: self._bytes(n) for n in names
-                  if n in self.sections and not self.sections[n].dense}  # fmt: skip
+    def _decode(self, contents: dict[str, bytes]) -> dict[str, Tensor]:
+        """All tensors of some sections."""
+        layers = {n: c for n, c in contents.items() if not self.sections[n].dense}
         shapes = {n: tuple(self.expected[n].shape) for n in layers}
         found = {n: torch.from_numpy(q.weights()) for n, q in unpack_layers(layers, shapes).items()}
-        for name in (n for n in names if n in self.sections and n not in layers):
-            found |= self._dense(name, [name])
-        if any(n not in self.sections for n in names):
-            found |= self._dense(REST, _by_kind(self.expected, self.sections))
-        return {name: found[name] for name in names}
+        for section in contents.keys() - layers.keys():
+            names = [section] if section != REST else _by_kind(self.expected, self.sections)
+            found |= self._dense(contents[section], names)
+        return found
 
 
 def _largest(arguments: object) -> int:
