@@ -220,7 +220,9 @@ def predict(
     paths = prediction.image_paths(args.predict)
     prediction.require_top(args.top, spec.num_classes)
     results = prediction.probabilities(network, paths, prepare, device)
-    return prediction.lines(results, top=args.top, names=recorded.get("class_names", ()))
+    names = recorded.get("class_names", ())
+    names = names if len(names) == spec.num_classes else ()
+    return prediction.lines(results, top=args.top, names=names)
 
 
 def outputs(args: argparse.Namespace, result: Score, content: dict, packed: Packed | None) -> Files:

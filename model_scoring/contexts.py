@@ -122,7 +122,7 @@ class ZeroModel(Model):
             self.near.look(3 * (kernel.row > 0) + place, near),
             self.kernel.look(min(kernel.tap, FIRST_TAPS), count),
         )
-        return self.question.probability(stretches, (*around, same))
+        return self.mix(stretches, (*around, same))
 
 
 class SignModel(Model):
@@ -153,7 +153,7 @@ class SignModel(Model):
             self.kernel.look(0, far),
         )
         signals = (left, above, diagonal, left2, above2, balance.clip(-2, 2))
-        return self.question.probability(stretches, signals)
+        return self.mix(stretches, signals)
 
 
 class LevelModel(Model):
@@ -166,9 +166,7 @@ class LevelModel(Model):
 
     def probability(self, kernel: Kernel, m: int, positive: Array) -> Array:
         near = np.maximum(kernel.size(0, 1), kernel.size(1, 0)).clip(0, 7) + 8 * positive
-        return self.question.probability(
-            (self.lane.look(kernel.block), self.near.look(m - 1, near))
-        )
+        return self.mix((self.lane.look(kernel.block), self.near.look(m - 1, near)))
 
 
 class LayerModels:

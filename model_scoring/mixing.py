@@ -10,12 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from model_scoring.fixed_point import ONE, UNIT, squash, stretch
+from model_scoring.fixed_point import ONE, SPAN, UNIT, squash, stretch
 
 Array = np.ndarray
 COUNT = 16  # one observation
 MOST = 1 << 15  # a context whose counts add up to this forgets half
 MIX_BITS, STORED_BITS = 12, 28  # fractions of mixing weights: in products, and kept
+BUCKET_BITS = 7
+BUCKET = 1 << BUCKET_BITS  # stretches that are corrected alike
 MOST_WEIGHT = 3 << STORED_BITS
 RATE = 16384  # learning rate of 1/16, in 18 bits
 
@@ -50,11 +52,15 @@ class LaneCounts:
 
 
 class ContextCounts:
-    """Zeros and ones seen in `classes` sets of `size` contexts, for each layer its own."""
+    """Zeros and ones seen in `classes` sets of `size` contexts, for each layer its own.
+
+    They start as `strength` observations of probability squash(prior); prior: (layers, 1 or size).
+    """
 
     def __init__(self, prior: Array, strength: int, *, size: int = 1, classes: int = 1) -> None:
-        pair = np.concatenate(initial_counts(prior, strength), axis=1)
-        self.initial = np.tile(pair.repeat(size, axis=0), (classes, 1, 1))
+        each = np.broadcast_to(prior, (len(prior), size)).reshape(-1)
+        pairs = np.stack(initial_counts(each, strength), axis=1)
+        self.initial = np.tile(pairs, (classes, 1, 1))
         self.base = size * np.arange(len(prior))[:, None]
         self.reset()
 
@@ -88,16 +94,17 @@ class Question:
         self.weights = np.tile(start[:, None, None], (1, len(prior), 1))
         self.prior, self.rate = prior, RATE // math.isqrt(256 * lanes)
 
-    def probability(self, stretches: Sequence[Array], signals: Sequence[Array] = ()) -> Array:
-        """Of yes, in 16 bits, from stretches and small integers (layers, lanes or 1)."""
+    def mix(self, stretches: Sequence[Array], signals: Sequence[Array]) -> Array:
+        """Stretch of a yes, from stretches and small integers (layers, lanes or 1)."""
         self.inputs = [s - self.prior for s in stretches]
         self.inputs += [UNIT * s.astype(np.int32) for s in signals]
         factors = (self.weights >> STORED_BITS - MIX_BITS).astype(np.int32)
         total = self.prior << MIX_BITS
         for factor, x in zip(factors, self.inputs, strict=True):
             total = total + factor * x
-        self.p = squash(total >> MIX_BITS)
-        return self.p
+        mixed = (total >> MIX_BITS).clip(-SPAN, SPAN)
+        self.p = squash(mixed)
+        return mixed
 
     def learn(self, bits: Array, active: Array) -> None:
         """Move the mixing weights along the gradient of the code length."""
@@ -108,10 +115,20 @@ class Question:
 
 
 class Model:
-    """A question and the counts it rests on. Subclasses say where the counts look."""
+    """A question, the counts it rests on, and a last correction by how often similar answers were
+    right. Subclasses say where the counts look."""
 
     def __init__(self, question: Question, parts: Sequence[LaneCounts | ContextCounts]) -> None:
-        self.question, self.parts = question, parts
+        buckets = np.arange(-SPAN, SPAN + 1, BUCKET)
+        layers = len(question.prior)
+        self.correction = ContextCounts(np.tile(buckets, (layers, 1)), 25, size=len(buckets))
+        self.question, self.parts = question, (*parts, self.correction)
+
+    def mix(self, stretches: Sequence[Array], signals: Sequence[Array] = ()) -> Array:
+        """Probability of yes, in 16 bits."""
+        mixed = self.question.mix(stretches, signals)
+        corrected = self.correction.look(0, mixed + (SPAN + BUCKET // 2) >> BUCKET_BITS)
+        return squash(3 * mixed + corrected >> 2)
 
     def learn(self, bits: Array, active: Array | None = None) -> None:
         """Take the answers: bits (layers, lanes) of 0 and 1, where `active`."""

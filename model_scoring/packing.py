@@ -275,8 +275,14 @@ def read_packed(path: Path) -> Checkpoint:
     return Checkpoint(path, state, file.network, content)
 
 
+def _is_packed(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return path.suffix == SUFFIX or file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
 def read_any(path: Path) -> Checkpoint:
-    """A packed file or any other checkpoint."""
-    with path.open("rb") as file:
-        packed = path.suffix == SUFFIX or file.read(len(MAGIC)) == MAGIC
-    return read_packed(path) if packed else read_checkpoint(path)
+    """A packed file, by its suffix or first bytes, or any other checkpoint."""
+    return read_packed(path) if _is_packed(path) else read_checkpoint(path)
