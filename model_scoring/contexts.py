@@ -52,7 +52,7 @@ class Geometry:
 
     def blocks(self) -> list[slice]:
         """Lanes coded at once. Without other taps only earlier lanes tell a channel's density."""
-        parts = 4 if self.taps == 1 and self.lanes >= 64 else 1
+        parts = max(1, min(4, self.lanes // 128)) if self.taps == 1 else 1
         size = min(-(-self.lanes // parts), MOST_LANES)
         return [slice(i, min(i + size, self.lanes)) for i in range(0, self.lanes, size)]
 

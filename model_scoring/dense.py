@@ -18,14 +18,14 @@ Array = np.ndarray
 LZMA = [{"id": lzma.FILTER_LZMA1, "preset": 6, "lc": 0, "lp": 0, "pb": 0, "dict_size": 1 << 20}]
 VALUES_PER_BYTE = 20_000  # compressors reach less: more values than that are a false claim
 SMALL = 1 << 16
-RAW, ZLIB, XZ = range(3)  # the first without the zeros that it begins with
+RAW, ZLIB, XZ = range(3)
 
 
 def compress(content: bytes) -> tuple[int, bytes]:
     """Method and bytes of the smallest of three forms."""
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
     deflated = deflate.compress(content) + deflate.flush()
-    forms = {RAW: content.lstrip(b"\0"), ZLIB: deflated}
+    forms = {RAW: content, ZLIB: deflated}
     if len(content) < SMALL or len(deflated) < 0.95 * len(content):  # else it only takes time
         forms[XZ] = lzma.compress(content, lzma.FORMAT_RAW, filters=LZMA)
     method = min(forms, key=lambda m: len(forms[m]))
@@ -36,7 +36,7 @@ def decompress(method: int, content: bytes, size: int) -> bytes:
     """Exactly `size` bytes, and never memory for more."""
     try:
         if method == RAW:
-            result = content.rjust(size, b"\0")
+            result = content
         elif method == ZLIB:
             result = zlib.decompressobj(-15).decompress(content, size + 1)
         elif method == XZ:

@@ -1,6 +1,7 @@
 """Packed files: every bit comes back, no damaged one is read, sizes and speeds hold."""
 
 import math
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from torch import nn
 import run_scoring
 from data import load_data
 from data.errors import CheckpointError
+from data.images import read_image
 from model_compound_scaling.checkpoints import load_network, network_content, network_spec
 from model_compound_scaling.registry import NetworkSpec, build
+from model_scoring import prediction
 from model_scoring.coder import Decoder, Encoder
 from model_scoring.dense import pack_dense, unpack_dense
 from model_scoring.fixed_point import LOG2, ONE, SPAN, UNIT, squash, stretch
@@ -164,6 +167,15 @@ def test_independent_weights_take_their_entropy():
         w = draw(rng, (128, 64, 3, 3), 1, zeros)
         size = len(pack_layers({"w": quantized(w)})["w"])
         assert entropy_bytes(w) <= size <= 1.01 * entropy_bytes(w)
+
+
+def test_the_format_stays_as_it_is():
+    """Bytes that files are made of today; another CRC means that older files no longer read."""
+    n = np.arange(32 * 16 * 9, dtype=np.int64)
+    codes = (n * n * 7919 >> 7) % 11
+    w = np.select([codes < 2, codes == 2], [0.5, -0.25], 0.0).astype(np.float32)
+    content = pack_layers({"w": quantized(w.reshape(32, 16, 3, 3))})["w"]
+    assert (len(content), zlib.crc32(content)) == (603, 2746027599)
 
 
 def test_structure_is_found():
@@ -405,6 +417,19 @@ def test_predictions_are_those_of_the_evaluation(checkpoint, tmp_path, capsys, s
     for path, line, v, c in zip(paths, out.splitlines()[-5:], values, classes, strict=True):
         cells = [f"class {i} {100 * p:.2f} %" for i, p in zip(c.tolist(), v.tolist(), strict=True)]
         assert line == f"{path}  {', '.join(cells)}"
+
+
+@pytest.mark.parametrize(("family", "crop"), [("resnet", "standard"), ("efficientnet", "full")])
+def test_large_images_are_prepared_as_in_the_evaluation(tmp_path, family, crop):
+    paths = images(tmp_path / "set", (110, 150))
+    stats = ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+    data = load_data("ImageFolder", data_path=tmp_path / "set", image_size=96, splits=("val",),
+                     eval_crop=crop, normalize=stats, workers=0)  # fmt: skip
+    prepare = prediction.Preparation(
+        prediction.choose_transform("ImageFolder", image_size=96, family=family), 3, stats
+    )
+    expected = torch.cat([batch for batch, _ in data.val.epoch(0)])
+    assert torch.equal(torch.stack([prepare(read_image(str(p))) for p in paths]), expected)
 
 
 def test_one_image_without_class_names(tmp_path, capsys):
