@@ -11,7 +11,7 @@ Examples:
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,11 +21,11 @@ from data import Data
 from data.errors import UserError
 from model_compound_scaling import cli, opening
 from model_compound_scaling.checkpoints import load_network
-from model_compound_scaling.registry import NetworkSpec, table_row
+from model_compound_scaling.registry import table_row
 from model_compound_scaling.training import Evaluation, evaluate
-from model_scoring import Settings, plots, prediction, report, score
+from model_scoring import Settings, packed_files, plots, report, score
 from model_scoring.files import Files, layer_files, write_all
-from model_scoring.packing import Packed, pack, read_any
+from model_scoring.packing import Packed, read_any
 from model_scoring.precision import half_precision
 from model_scoring.scoring import Score, prune_depthwise, ternary_layers, warnings
 
@@ -115,32 +115,6 @@ def add_output_flags(parser: cli.Parser) -> None:
     )
 
 
-def add_packing_flags(parser: cli.Parser) -> None:
-    group = parser.add_argument_group("packed files and predictions")
-    group.add_argument(
-        "--export",
-        type=Path,
-        metavar="FILE.ec2t",
-        help="write the whole network, entropy-coded, in one file that --t-model reads",
-    )
-    group.add_argument(
-        "--export-precision",
-        choices=("fp16", "fp32"),
-        default="fp16",
-        help="of tensors that are not ternary; fp32 keeps every bit of them. Ternary layers and "
-        "their values are always exact",
-    )
-    group.add_argument(
-        "--predict",
-        type=Path,
-        metavar="IMAGE_OR_FOLDER",
-        help="print the most probable classes of an image, or of all in a folder",
-    )
-    group.add_argument(
-        "--top", type=cli.positive, default=5, metavar="K", help="classes that --predict prints"
-    )
-
-
 def build_parser() -> cli.Parser:
     parser = cli.Parser(prog="run_scoring.py", required="--t-model FILE", description=__doc__)
     what = parser.add_argument_group("what is scored")
@@ -158,7 +132,7 @@ def build_parser() -> cli.Parser:
     )
     add_counting_flags(parser)
     add_output_flags(parser)
-    add_packing_flags(parser)
+    packed_files.add_flags(parser)
     cli.add_network_flags(parser)
     cli.add_data_flags(parser, training=False, default="what the checkpoint was trained on")
     cli.add_machine_flags(parser)
@@ -184,45 +158,6 @@ def measure(network: nn.Module, data: Data, *, device: torch.device, half: bool)
         f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, loss {result.loss:.4f}"
     )
     return result
-
-
-def pack_network(
-    args: argparse.Namespace, network: nn.Module, spec: NetworkSpec, recorded: dict
-) -> Packed | None:
-    """The packed network, if it is to be exported."""
-    if not args.export:
-        return None
-    half = args.export_precision == "fp16"
-    packed = pack(network.state_dict(), spec, recorded, half=half)
-    if packed.wide:
-        named = ", ".join(packed.wide[:3]) + (", ..." if len(packed.wide) > 3 else "")
-        print(f"warning: kept in 32 bit, beyond the range of fp16: {named}", file=sys.stderr)
-    return packed
-
-
-def predict(
-    args: argparse.Namespace,
-    network: nn.Module,
-    *,
-    spec: NetworkSpec,
-    recorded: dict,
-    device: torch.device,
-) -> Iterator[str]:
-    """The predictions as lines. Mistakes in the flags show before the first is computed."""
-    row, size = table_row(spec.model), opening.input_size(args, spec, recorded)
-    prepare = prediction.Preparation(
-        prediction.choose_transform(
-            args.dataset or recorded.get("dataset"), image_size=size, family=row.family
-        ),
-        row.channels,
-        opening.input_statistics(args, spec, recorded, flag="--predict"),
-    )
-    paths = prediction.image_paths(args.predict)
-    prediction.require_top(args.top, spec.num_classes)
-    results = prediction.probabilities(network, paths, prepare, device)
-    names = recorded.get("class_names", ())
-    names = names if len(names) == spec.num_classes else ()
-    return prediction.lines(results, top=args.top, names=names)
 
 
 def outputs(args: argparse.Namespace, result: Score, content: dict, packed: Packed | None) -> Files:
@@ -260,10 +195,12 @@ def body(args: argparse.Namespace) -> None:
     row, size = table_row(spec.model), opening.input_size(args, spec, checkpoint.data)
     network = load_network(checkpoint, spec).eval()
     pruned = prune_depthwise(network, args.prune_threshold)
-    packed = pack_network(args, network, spec, checkpoint.data)
+    packed = packed_files.export(args, network, spec, checkpoint.data)
     data, predictions = None, ()
     if args.predict:
-        predictions = predict(args, network, spec=spec, recorded=checkpoint.data, device=device)
+        predictions = packed_files.predict(
+            args, network, spec=spec, recorded=checkpoint.data, device=device
+        )
     if args.eval:
         data = opening.open_data(
             args, spec=spec, recorded=checkpoint.data, device=device, splits=("val",)

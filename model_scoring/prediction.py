@@ -73,21 +73,28 @@ def probabilities(
         yield from zip(some, shares, strict=True)
 
 
-def require_top(top: int, classes: int) -> None:
-    """Raise UserError if more classes are asked for than there are."""
-    if top > classes:
-        raise UserError(f"--top {top} is more than the network's {classes} classes")
-
-
-def lines(
-    results: Iterator[tuple[Path, Tensor]], *, top: int, names: Sequence[str]
-) -> Iterator[str]:
-    """One line per image: path, and the most probable classes with their probabilities in %.
-
-    `names` may be empty; then classes are numbers from 0.
-    """
+def _lines(results: Iterator[tuple[Path, Tensor]], top: int, names: Sequence[str]) -> Iterator[str]:
     for path, shares in results:
         values, classes = shares.topk(top)
-        named = (names[i] if names else str(i) for i in classes.tolist())
-        cells = (f"{n} {100 * v:.2f} %" for n, v in zip(named, values.tolist(), strict=True))
-        yield f"{path}  {', '.join(cells)}"
+        pairs = zip(classes.tolist(), values.tolist(), strict=True)
+        yield f"{path}  {', '.join(f'{names[i]} {100 * v:.2f} %' for i, v in pairs)}"
+
+
+def predict(
+    network: nn.Module,
+    path: Path,
+    *,
+    prepare: Preparation,
+    top: int,
+    names: Sequence[str],
+    device: torch.device,
+) -> Iterator[str]:
+    """One line per image: its path, and the most probable classes with their probabilities.
+
+    `names` of all classes. Raises DataError if there are no images, UserError if there are fewer
+    than `top` classes, at once; DataError for an unreadable image when its turn comes.
+    """
+    paths = image_paths(path)
+    if top > len(names):
+        raise UserError(f"--top {top} is more than the network's {len(names)} classes")
+    return _lines(probabilities(network, paths, prepare, device), top, names)
