@@ -73,11 +73,15 @@ class ContextCounts:
         return stretch(self.table[:, 1], self.table[:, 0]).take(self.at)
 
     def learn(self, bits: Array, active: Array, where: Array | None) -> None:
-        at = np.broadcast_to(self.at, bits.shape)
-        pairs = (2 * at + bits).reshape(-1)
-        pairs = pairs if where is None else pairs.take(where)
         table = self.table
-        table += COUNT * np.bincount(pairs, minlength=table.size).reshape(table.shape)
+        if self.at.shape[1] == 1:  # one context for all lanes of a layer: no need to sort them
+            ones = bits.sum(1)
+            new = np.stack([active.sum(1) - ones, ones], axis=1)
+            table[self.at[:, 0]] += COUNT * new
+        else:
+            pairs = (2 * self.at + bits).reshape(-1)
+            pairs = pairs if where is None else pairs.take(where)
+            table += COUNT * np.bincount(pairs, minlength=table.size).reshape(table.shape)
         table >>= table.sum(1, keepdims=True) >= MOST
         np.maximum(table, 1, out=table)
 
