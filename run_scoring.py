@@ -4,12 +4,15 @@
 Examples:
   python -u run_scoring.py --t-model net_ternary.pt
   python -u run_scoring.py --t-model net_ternary.pt --dataset CIFAR100 --eval --json score.json
+  python -u run_scoring.py --t-model net_ternary.pt --export net.ec2t
+  python -u run_scoring.py --t-model net.ec2t --predict photos --top 3
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,15 +25,16 @@ from model_compound_scaling.checkpoints import load_network
 from model_compound_scaling.devices import choose_device
 from model_compound_scaling.evaluation import Evaluation, evaluate
 from model_compound_scaling.registry import table_row
-from model_scoring import Settings, onnx_export, plots, report, score
+from model_scoring import Settings, onnx_export, packed_files, plots, report, score
 from model_scoring.files import Files, layer_files, write_all
 from model_scoring.forms import other_forms
+from model_scoring.packing import Packed, read_any
 from model_scoring.precision import half_precision
 from model_scoring.scoring import Score, prune_depthwise, ternary_layers, warnings
 
 STAGE = Path(__file__).parent / "model_scoring"
 SOURCES, SAVED_LAYERS = STAGE / "trained_t_models", STAGE / "saved_layers"
-FILE_FLAGS = ("json", "csv", "plot", "thin", "onnx")
+FILE_FLAGS = ("json", "csv", "plot", "thin", "onnx", "export")
 REFERENCES = {"ImageNet": "imagenet", "CIFAR10": "cifar", "CIFAR100": "cifar"}
 
 
@@ -147,7 +151,7 @@ def build_parser() -> cli.Parser:
         "--t-model",
         required=True,
         metavar="FILE",
-        help="checkpoint: a name in model_scoring/trained_t_models, or a path",
+        help="checkpoint or packed file: a name in model_scoring/trained_t_models, or a path",
     )
     what.add_argument(
         "--eval",
@@ -158,6 +162,7 @@ def build_parser() -> cli.Parser:
     add_counting_flags(parser)
     add_output_flags(parser)
     add_network_file_flags(parser)
+    packed_files.add_flags(parser)
     cli.add_network_flags(parser)
     cli.add_data_flags(parser, training=False, default="what the checkpoint was trained on")
     cli.add_machine_flags(parser, training=False)
@@ -185,9 +190,11 @@ def measure(network: nn.Module, data: Data, *, device: torch.device, half: bool)
     return result
 
 
-def outputs(args: argparse.Namespace, result: Score, content: dict) -> Files:
+def outputs(args: argparse.Namespace, result: Score, content: dict, packed: Packed | None) -> Files:
     """Every file the flags ask for, complete before the first is written."""
     files: Files = {}
+    if packed:
+        files[args.export] = packed.content
     if args.json:
         files[args.json] = (json.dumps(content, indent=1) + "\n").encode()
     if args.csv:
@@ -214,14 +221,23 @@ def body(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     device = choose_device(args.cuda)
     checkpoint, spec = opening.open_checkpoint(
-        args, name=args.t_model, folder=SOURCES, flag="--t-model"
+        args,
+        name=args.t_model,
+        folder=SOURCES,
+        flag="--t-model",
+        read=partial(read_any, trusted=args.model),
     )
     if checkpoint.path.resolve() in named:
         raise UserError(f"{checkpoint.path} is the checkpoint itself: name another output file")
     row, size = table_row(spec.model), opening.input_size(args, spec, checkpoint.data)
     network = load_network(checkpoint, spec).eval()
     pruned = prune_depthwise(network, args.prune_threshold)
-    data = None
+    packed = packed_files.export(args, network, spec, checkpoint.data)
+    data, predictions = None, ()
+    if args.predict:
+        predictions = packed_files.predict(
+            args, network, spec=spec, recorded=checkpoint.data, device=device
+        )
     if args.eval:
         data = opening.open_data(
             args, spec=spec, recorded=checkpoint.data, device=device, splits=("val",)
@@ -238,7 +254,7 @@ def body(args: argparse.Namespace) -> None:
         print(f"pruned {len(pruned)} depthwise layers below {args.prune_threshold:g} x largest")
     print("\n".join(report.table(result, args.rules)))
     print()
-    print("\n".join(report.summary(result)))
+    print("\n".join(report.summary(result, packed and len(packed.content))))
     for line in warnings(result):
         print(f"warning: {line}", file=sys.stderr)
     top1 = measure(network, data, device=device, half=args.halfprecision).top1 if data else None
@@ -251,7 +267,7 @@ def body(args: argparse.Namespace) -> None:
         top1=top1,
     )
     recorded = opening.describe(data) if data else checkpoint.data
-    files = outputs(args, result, content)
+    files = outputs(args, result, content, packed)
     forms, lines = other_forms(
         network,
         spec,
@@ -266,6 +282,8 @@ def body(args: argparse.Namespace) -> None:
     write_all(files := files | forms)
     for path in files:
         print(f"wrote {path}")
+    for line in predictions:
+        print(line)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

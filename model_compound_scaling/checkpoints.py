@@ -63,6 +63,15 @@ def find_file(name: str, *, folder: Path, flag: str) -> Path:
     raise CheckpointError(f"{flag} {name}: no such file; {folder} holds {listing}")
 
 
+def require_finite(state: dict[str, Tensor], path: Path) -> None:
+    """Raise CheckpointError, naming the first tensor, if one has values that are no numbers."""
+    broken = next(
+        (k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()), None
+    )
+    if broken:
+        raise CheckpointError(f"{path}: {broken} holds NaN or infinite values")
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """A file of ours or a foreign state dict, raw or wrapped, with or without prefixes."""
     content = read_file(path)
@@ -73,11 +82,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} holds no tensors")
     while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
-    broken = next(
-        (k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()), None
-    )
-    if broken:
-        raise CheckpointError(f"{path}: {broken} holds NaN or infinite values")
+    require_finite(state, path)
     network, data = content.get("network"), content.get("data", {})
     ours = isinstance(network, dict) and set(network) - {"widths"} == FIELDS
     if ours:

@@ -1,13 +1,14 @@
 """From a command line to what it names: the device, the checkpoint's network, the data."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from data import Data, load_data
 from data.errors import DataError, UserError
-from data.load import find_dataset
+from data.load import choose_stats, find_dataset
 from data.loaders import Part
 from model_compound_scaling import distributed, interruption
 from model_compound_scaling.checkpoints import Checkpoint, find_file, network_spec, read_checkpoint
@@ -15,10 +16,18 @@ from model_compound_scaling.registry import NetworkSpec, canonical_name, table_r
 
 
 def open_checkpoint(
-    args: argparse.Namespace, *, name: str, folder: Path, flag: str
+    args: argparse.Namespace,
+    *,
+    name: str,
+    folder: Path,
+    flag: str,
+    read: Callable[[Path], Checkpoint] = read_checkpoint,
 ) -> tuple[Checkpoint, NetworkSpec]:
-    """The checkpoint named on the command line and the network it holds."""
-    checkpoint = read_checkpoint(find_file(name, folder=folder, flag=flag))
+    """The checkpoint named on the command line and the network it holds.
+
+    `read` for stages whose files come in more formats.
+    """
+    checkpoint = read(find_file(name, folder=folder, flag=flag))
     spec = network_spec(
         checkpoint,
         model=args.model and canonical_name(args.model),
@@ -81,6 +90,22 @@ def open_data(
             "choose the --dataset or --data-path the network was trained on"
         )
     return data
+
+
+def input_statistics(
+    args: argparse.Namespace, spec: NetworkSpec, recorded: dict, *, flag: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the input without opening a data set: the flag's, the checkpoint's,
+    or the data set's, if one is named. `flag` is what needs them."""
+    name = args.dataset or recorded.get("dataset")
+    normalize = args.normalize or _recorded_statistics(recorded)
+    if not (name or normalize):
+        raise UserError(
+            f"{flag} needs --normalize or --dataset: the checkpoint does not say how its images "
+            "were normalised"
+        )
+    row = find_dataset(name or "ImageNet", input_size(args, spec, recorded))
+    return choose_stats(row, normalize or "dataset", table_row(spec.model).channels)
 
 
 def _recorded_statistics(recorded: dict) -> tuple | None:

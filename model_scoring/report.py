@@ -67,8 +67,8 @@ def _live(score: Score, rules: str) -> str:
     return f"{live:,} of {sum(r.weights.counts.shape[:2].numel() for r, _ in counted):,}"
 
 
-def summary(score: Score) -> list[str]:
-    """Both rule sets side by side."""
+def summary(score: Score, packed_bytes: int | None = None) -> list[str]:
+    """Both rule sets side by side; beside their bytes those of a packed file, if there is one."""
     totals = score.totals
     baselines = {
         "imagenet": "MobileNetV2-1.4, 6.9M parameters and 1170M operations",
@@ -83,6 +83,7 @@ def summary(score: Score) -> list[str]:
         ["live channels", *(_live(score, rules) for rules in RULE_SETS)],
         line("scoring parameters", ",.0f", lambda t: t.params),
         line("bytes", ",.0f", lambda t: t.bytes),
+        *([["bytes, packed file", *2 * [f"{packed_bytes:,}"]]] if packed_bytes else []),
         line("additions", ",.0f", lambda t: t.adds),
         line("multiplications", ",.0f", lambda t: t.mults),
         line("operations", ",.0f", lambda t: t.ops),

@@ -1,0 +1,115 @@
+"""Interleaved rANS (Duda 2013, arXiv 1311.2540): an entropy coder of integers, many at a time.
+
+Several layers of the same shape are coded side by side, each into bytes of its own. A layer has
+`states` coders that take turns: the lanes of a step go to them in order, round by round. States
+have 32 bits, words 16, and probabilities are cuts of 0 ... 65536. Coding runs backwards, so that
+decoding runs forwards.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from data.errors import CheckpointError
+from model_scoring.fixed_point import ONE
+
+LOWEST = 1 << 16  # a state's smallest value, and its first one
+MASK = ONE - 1
+
+
+def rounds(lanes: int, states: int) -> list[slice]:
+    """The lanes of a step that are coded at once."""
+    return [slice(i, min(i + states, lanes)) for i in range(0, lanes, states)]
+
+
+def interval(cuts: list[np.ndarray], symbols: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Start and end of each lane's symbol; symbols[i] says whether it lies above cuts[i]."""
+    start, end = np.zeros_like(cuts[0]), np.full_like(cuts[0], ONE)
+    for cut, above in zip(cuts, symbols, strict=True):
+        np.copyto(start, cut, where=above)
+    for cut, above in zip(cuts[::-1], symbols[::-1], strict=True):
+        np.copyto(end, cut, where=~above)
+    return start, end
+
+
+@dataclass
+class Encoder:
+    """Notes down the symbols of `layers` layers; `finish` codes them."""
+
+    layers: int
+    states: int
+    steps: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+
+    def code(self, cuts: list[np.ndarray], symbol: np.ndarray) -> np.ndarray:
+        """Take symbols (layers, lanes) whose intervals are bounded by rising cuts (same shape)."""
+        start, end = interval(cuts, [symbol > i for i in range(len(cuts))])
+        # an interval's width is at least 1 and at most 65536, so both fit 16 bits
+        self.steps.append((start.astype(np.uint16), (end - start - 1).astype(np.uint16)))
+        return symbol
+
+    def finish(self) -> list[bytes]:
+        """The bytes of each layer: its states, then its words."""
+        x = np.full((self.layers, self.states), LOWEST, dtype=np.int64)
+        owners, words = [], []
+        for start, width in reversed(self.steps):
+            for lanes in reversed(rounds(start.shape[1], self.states)):
+                owner, word = _push(x, start[:, lanes], width[:, lanes])
+                owners.append(owner)
+                words.append(word)
+        owner, word = (np.concatenate(parts[::-1]) for parts in (owners, words))
+        order = np.argsort(owner, kind="stable")
+        ends = np.cumsum(np.bincount(owner, minlength=self.layers))
+        parts = np.split(word[order].astype("<u2"), ends[:-1])
+        return [s.astype("<u4").tobytes() + p.tobytes() for s, p in zip(x, parts, strict=True)]
+
+
+def _push(x: np.ndarray, start: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Code one symbol per state in place; layer and value of the words this gives off."""
+    turn = x[:, : start.shape[1]]
+    frequency = width.astype(np.int64) + 1
+    layer, state = np.nonzero(turn >= frequency << 16)
+    word = turn[layer, state] & MASK
+    turn[layer, state] >>= 16
+    quotient, rest = np.divmod(turn, frequency)
+    turn[:] = (quotient << 16) + rest + start
+    return layer, word
+
+
+class Decoder:
+    """Reads the symbols again, given the same cuts. Damaged bytes give wrong symbols and, at the
+    latest in `finish`, an error."""
+
+    def __init__(self, parts: list[bytes], states: int) -> None:
+        if any(len(part) < 4 * states or len(part) % 2 for part in parts):
+            raise CheckpointError("the entropy-coded part has an impossible length")
+        heads = [np.frombuffer(part, "<u4", states) for part in parts]
+        words = [np.frombuffer(part, "<u2", offset=4 * states) for part in parts]
+        self.states, self.x = states, np.stack(heads).astype(np.int64)
+        self.words = np.concatenate([*words, np.zeros(1, "<u2")]).astype(np.int64)
+        self.ends = np.cumsum([len(w) for w in words])
+        self.next = self.ends - [len(w) for w in words]
+
+    def code(self, cuts: list[np.ndarray], symbol: None = None) -> np.ndarray:
+        """The next symbols (layers, lanes)."""
+        lanes = rounds(cuts[0].shape[1], self.states)
+        return np.concatenate([self._pull([c[:, s] for c in cuts]) for s in lanes], axis=1)
+
+    def _pull(self, cuts: list[np.ndarray]) -> np.ndarray:
+        turn = self.x[:, : cuts[0].shape[1]]
+        slot = turn & MASK
+        above = [slot >= cut for cut in cuts]
+        start, end = interval(cuts, above)
+        turn[:] = (turn >> 16) * (end - start) + slot - start
+        layer, state = np.nonzero(turn < LOWEST)
+        if len(layer):
+            counts = np.bincount(layer, minlength=len(self.next))
+            first = self.next - (np.cumsum(counts) - counts)
+            word = self.words.take(np.arange(len(layer)) + first[layer], mode="clip")
+            turn[layer, state] = turn[layer, state] << 16 | word
+            self.next += counts
+        return sum(above[1:], above[0].astype(np.int8))
+
+    def finish(self) -> None:
+        """Raise CheckpointError unless everything was read and led back to where coding began."""
+        if (self.next != self.ends).any() or (self.x != LOWEST).any():
+            raise CheckpointError("the entropy-coded part is damaged")

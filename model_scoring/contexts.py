@@ -1,0 +1,237 @@
+"""What a layer's weights tell about the next one: the probabilities its codes are stored with.
+
+Codes are -h ... h, the rank of a weight's value. A layer is read channel by channel and, within
+one, tap by tap; its lanes (filters, or inputs if these are more) are coded together, and so are the
+lanes of several layers of the same shape. Whether a weight is zero is predicted from the densities
+of its lane, channel and tap and from the kernel it is in; signs likewise.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from model_scoring.coder import Decoder, Encoder
+from model_scoring.fixed_point import ONE, UNIT
+from model_scoring.mixing import ContextCounts, LaneCounts, Model, Question
+
+Array = np.ndarray
+MOST_LANES = 1024  # coded at once; keeps counts within the logarithm's table
+FIRST_TAPS = 9  # have statistics of their own; those of later ones are shared
+PRIOR_UNIT = UNIT // 8  # what a layer's recorded densities are multiples of
+
+
+def prior_of(share: float) -> int:
+    """A share of ones as a file records it: its stretch in units of 1/8, -96 ... 96."""
+    share = min(max(share, 2**-12), 1 - 2**-12)
+    return round(8 * math.log2(share / (1 - share)))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shape in which layers are coded. Those of the same one can be coded together."""
+
+    lanes: int
+    channels: int
+    height: int
+    width: int
+    levels: int  # largest code
+
+    @property
+    def taps(self) -> int:
+        return self.height * self.width
+
+    @property
+    def weights(self) -> int:
+        return self.lanes * self.channels * self.taps
+
+    @property
+    def states(self) -> int:
+        """Coders of a layer. Each costs about 3 bytes, too few of them time."""
+        return max(1, min(self.weights // 16384, self.lanes))
+
+    def blocks(self) -> list[slice]:
+        """Lanes coded at once. Without other taps only earlier lanes tell a channel's density."""
+        parts = max(1, min(4, self.lanes // 128)) if self.taps == 1 else 1
+        size = min(-(-self.lanes // parts), MOST_LANES)
+        return [slice(i, min(i + size, self.lanes)) for i in range(0, self.lanes, size)]
+
+
+class Kernel:
+    """The codes of one channel's kernels that are known already, seen from a tap."""
+
+    def __init__(self, codes: Array, shape: Geometry) -> None:
+        self.codes, self.shape = codes, shape  # (taps, layers, lanes)
+        self.signs = np.zeros_like(codes)
+        self.outside = np.zeros_like(codes[0])
+        self.nonzeros = np.zeros(codes.shape[1:], dtype=np.int16)
+        self.balance = np.zeros(codes.shape[1:], dtype=np.int16)
+
+    def move(self, tap: int, block: slice) -> None:
+        self.tap, self.block = tap, block
+        self.row, self.column = divmod(tap, self.shape.width)
+
+    def _at(self, planes: Array, up: int, left: int) -> Array:
+        row, column = self.row - up, self.column - left
+        inside = row >= 0 and 0 <= column < self.shape.width
+        plane = planes[row * self.shape.width + column] if inside else self.outside
+        return plane[:, self.block]
+
+    def sign(self, up: int, left: int) -> Array:
+        """Signs of the tap so far up and to the left, 0 outside the kernel."""
+        return self._at(self.signs, up, left)
+
+    def size(self, up: int, left: int) -> Array:
+        """Magnitudes of that tap's codes."""
+        return np.abs(self._at(self.codes, up, left))
+
+    def put(self, codes: Array) -> None:
+        """The codes of the current tap and block."""
+        signs = np.sign(codes)
+        self.codes[self.tap][:, self.block] = codes
+        self.signs[self.tap][:, self.block] = signs
+        self.nonzeros[:, self.block] += signs != 0
+        self.balance[:, self.block] += signs
+
+
+class ZeroModel(Model):
+    """Whether weights are nonzero."""
+
+    def __init__(self, prior: Array, shape: Geometry) -> None:
+        self.lane = LaneCounts(prior, 6, shape.lanes)
+        self.channel = ContextCounts(prior, 4)
+        self.tap = ContextCounts(prior, 60, classes=shape.taps)
+        self.near = ContextCounts(prior, 8, size=48, classes=6)
+        self.kernel = ContextCounts(prior, 8, size=10, classes=FIRST_TAPS + 1)
+        super().__init__(
+            Question(prior, (0.6, 0.6, 0.0, 0.45, 0.2, 0.25, 0.2, -0.1, -0.1, 0.1), shape.lanes),
+            (self.lane, self.channel, self.tap, self.near, self.kernel),
+        )
+
+    def probability(self, kernel: Kernel) -> Array:
+        left, above = kernel.sign(0, 1), kernel.sign(1, 0)
+        around = [plane & 1 for plane in (left, above, kernel.sign(1, 1), kernel.sign(1, -1))]
+        same = np.abs(left + above)
+        place = 0 if kernel.column == 0 else 1 + (kernel.column == kernel.shape.width - 1)
+        near = sum((known << i for i, known in enumerate(around)), same << 4)
+        count = kernel.nonzeros[:, kernel.block].clip(0, 9)
+        stretches = (
+            self.lane.look(kernel.block),
+            self.channel.look(),
+            self.tap.look(kernel.tap),
+            self.near.look(3 * (kernel.row > 0) + place, near),
+            self.kernel.look(min(kernel.tap, FIRST_TAPS), count),
+        )
+        return self.mix(stretches, (*around, same))
+
+
+class SignModel(Model):
+    """Whether nonzero weights are positive."""
+
+    def __init__(self, prior: Array, shape: Geometry) -> None:
+        self.lane = LaneCounts(prior, 6, shape.lanes)
+        self.channel = ContextCounts(prior, 4)
+        self.near = ContextCounts(prior, 4, size=27, classes=4)
+        self.kernel = ContextCounts(prior, 4, size=81)
+        weights = (0.15, 0.15, 0.7, 0.05, 0.7, 0.7, 0.15, -0.2, -0.3, -0.1)
+        super().__init__(
+            Question(prior, weights, shape.lanes),
+            (self.lane, self.channel, self.near, self.kernel),
+        )
+
+    def probability(self, kernel: Kernel) -> Array:
+        left, above = kernel.sign(0, 1), kernel.sign(1, 0)
+        left2, above2 = kernel.sign(0, 2), kernel.sign(2, 0)
+        diagonal = np.sign(kernel.sign(1, 1) + kernel.sign(1, -1))
+        balance = kernel.balance[:, kernel.block].clip(-4, 4).astype(np.int8)
+        near = left + 3 * above + 9 * diagonal + 13
+        far = balance + 9 * np.sign(left2 + above2) + 27 * np.sign(left + above) + 40
+        stretches = (
+            self.lane.look(kernel.block),
+            self.channel.look(),
+            self.near.look(2 * (kernel.row > 0) + (kernel.column > 0), near),
+            self.kernel.look(0, far),
+        )
+        signals = (left, above, diagonal, left2, above2, balance.clip(-2, 2))
+        return self.mix(stretches, signals)
+
+
+class LevelModel(Model):
+    """Whether a weight of magnitude at least m has a larger one; for more than three values."""
+
+    def __init__(self, prior: Array, shape: Geometry) -> None:
+        self.lane = LaneCounts(prior, 6, shape.lanes)
+        self.near = ContextCounts(prior, 4, size=2 * 8, classes=shape.levels)
+        super().__init__(Question(prior, (0.5, 1.0), shape.lanes), (self.lane, self.near))
+
+    def probability(self, kernel: Kernel, m: int, positive: Array) -> Array:
+        near = np.maximum(kernel.size(0, 1), kernel.size(1, 0)).clip(0, 7) + 8 * positive
+        return self.mix((self.lane.look(kernel.block), self.near.look(m - 1, near)))
+
+
+class LayerModels:
+    """Codes or decodes the layers of one geometry, whichever coder it is given."""
+
+    def __init__(self, shape: Geometry, priors: Array, coder: Encoder | Decoder) -> None:
+        """priors: (layers, 2) int8, `prior_of` the shares of nonzero and of positive weights."""
+        self.shape, self.coder = shape, coder
+        nonzero, positive = priors.T.astype(np.int32)[:, :, None] * PRIOR_UNIT
+        self.zero, self.sign = ZeroModel(nonzero, shape), SignModel(positive, shape)
+        self.level = LevelModel(np.zeros_like(nonzero), shape)
+
+    def run(self, codes: Array) -> None:
+        """codes: int8 (channels, taps, layers, lanes); a decoder fills them in."""
+        encoding = isinstance(self.coder, Encoder)
+        for channel in codes:
+            kernel = Kernel(channel, self.shape)
+            self.zero.channel.reset()
+            self.sign.channel.reset()
+            for tap in range(self.shape.taps):
+                for block in self.shape.blocks():
+                    kernel.move(tap, block)
+                    known = channel[tap][:, block] if encoding else None
+                    kernel.put(self._step(kernel, known))
+            for model in (self.zero, self.sign, self.level):
+                model.lane.forget()
+
+    def _step(self, kernel: Kernel, known: Array | None) -> Array:
+        """Codes (layers, lanes) of one tap; `known` when they are to be coded."""
+        nonzero, positive = self.zero.probability(kernel), self.sign.probability(kernel)
+        # every interval has a width of at least 1, whatever the sign's probability
+        negative_end = ONE - 1 - ((nonzero - 2).astype(np.int64) * positive >> 16)
+        symbol = None if known is None else (known != 0).astype(np.int8) + (known > 0)
+        symbol = self.coder.code([ONE - nonzero, negative_end], symbol)  # zero, negative, positive
+        found, up = (symbol > 0).astype(np.int32), (symbol > 1).astype(np.int32)
+        self.zero.learn(found)
+        self.sign.learn(up, found)
+        size = self._sizes(kernel, known, found, up)
+        return np.where(up, size, -size).astype(np.int8)
+
+    def _sizes(self, kernel: Kernel, known: Array | None, found: Array, up: Array) -> Array:
+        """Magnitudes: 1 + the number of times the answer is yes."""
+        size, active = found.copy(), found
+        for m in range(1, self.shape.levels):
+            larger = self.level.probability(kernel, m, up)
+            cut = np.where(active, ONE - larger, ONE)  # nothing to say of the others
+            more = None if known is None else (np.abs(known) > m).astype(np.int8)
+            more = self.coder.code([cut], more).astype(np.int32)
+            self.level.learn(more, active)
+            size += more
+            active = more
+        return size
+
+
+def encode(codes: Array, shape: Geometry, priors: Array) -> list[bytes]:
+    """The bytes of each layer of int8 codes (channels, taps, layers, lanes)."""
+    coder = Encoder(codes.shape[2], shape.states)
+    LayerModels(shape, priors, coder).run(codes)
+    return coder.finish()
+
+
+def decode(parts: list[bytes], shape: Geometry, priors: Array) -> Array:
+    """The codes that `encode` was given. Raises CheckpointError if the bytes are damaged."""
+    coder = Decoder(parts, shape.states)
+    codes = np.zeros((shape.channels, shape.taps, len(parts), shape.lanes), dtype=np.int8)
+    LayerModels(shape, priors, coder).run(codes)
+    coder.finish()
+    return codes

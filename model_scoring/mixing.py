@@ -1,0 +1,143 @@
+"""Adaptive probabilities: running counts of zeros and ones, and a mixer of what they predict.
+
+Everything is done for several layers at once, (layers, lanes), in integers, so that encoder and
+decoder agree on any machine. Mixing in the logistic domain with weights learned on the way:
+Mahoney 2005, "Adaptive weighing of context models for lossless data compression".
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from model_scoring.fixed_point import ONE, SPAN, UNIT, squash, stretch
+
+Array = np.ndarray
+COUNT = 16  # one observation
+MOST = 1 << 15  # a context whose counts add up to this forgets half
+MIX_BITS, STORED_BITS = 12, 28  # fractions of mixing weights: in products, and kept
+BUCKET_BITS = 7
+BUCKET = 1 << BUCKET_BITS  # stretches that are corrected alike
+MOST_WEIGHT = 3 << STORED_BITS
+RATE = 16384  # learning rate of 1/16, in 18 bits
+
+
+def initial_counts(prior: Array, strength: int) -> tuple[Array, Array]:
+    """Zeros and ones worth `strength` observations of probability squash(prior)."""
+    total = COUNT * strength
+    ones = np.maximum(total * squash(prior).astype(np.int64) // ONE, 1)
+    return np.maximum(total - ones, 1), ones
+
+
+class LaneCounts:
+    """Zeros and ones seen in each lane: (layers, lanes)."""
+
+    def __init__(self, prior: Array, strength: int, lanes: int) -> None:
+        self.zeros, self.ones = (c.repeat(lanes, 1) for c in initial_counts(prior, strength))
+
+    def look(self, block: slice) -> Array:
+        self.block = block
+        return stretch(self.ones[:, block], self.zeros[:, block])
+
+    def learn(self, bits: Array, active: Array, where: Array | None) -> None:
+        self.ones[:, self.block] += COUNT * bits
+        self.zeros[:, self.block] += COUNT * (active - bits)
+
+    def forget(self) -> None:
+        """Keep the counts within bounds; needed now and then, not at every step."""
+        over = self.ones + self.zeros >= MOST
+        for counts in (self.zeros, self.ones):
+            counts >>= over
+            np.maximum(counts, 1, out=counts)
+
+
+class ContextCounts:
+    """Zeros and ones seen in `classes` sets of `size` contexts, for each layer its own.
+
+    They start as `strength` observations of probability squash(prior); prior: (layers, 1 or size).
+    """
+
+    def __init__(self, prior: Array, strength: int, *, size: int = 1, classes: int = 1) -> None:
+        each = np.broadcast_to(prior, (len(prior), size)).reshape(-1)
+        pairs = np.stack(initial_counts(each, strength), axis=1)
+        self.initial = np.tile(pairs, (classes, 1, 1))
+        self.base = size * np.arange(len(prior))[:, None]
+        self.reset()
+
+    def reset(self) -> None:
+        self.counts = self.initial.copy()
+
+    def look(self, which: int = 0, context: Array | int = 0) -> Array:
+        """Stretches in contexts (layers, lanes); (layers, 1) where they are the same."""
+        self.table, self.at = self.counts[which], self.base + context
+        return stretch(self.table[:, 1], self.table[:, 0]).take(self.at)
+
+    def learn(self, bits: Array, active: Array, where: Array | None) -> None:
+        table = self.table
+        if self.at.shape[1] == 1:  # one context for all lanes of a layer: no need to sort them
+            ones = bits.sum(1)
+            new = np.stack([active.sum(1) - ones, ones], axis=1)
+            table[self.at[:, 0]] += COUNT * new
+        else:
+            pairs = (2 * self.at + bits).reshape(-1)
+            pairs = pairs if where is None else pairs.take(where)
+            table += COUNT * np.bincount(pairs, minlength=table.size).reshape(table.shape)
+        table >>= table.sum(1, keepdims=True) >= MOST
+        np.maximum(table, 1, out=table)
+
+
+class Question:
+    """A yes or no asked of every lane: mixes several stretches into one probability.
+
+    The mixing weights (one per input and layer) start at `weights`; inputs and weights apply to
+    differences from the layer's prior.
+    """
+
+    def __init__(self, prior: Array, weights: Sequence[float], lanes: int) -> None:
+        start = np.array([round(w * (1 << STORED_BITS)) for w in weights], dtype=np.int64)
+        self.weights = np.tile(start[:, None, None], (1, len(prior), 1))
+        self.prior, self.rate = prior, RATE // math.isqrt(256 * lanes)
+
+    def mix(self, stretches: Sequence[Array], signals: Sequence[Array]) -> Array:
+        """Stretch of a yes, from stretches and small integers (layers, lanes or 1)."""
+        self.inputs = [s - self.prior for s in stretches]
+        self.inputs += [UNIT * s.astype(np.int32) for s in signals]
+        factors = (self.weights >> STORED_BITS - MIX_BITS).astype(np.int32)
+        total = self.prior << MIX_BITS
+        for factor, x in zip(factors, self.inputs, strict=True):
+            total = total + factor * x
+        mixed = (total >> MIX_BITS).clip(-SPAN, SPAN)
+        self.p = squash(mixed)
+        return mixed
+
+    def learn(self, bits: Array, active: Array) -> None:
+        """Move the mixing weights along the gradient of the code length."""
+        error = ((bits << 16) - active * self.p) >> 4
+        slopes = [(error * x).sum(1, dtype=np.int64, keepdims=True) for x in self.inputs]
+        self.weights += np.stack(slopes) * self.rate >> 6
+        np.clip(self.weights, -MOST_WEIGHT, MOST_WEIGHT, out=self.weights)
+
+
+class Model:
+    """A question, the counts it rests on, and a last correction by how often similar answers were
+    right. Subclasses say where the counts look."""
+
+    def __init__(self, question: Question, parts: Sequence[LaneCounts | ContextCounts]) -> None:
+        buckets = np.arange(-SPAN, SPAN + 1, BUCKET)
+        layers = len(question.prior)
+        self.correction = ContextCounts(np.tile(buckets, (layers, 1)), 25, size=len(buckets))
+        self.question, self.parts = question, (*parts, self.correction)
+
+    def mix(self, stretches: Sequence[Array], signals: Sequence[Array] = ()) -> Array:
+        """Probability of yes, in 16 bits."""
+        mixed = self.question.mix(stretches, signals)
+        corrected = self.correction.look(0, mixed + (SPAN + BUCKET // 2) >> BUCKET_BITS)
+        return squash(3 * mixed + corrected >> 2)
+
+    def learn(self, bits: Array, active: Array | None = None) -> None:
+        """Take the answers: bits (layers, lanes) of 0 and 1, where `active`."""
+        where = None if active is None else np.flatnonzero(active)
+        active = np.ones_like(bits) if active is None else active
+        self.question.learn(bits, active)
+        for part in self.parts:
+            part.learn(bits, active, where)

@@ -1,0 +1,79 @@
+"""From run_scoring.py's flags for packed files and predictions to what they name."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from model_compound_scaling import cli, opening
+from model_compound_scaling.registry import NetworkSpec, table_row
+from model_scoring import prediction
+from model_scoring.packing import Packed, pack
+
+
+def add_flags(parser: cli.Parser) -> None:
+    """--export and --predict, and what belongs to them."""
+    group = parser.add_argument_group("packed files and predictions")
+    group.add_argument(
+        "--export",
+        type=Path,
+        metavar="FILE.ec2t",
+        help="write the whole network, entropy-coded, in one file that --t-model reads",
+    )
+    group.add_argument(
+        "--export-precision",
+        choices=("fp16", "fp32"),
+        default="fp16",
+        help="of tensors that are not ternary; fp32 keeps every bit of them. Ternary layers and "
+        "their values are always exact",
+    )
+    group.add_argument(
+        "--predict",
+        type=Path,
+        metavar="IMAGE_OR_FOLDER",
+        help="print the most probable classes of an image, or of all in a folder",
+    )
+    group.add_argument(
+        "--top", type=cli.positive, default=5, metavar="K", help="classes that --predict prints"
+    )
+
+
+def export(
+    args: argparse.Namespace, network: nn.Module, spec: NetworkSpec, recorded: dict
+) -> Packed | None:
+    """The packed network, if it is asked for. `recorded`: what its checkpoint says of its data."""
+    if not args.export:
+        return None
+    half = args.export_precision == "fp16"
+    packed = pack(network.state_dict(), spec, recorded, half=half)
+    if packed.wide:
+        named = ", ".join(packed.wide[:3]) + (", ..." if len(packed.wide) > 3 else "")
+        print(f"warning: kept in 32 bit, beyond the range of fp16: {named}", file=sys.stderr)
+    return packed
+
+
+def predict(
+    args: argparse.Namespace,
+    network: nn.Module,
+    *,
+    spec: NetworkSpec,
+    recorded: dict,
+    device: torch.device,
+) -> Iterator[str]:
+    """The predictions as lines. Mistakes in the flags show before the first is computed."""
+    row, size = table_row(spec.model), opening.input_size(args, spec, recorded)
+    dataset = args.dataset or recorded.get("dataset")
+    prepare = prediction.Preparation(
+        prediction.choose_transform(dataset, image_size=size, family=row.family),
+        row.channels,
+        opening.input_statistics(args, spec, recorded, flag="--predict"),
+    )
+    names = recorded.get("class_names", ())
+    if len(names) != spec.num_classes:
+        names = [str(i) for i in range(spec.num_classes)]
+    return prediction.predict(
+        network, args.predict, prepare=prepare, top=args.top, names=names, device=device
+    )

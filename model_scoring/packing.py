@@ -1,0 +1,297 @@
+"""Packed networks, `.ec2t` files: everything a network needs, as small as it gets.
+
+    "EC2T", version (1 byte), header's length (4), CRC-32 of the two and the header (4)
+    header    CRC-32 of the tensors' names, shapes and types (4), number of sections, for each:
+              2 x the tensors left out before its own + 1 if dense, its length, its CRC-32 (4);
+              then the description: compressed JSON
+    sections  one for each quantized layer (quantized.py) and large tensor (dense.py), then one for
+              all other tensors
+
+Numbers without a size are varints, others little-endian. Names and shapes are those of the network
+described, so they take no bytes. Any section can be read without the others.
+"""
+
+import json
+import zlib
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.errors import CheckpointError, UserError
+from model_compound_scaling.checkpoints import Checkpoint, read_checkpoint, require_finite
+from model_compound_scaling.descriptions import check_description, runs_foreign_code
+from model_compound_scaling.registry import NetworkSpec, expected_tensors
+from model_scoring.dense import compress, decompress, pack_dense, unpack_dense
+from model_scoring.quantized import pack_layers, quantized, unpack_layers
+from model_scoring.varint import read_varint, varint
+
+SUFFIX, MAGIC, VERSION = ".ec2t", b"EC2T", 1
+START = len(MAGIC) + 1 + 4 + 4
+ALONE = 4096  # values of a tensor that gets a section of its own
+MOST_JSON = 1 << 24
+KINDS = ("running_mean", "bias", "matrix", "weight", "running_var")  # signed ones first
+REST = ""  # stands for the section of all other tensors
+HALF = {torch.float32: torch.float16, torch.float64: torch.float16}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed network."""
+
+    content: bytes
+    quantized: dict[str, int]  # bytes of each quantized layer
+    wide: list[str]  # tensors beyond the range of fp16, kept as they were
+
+
+@dataclass(frozen=True)
+class Section:
+    """Where a file has a tensor's bytes, or those of all tensors without a section."""
+
+    dense: bool
+    start: int
+    length: int
+    crc: int
+
+
+def _crc(*parts: bytes) -> bytes:
+    return zlib.crc32(b"".join(parts)).to_bytes(4, "little")
+
+
+def _signature(tensors: Mapping[str, Tensor]) -> bytes:
+    lines = (f"{name} {tuple(t.shape)} {t.dtype}\n" for name, t in tensors.items())
+    return _crc("".join(lines).encode())
+
+
+def _kind(name: str, tensor: Tensor) -> tuple[int, str]:
+    kind = name.rpartition(".")[2]
+    kind = "matrix" if tensor.dim() > 1 else kind
+    return (KINDS.index(kind) if kind in KINDS else len(KINDS)), kind
+
+
+def _by_kind(tensors: Mapping[str, Tensor], without: Container[str]) -> list[str]:
+    """Names of the other tensors: all means, all biases, ... Alike values compress better."""
+    names = [name for name in tensors if name not in without]
+    return sorted(names, key=lambda name: _kind(name, tensors[name]))
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    plain = tensor.detach().cpu().contiguous()
+    return (plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain).numpy()
+
+
+def _stored_type(dtype: torch.dtype, half: bool) -> torch.dtype:
+    return HALF.get(dtype, dtype) if half else dtype
+
+
+def _beyond_half(tensor: Tensor) -> bool:
+    changed = tensor.dtype in HALF and tensor.numel() > 0
+    return changed and bool(tensor.half().isinf().any())
+
+
+def pack(
+    state: Mapping[str, Tensor], spec: NetworkSpec, data: Mapping, *, half: bool = True
+) -> Packed:
+    """The bytes of a network: `state` is its whole state dict, `data` as in checkpoints.
+
+    Layers of few values are kept exactly; `half` rounds other floating-point tensors to fp16, but
+    not those it cannot hold (beyond 65504).
+    """
+    arrays = {name: _numpy(t) for name, t in state.items()}
+    layers = {name: q for name, a in arrays.items() if (q := quantized(a + 0 if half else a))}
+    others = {name: t for name, t in state.items() if name not in layers}
+    wide = [name for name, t in others.items() if half and _beyond_half(t)]
+    stored = {
+        name: _numpy(t.to(_stored_type(t.dtype, half and name not in wide)))
+        for name, t in others.items()
+    }
+    packed = pack_layers(layers)
+    sections = {n: packed[n] if n in packed else pack_dense({n: stored[n]})
+                for n, a in arrays.items() if n in packed or a.size >= ALONE}  # fmt: skip
+    rest = _by_kind(state, sections)
+    sections[REST] = pack_dense({n: stored[n] for n in rest})
+    description = {"network": spec.content(), "half": half}
+    description |= {"data": data} if data else {}
+    description |= {"wide": wide} if wide else {}
+    header = _signature(state) + _table(list(state), sections, set(packed)) + _json(description)
+    start = MAGIC + bytes([VERSION]) + len(header).to_bytes(4, "little")
+    content = start + _crc(start, header) + header + b"".join(sections.values())
+    return Packed(content, {n: len(p) for n, p in packed.items()}, wide)
+
+
+def _json(description: dict) -> bytes:
+    text = json.dumps(description, separators=(",", ":"), ensure_ascii=False).encode()
+    method, content = compress(text)
+    return bytes([method]) + varint(len(text)) + content
+
+
+def _table(names: list[str], sections: Mapping[str, bytes], layers: set[str]) -> bytes:
+    result, last = varint(len(sections)), -1
+    for name, content in sections.items():
+        at = names.index(name) if name else len(names)
+        result += varint(2 * (at - last - 1) + (name not in layers))
+        result += varint(len(content)) + _crc(content)
+        last = at
+    return result
+
+
+class PackedFile:
+    """A packed network, opened: its description is checked, its tensors are read on demand."""
+
+    def __init__(self, path: Path, *, trusted: str | None = None) -> None:
+        """`trusted`: the one `module:function` whose code the file may have run to build its
+        network. Raises CheckpointError, naming the file, if it is damaged or none of ours."""
+        self.path, self.trusted = path, trusted
+        try:
+            self._content = path.read_bytes()
+            header = self._header()
+            table, at = self._table(header)
+            self._description(header, at)
+            self.expected = self._tensors(header[:4])
+            self.sections = self._sections(table)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+        except CheckpointError as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+    def _header(self) -> bytes:
+        content = self._content
+        if content[: len(MAGIC)] != MAGIC or len(content) < START:
+            raise CheckpointError("no packed network, or only its beginning")
+        size = int.from_bytes(content[5:9], "little")
+        header = content[START : START + size]
+        if content[4] != VERSION:
+            raise CheckpointError(f"format {content[4]}, this program knows {VERSION}, or damaged")
+        if len(header) < size or _crc(content[:9], header) != content[9:START]:
+            raise CheckpointError("its header is damaged or cut off")
+        return header
+
+    def _table(self, header: bytes) -> tuple[list[tuple[int, Section]], int]:
+        """Sections and the tensors they are for, by number, and where the description begins."""
+        count, at = read_varint(header, 4)
+        start, number, table = START + len(header), -1, []
+        for _ in range(count):
+            step, at = read_varint(header, at)
+            length, at = read_varint(header, at)
+            number += step // 2 + 1
+            crc = int.from_bytes(header[at : at + 4], "little")
+            table.append((number, Section(bool(step % 2), start, length, crc)))
+            start, at = start + length, at + 4
+        if start != len(self._content):
+            raise CheckpointError(f"{len(self._content):,} bytes instead of {start:,}: cut off")
+        return table, at
+
+    def _description(self, header: bytes, at: int) -> None:
+        size, start = read_varint(header, at + 1)
+        if size > MOST_JSON:
+            raise CheckpointError("its description is impossibly long")
+        try:
+            found = json.loads(decompress(header[at], header[start:], size))
+            self.network, self.data = NetworkSpec(**found["network"]), found.get("data", {})
+            self.half, self.wide = bool(found["half"]), set(found.get("wide", []))
+            fits = isinstance(self.network.arguments, dict) and isinstance(self.data, dict)
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise CheckpointError(f"its description is damaged ({error!r})") from None
+        if not fits or _largest(self.network.arguments) > 1000 + len(self._content):
+            raise CheckpointError("it describes no network that could be in it")
+
+    def _tensors(self, signature: bytes) -> dict[str, Tensor]:
+        """Names, shapes and types, without values."""
+        model = str(self.network.model)
+        if runs_foreign_code(model) and model != self.trusted:
+            raise CheckpointError(
+                f"it names {model} as its builder, whose code would run: pass --model {model} if "
+                "you trust it"
+            )
+        try:
+            expected = expected_tensors(self.network)
+        except UserError as error:  # e.g. a builder that is not installed here
+            raise CheckpointError(str(error)) from None
+        except Exception as error:  # arguments that make no sense fail anywhere
+            raise CheckpointError(f"it describes no network ({error!r})") from None
+        if _signature(expected) != signature:
+            raise CheckpointError(f"{self.network.model} has other tensors here than in the file")
+        check_description(self.path, network=self.network.content(), data=self.data, state=expected)
+        return expected
+
+    def _sections(self, table: list[tuple[int, Section]]) -> dict[str, Section]:
+        names = [*self.expected, REST]
+        numbers = [number for number, _ in table]
+        if not numbers or numbers[-1] != len(names) - 1 or not table[-1][1].dense:
+            raise CheckpointError("its sections are not those of the network")
+        return {names[number]: section for number, section in table}
+
+    def _bytes(self, name: str) -> bytes:
+        section = self.sections[name]
+        content = self._content[section.start : section.start + section.length]
+        if zlib.crc32(content) != section.crc:
+            raise CheckpointError(f"{name or 'its last section'} is damaged")
+        return content
+
+    def _numpy_type(self, name: str) -> np.dtype:
+        stored = _stored_type(self.expected[name].dtype, self.half and name not in self.wide)
+        return _numpy(torch.empty(0, dtype=stored)).dtype
+
+    def _dense(self, content: bytes, names: list[str]) -> dict[str, Tensor]:
+        shapes = {n: tuple(self.expected[n].shape) for n in names}
+        arrays = unpack_dense(content, shapes, {n: self._numpy_type(n) for n in names})
+        tensors = {}
+        for name, array in arrays.items():
+            tensor, dtype = torch.from_numpy(array.copy()), self.expected[name].dtype
+            tensors[name] = tensor.view(dtype) if dtype == torch.bfloat16 else tensor.to(dtype)
+        return tensors
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The named tensors. Only the sections that hold them are decoded."""
+        names = list(names)
+        try:
+            needed = dict.fromkeys(n if n in self.sections else REST for n in names)
+            contents = {section: self._bytes(section) for section in needed}
+            found = self._decode(contents)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error}") from None
+        return {name: found[name] for name in names}
+
+    def _decode(self, contents: dict[str, bytes]) -> dict[str, Tensor]:
+        """All tensors of some sections."""
+        layers = {n: c for n, c in contents.items() if not self.sections[n].dense}
+        shapes = {n: tuple(self.expected[n].shape) for n in layers}
+        found = {n: torch.from_numpy(q.weights()) for n, q in unpack_layers(layers, shapes).items()}
+        for section in contents.keys() - layers.keys():
+            names = [section] if section != REST else _by_kind(self.expected, self.sections)
+            found |= self._dense(contents[section], names)
+        return found
+
+
+def _largest(arguments: object) -> int:
+    """The largest whole number in plain values."""
+    if isinstance(arguments, Mapping):
+        arguments = list(arguments.values())
+    if isinstance(arguments, list):
+        return max(map(_largest, arguments), default=0)
+    return arguments if isinstance(arguments, int) else 0
+
+
+def read_packed(path: Path, *, trusted: str | None = None) -> Checkpoint:
+    """A packed file as a checkpoint that describes itself; `trusted` as for PackedFile."""
+    file = PackedFile(path, trusted=trusted)
+    state = file.read(file.expected)
+    require_finite(state, path)
+    content = {"network": file.network.content(), "data": file.data, "state_dict": state}
+    return Checkpoint(path, state, file.network, content)
+
+
+def _is_packed(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return path.suffix == SUFFIX or file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+def read_any(path: Path, *, trusted: str | None = None) -> Checkpoint:
+    """A packed file, by its suffix or first bytes, or any other checkpoint."""
+    return read_packed(path, trusted=trusted) if _is_packed(path) else read_checkpoint(path)

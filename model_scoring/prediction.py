@@ -1,0 +1,100 @@
+"""Classes of single images, prepared as those the network was evaluated on."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from data.augment import normalize, to_float
+from data.errors import DataError, UserError
+from data.images import SUFFIXES, read_image
+from data.load import find_dataset
+from data.loaders import Stats, to_channels
+from data.streaming import Transform, eval_transform
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is done to an image before the network sees it."""
+
+    transform: Transform
+    channels: int
+    stats: Stats
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """RGB image -> float32 (channels, size, size)."""
+        pixels = to_channels(self.transform(image)[None], self.channels)
+        return normalize(to_float(pixels), *self.stats)[0]
+
+
+def small_transform(size: int) -> Transform:
+    """As small images are held in memory: shorter side to `size`, then the centre."""
+    return v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()])
+
+
+def choose_transform(dataset: str | None, *, image_size: int, family: str) -> Transform:
+    """The evaluation transform of a data set; of folders of images if none is named."""
+    if find_dataset(dataset or "ImageFolder", image_size).cached:
+        return small_transform(image_size)
+    return eval_transform(image_size, "full" if family == "efficientnet" else "standard")
+
+
+def image_paths(path: Path) -> list[Path]:
+    """The image itself, or those in a folder at any depth, sorted."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"--predict {path}: no such file or folder")
+    found = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    paths = sorted(p for p in found if not p.name.startswith("."))
+    if not paths:
+        raise DataError(
+            f"--predict {path}: the folder holds no images ({' '.join(sorted(SUFFIXES))})"
+        )
+    return paths
+
+
+@torch.no_grad()
+def probabilities(
+    network: nn.Module, paths: Sequence[Path], prepare: Preparation, device: torch.device
+) -> Iterator[tuple[Path, Tensor]]:
+    """Each image and the probabilities (classes,) of a network in evaluation mode."""
+    network = network.to(device).eval()
+    for start in range(0, len(paths), BATCH):
+        some = paths[start : start + BATCH]
+        images = torch.stack([prepare(read_image(str(path))) for path in some])
+        shares = network(images.to(device)).softmax(1).cpu()
+        yield from zip(some, shares, strict=True)
+
+
+def _lines(results: Iterator[tuple[Path, Tensor]], top: int, names: Sequence[str]) -> Iterator[str]:
+    for path, shares in results:
+        values, classes = shares.topk(top)
+        pairs = zip(classes.tolist(), values.tolist(), strict=True)
+        yield f"{path}  {', '.join(f'{names[i]} {100 * v:.2f} %' for i, v in pairs)}"
+
+
+def predict(
+    network: nn.Module,
+    path: Path,
+    *,
+    prepare: Preparation,
+    top: int,
+    names: Sequence[str],
+    device: torch.device,
+) -> Iterator[str]:
+    """One line per image: its path, and the most probable classes with their probabilities.
+
+    `names` of all classes. Raises DataError if there are no images, UserError if there are fewer
+    than `top` classes, at once; DataError for an unreadable image when its turn comes.
+    """
+    paths = image_paths(path)
+    if top > len(names):
+        raise UserError(f"--top {top} is more than the network's {len(names)} classes")
+    return _lines(probabilities(network, paths, prepare, device), top, names)

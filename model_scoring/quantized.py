@@ -1,0 +1,173 @@
+"""Layers of few values, packed: codes through the entropy coder, values as they are.
+
+Bytes of a layer: counts of its negative and positive values (4 bits each), two densities (int8),
+the values (float32, the negative ones first, both from small to large), the coder's bytes.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.errors import CheckpointError
+from model_scoring.contexts import Geometry, decode, encode, prior_of
+
+Array = np.ndarray
+MOST_VALUES = 15
+MOST_TAPS = 1024
+TOGETHER = 8192  # lanes coded side by side: more no longer fit the processor's cache
+WEIGHTS_PER_BYTE = 40_000  # the coder's probabilities end at 1/4096: no layer gets smaller
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A layer's weights as int8 codes of any shape, and the values of the negative and positive
+    codes. Code 0 is +0.0; -0.0 is a negative value, so that every bit comes back."""
+
+    codes: Array
+    negative: Array  # float32, of -n ... -1
+    positive: Array  # of 1 ... p
+
+    def weights(self) -> Array:
+        table = np.concatenate([self.negative, np.zeros(1, np.float32), self.positive])
+        return table[self.codes.astype(np.intp) + len(self.negative)]
+
+
+def quantized(weights: Array) -> Quantized | None:
+    """The codes of float32 weights with few values: up to three with a zero (ternary) or up to 15,
+    if the layer has at least four weights for each. None of another layer, or of a vector."""
+    if weights.ndim < 2 or weights.dtype != np.float32 or not weights.size:
+        return None
+    flat = np.ascontiguousarray(weights).reshape(-1)
+    if len(np.unique(flat[:1024].view(np.int32))) > MOST_VALUES:
+        return None
+    values = np.unique(flat.view(np.int32)).view(np.float32)
+    ternary = len(values) <= 3 and 0 in values
+    if not ternary and len(values) > min(MOST_VALUES, len(flat) // 4):
+        return None
+    below = np.signbit(values)
+    negative, positive = np.sort(values[below]), np.sort(values[~below & (values != 0)])
+    table = np.concatenate([negative, np.zeros(1, np.float32), positive])
+    patterns = table.view(np.int32)
+    order = np.argsort(patterns)
+    ranks = order[np.searchsorted(patterns, flat.view(np.int32), sorter=order)]
+    codes = (ranks - len(negative)).astype(np.int8).reshape(weights.shape)
+    return Quantized(codes, negative, positive)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Between a layer's shape and that of the coder, (channels, taps, lanes)."""
+
+    shape: tuple[int, ...]
+    swapped: bool  # inputs are the lanes
+    folded: bool  # neither filters nor inputs: rows of so many lanes, the last one filled up
+    geometry: Geometry
+
+    def to_coder(self, codes: Array) -> Array:
+        g = self.geometry
+        if self.folded:
+            codes = np.pad(codes.reshape(-1), (0, g.weights - codes.size))
+            return codes.reshape(g.channels, 1, g.lanes)
+        codes = codes.reshape(*self.shape[:2], -1)
+        return codes.transpose((0, 2, 1) if self.swapped else (1, 2, 0))
+
+    def from_coder(self, codes: Array) -> Array:
+        if self.folded:
+            return codes.reshape(-1)[: math.prod(self.shape)].reshape(self.shape)
+        return codes.transpose((0, 2, 1) if self.swapped else (2, 0, 1)).reshape(self.shape)
+
+
+def layout(shape: tuple[int, ...], levels: int) -> Layout:
+    """How a layer is coded: the more lanes, the fewer steps."""
+    filters, inputs, *kernel = shape
+    taps = math.prod(kernel)
+    lanes, channels = max(filters, inputs), min(filters, inputs)
+    if taps > MOST_TAPS or taps * channels > max(64 * lanes, 4096):
+        total = math.prod(shape)
+        lanes = min(total, MOST_TAPS)
+        return Layout(shape, False, True, Geometry(lanes, -(-total // lanes), 1, 1, levels))
+    width = kernel[-1] if kernel else 1
+    geometry = Geometry(lanes, channels, taps // width if taps else 0, width, levels)
+    return Layout(shape, inputs > filters, False, geometry)
+
+
+def _groups(layouts: Mapping[str, Layout]) -> Iterator[tuple[Geometry, list[str]]]:
+    """Names of layers to be coded together."""
+    groups: dict[Geometry, list[str]] = defaultdict(list)
+    for name, place in layouts.items():
+        groups[place.geometry].append(name)
+    for geometry, names in groups.items():
+        size = max(1, TOGETHER // geometry.lanes)
+        yield from ((geometry, names[i : i + size]) for i in range(0, len(names), size))
+
+
+def _priors(codes: Array) -> tuple[int, int]:
+    nonzero = np.count_nonzero(codes)
+    positive = np.count_nonzero(codes > 0)
+    return prior_of(nonzero / max(codes.size, 1)), prior_of(positive / max(nonzero, 1))
+
+
+def pack_layers(layers: Mapping[str, Quantized]) -> dict[str, bytes]:
+    """The bytes of each layer."""
+    layouts = {
+        name: layout(layer.codes.shape, max(1, len(layer.negative), len(layer.positive)))
+        for name, layer in layers.items()
+    }
+    packed = {}
+    for geometry, names in _groups(layouts):
+        codes = np.stack([layouts[n].to_coder(layers[n].codes) for n in names], axis=2)
+        priors = np.array([_priors(layers[n].codes) for n in names], dtype=np.int8)
+        parts = encode(codes, geometry, priors)
+        for name, prior, part in zip(names, priors, parts, strict=True):
+            low, high = layers[name].negative, layers[name].positive
+            head = bytes([len(low) << 4 | len(high)]) + prior.tobytes()
+            values = np.concatenate([low, high]).astype("<f4").tobytes()
+            packed[name] = head + values + part
+    return {name: packed[name] for name in layers}
+
+
+@dataclass(frozen=True)
+class _Parsed:
+    layout: Layout
+    priors: Array
+    negative: Array
+    positive: Array
+    part: bytes
+
+
+def _parse(content: bytes, shape: tuple[int, ...]) -> _Parsed:
+    if len(content) < 3 or math.prod(shape) > WEIGHTS_PER_BYTE * len(content):
+        raise CheckpointError(f"{len(content)} bytes cannot hold {math.prod(shape):,} weights")
+    low, high = content[0] >> 4, content[0] & 15
+    start = 3 + 4 * (low + high)
+    if low + high > MOST_VALUES or len(content) < start:
+        raise CheckpointError("a layer has an impossible number of values")
+    values = np.frombuffer(content, "<f4", low + high, offset=3).astype(np.float32)
+    return _Parsed(
+        layout(shape, max(1, low, high)),
+        np.frombuffer(content, np.int8, 2, offset=1),
+        values[:low],
+        values[low:],
+        content[start:],
+    )
+
+
+def unpack_layers(
+    packed: Mapping[str, bytes], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Quantized]:
+    """The layers again, or some of them. Raises CheckpointError if the bytes are damaged."""
+    parsed = {name: _parse(content, shapes[name]) for name, content in packed.items()}
+    layers = {}
+    for geometry, names in _groups({name: p.layout for name, p in parsed.items()}):
+        priors = np.stack([parsed[n].priors for n in names])
+        codes = decode([parsed[n].part for n in names], geometry, priors)
+        for i, name in enumerate(names):
+            p = parsed[name]
+            own = p.layout.from_coder(codes[:, :, i])
+            if own.size and not -len(p.negative) <= own.min() <= own.max() <= len(p.positive):
+                raise CheckpointError("a layer has codes without values")
+            layers[name] = Quantized(own, p.negative, p.positive)
+    return {name: layers[name] for name in packed}

@@ -1,0 +1,474 @@
+"""Packed files: every bit comes back, no damaged one is read, sizes and speeds hold."""
+
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import run_scoring
+from data import load_data
+from data.errors import CheckpointError
+from data.images import read_image
+from model_compound_scaling.checkpoints import load_network, network_content, network_spec
+from model_compound_scaling.registry import NetworkSpec, build
+from model_scoring import prediction
+from model_scoring.coder import Decoder, Encoder
+from model_scoring.dense import pack_dense, unpack_dense
+from model_scoring.fixed_point import LOG2, ONE, SPAN, UNIT, squash, stretch
+from model_scoring.packing import PackedFile, pack, read_any
+from model_scoring.quantized import pack_layers, quantized, unpack_layers
+
+
+def entropy_bytes(values: np.ndarray) -> float:
+    """Order-0 entropy of an array."""
+    shares = np.unique(values, return_counts=True)[1] / values.size
+    return -values.size * float((shares * np.log2(shares)).sum()) / 8
+
+
+def draw(rng: np.random.Generator, shape: tuple, side: int, zeros: float) -> np.ndarray:
+    """float32 weights with up to `side` values on each side of zero."""
+    low, high = (np.sort(rng.random(side).astype(np.float32) + 0.01) for _ in range(2))
+    values = np.concatenate([-low, [np.float32(0)], high])
+    shares = np.full(2 * side + 1, (1 - zeros) / (2 * side))
+    shares[side] = zeros
+    return values[rng.choice(2 * side + 1, shape, p=shares)].astype(np.float32)
+
+
+def round_trip(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    layers = {name: quantized(w) for name, w in weights.items()}
+    assert all(layers.values())
+    shapes = {name: w.shape for name, w in weights.items()}
+    return {n: q.weights() for n, q in unpack_layers(pack_layers(layers), shapes).items()}
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+# --- integers instead of floating point
+
+
+def test_logarithm_and_its_inverse():
+    n = np.arange(1, 65536)
+    assert np.array_equal(LOG2[1:], np.floor(256 * np.log2(n) + 1e-9))
+    s = np.arange(-2 * SPAN, 2 * SPAN)
+    exact = ONE / (1 + 2.0 ** -(s.clip(-SPAN, SPAN) / UNIT))
+    assert np.abs(squash(s) - exact).max() < ONE / 1000
+    assert (np.diff(squash(s)) >= 0).all() and squash(s).min() >= 16
+    assert stretch(np.array([3072]), np.array([1024]))[0] == math.floor(256 * math.log2(3))
+
+
+# --- coder
+
+
+@pytest.mark.parametrize(
+    ("layers", "lanes", "states"), [(1, 16, 1), (5, 30, 7), (3, 10, 10), (2, 1, 1)]
+)
+def test_coder_returns_the_symbols_in_as_many_bits_as_they_are_worth(layers, lanes, states):
+    rng = np.random.default_rng(lanes)
+    encoder, steps, bits = Encoder(layers, states), [], 0.0
+    for _ in range(20):
+        cuts = np.sort(rng.integers(1, ONE - 1, (2, layers, lanes)), axis=0)
+        cuts[1] = np.maximum(cuts[1], cuts[0] + 1)
+        cuts[:, rng.random((layers, lanes)) < 0.2] = ONE  # nothing to code
+        symbols = (rng.integers(0, ONE, (layers, lanes)) >= cuts).sum(0).astype(np.int8)
+        edges = np.concatenate([np.zeros_like(cuts[:1]), cuts, np.full_like(cuts[:1], ONE)])
+        width = np.take_along_axis(np.diff(edges, axis=0), symbols[None].astype(int), 0)
+        bits -= np.log2(width / ONE).sum()
+        steps.append((list(cuts), symbols))
+        encoder.code(*steps[-1])
+    parts = encoder.finish()
+    assert sum(map(len, parts)) <= bits / 8 + 4 * layers * states
+    decoder = Decoder(parts, states)
+    assert all(np.array_equal(decoder.code(cuts), symbols) for cuts, symbols in steps)
+    decoder.finish()
+
+
+def test_coder_notices_missing_words():
+    encoder = Encoder(1, 1)
+    cuts = [np.full((1, 64), 30_000)]
+    symbols = np.arange(64)[None] % 2
+    encoder.code(cuts, symbols)
+    part = encoder.finish()[0]
+    for damaged in (part[:-2], part + b"\0\0"):
+        decoder = Decoder([damaged], 1)
+        decoder.code(cuts)
+        with pytest.raises(CheckpointError):
+            decoder.finish()
+    with pytest.raises(CheckpointError):
+        Decoder([part[:-1]], 1)
+
+
+# --- layers
+
+SHAPES = [(1, 1), (3, 1), (1, 5), (10, 64), (64, 10), (70, 90), (8, 4, 1, 1), (80, 8, 1, 1)]
+SHAPES += [(16, 16, 3, 3), (6, 1, 5, 5), (7, 13, 1, 3), (5, 9, 3), (4, 3, 2, 3, 3), (40, 1, 3, 3)]
+SHAPES += [(2, 2, 33, 33), (1100, 2), (1, 1, 9000)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_layers_of_any_shape_come_back(shape):
+    rng = np.random.default_rng(math.prod(shape))
+    weights = {str(z): draw(rng, shape, 1, z) for z in (0.1, 0.5, 0.9)}
+    weights = {name: w for name, w in weights.items() if quantized(w)}
+    weights["zeros"] = np.zeros(shape, np.float32)
+    found = round_trip(weights)
+    assert all(same_bits(found[name], weights[name]) for name in weights)
+
+
+def test_200_random_layers_come_back():
+    rng = np.random.default_rng(0)
+    weights = {}
+    for i in range(200):
+        kernel = [(), (1, 1), (3, 3), (5, 5), (3,)][rng.integers(5)]
+        shape = (*rng.integers(1, [17, 5]).tolist(), *kernel)
+        side = [1, 2, 3, 7][rng.integers(4)]
+        w = draw(rng, shape, side, rng.random())
+        one_sided = rng.random() < 0.2
+        weights[str(i)] = np.abs(w) if one_sided and side < 7 else w
+    weights = {n: w for n, w in weights.items() if quantized(w)}
+    assert len(weights) > 150
+    found = round_trip(weights)
+    assert all(same_bits(found[name], weights[name]) for name in weights)
+
+
+def test_layers_do_not_depend_on_those_packed_with_them():
+    rng = np.random.default_rng(1)
+    layers = {str(i): quantized(draw(rng, (16, 16, 3, 3), 1, 0.7)) for i in range(4)}
+    together = pack_layers(layers)
+    assert all(pack_layers({n: layers[n]})[n] == together[n] for n in layers)
+
+
+@pytest.mark.parametrize("bits", [[0.0, -0.0, 0.5, -0.25], [-0.0, 1.0], [0.0], [-1.5, 2.5]])
+def test_signed_zeros_and_binary_layers(bits):
+    w = np.array(bits, np.float32)[np.random.default_rng(2).integers(0, len(bits), (20, 9))]
+    assert same_bits(round_trip({"w": w})["w"], w)
+
+
+def test_what_counts_as_a_layer_of_few_values():
+    rng = np.random.default_rng(3)
+    assert quantized(rng.random((8, 8), np.float32)) is None
+    assert quantized(rng.integers(0, 16, (80, 80)).astype(np.float32)) is None  # 16 values
+    assert quantized(rng.integers(0, 15, (80, 80)).astype(np.float32)) is not None
+    assert quantized(np.array([[0, 0.3], [-0.2, 0]], np.float32)) is not None  # small, ternary
+    assert quantized(np.array([[1, 0.3], [-0.2, 0]], np.float32)) is None  # small, not ternary
+    assert quantized(np.zeros(9, np.float32)) is None
+    assert quantized(np.zeros((0, 3), np.float32)) is None
+
+
+def test_independent_weights_take_their_entropy():
+    rng = np.random.default_rng(4)
+    for zeros in (0.3, 0.9):
+        w = draw(rng, (128, 64, 3, 3), 1, zeros)
+        size = len(pack_layers({"w": quantized(w)})["w"])
+        assert entropy_bytes(w) <= size <= 1.01 * entropy_bytes(w)
+
+
+def test_the_format_stays_as_it_is():
+    """Bytes that files are made of today; another CRC means that older files no longer read."""
+    n = np.arange(32 * 16 * 9, dtype=np.int64)
+    codes = (n * n * 7919 >> 7) % 11
+    w = np.select([codes < 2, codes == 2], [0.5, -0.25], 0.0).astype(np.float32)
+    content = pack_layers({"w": quantized(w.reshape(32, 16, 3, 3))})["w"]
+    assert (len(content), zlib.crc32(content)) == (603, 2746027599)
+
+
+def test_structure_is_found():
+    """Densities that differ from filter to filter and input to input, smooth kernels."""
+    rng = np.random.default_rng(5)
+    filters, inputs = rng.random((64, 1, 1, 1)), rng.random((1, 64, 1, 1))
+    smooth = rng.normal(size=(64, 64, 5, 5))
+    smooth = sum(smooth[:, :, i : i + 3, j : j + 3] for i in range(3) for j in range(3)) / 3
+    kept = np.abs(smooth) > 2 * filters * inputs + 0.3
+    w = np.where(kept, np.sign(smooth), 0).astype(np.float32)
+    assert len(pack_layers({"w": quantized(w)})["w"]) < 0.8 * entropy_bytes(w)
+
+
+# --- other tensors
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64, np.bool_])
+def test_dense_tensors_come_back(dtype):
+    rng = np.random.default_rng(6)
+    tensors = {
+        "noise": (40 * rng.normal(size=(30, 7))).astype(dtype),
+        "zeros": np.zeros(1000, dtype),
+        "scalar": np.array(3).astype(dtype),
+        "none": np.zeros((0, 4), dtype),
+    }
+    content = pack_dense(tensors)
+    shapes = {n: t.shape for n, t in tensors.items()}
+    found = unpack_dense(content, shapes, {n: t.dtype for n, t in tensors.items()})
+    assert all(same_bits(found[n], tensors[n]) for n in tensors)
+    for damaged in (content[:-1], content + b"\0"):
+        with pytest.raises(CheckpointError):
+            unpack_dense(damaged, shapes, {n: t.dtype for n, t in tensors.items()})
+
+
+# --- files
+
+
+def random_network(seed: int) -> tuple[nn.Module, NetworkSpec]:
+    """A small network of the table; some of its layers with 1 to 15 values, or pruned."""
+    rng = np.random.default_rng(seed)
+    arguments = {"blocks": [1, 1, 1], "channels": [8, 8, 16], "stem": 8}
+    specs = [NetworkSpec("cifar_micronet", 10, arguments), NetworkSpec("lenet-5", 10)]
+    spec = specs[seed % 2]
+    torch.manual_seed(seed)
+    network = build(spec)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            shape, kind = tuple(module.weight.shape), rng.integers(6)
+            if kind < 4:
+                w = draw(rng, shape, [1, 2, 3, 7][kind], rng.random())
+                module.weight.data = torch.from_numpy(w)
+            elif kind == 4:
+                module.weight.data *= torch.rand(shape) < 0.2
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.uniform_(0.1, 3)
+            module.num_batches_tracked += int(rng.integers(1000))
+    return network, spec
+
+
+def write(folder: Path, content: bytes) -> Path:
+    path = folder / "net.ec2t"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_networks_come_back(tmp_path, seed):
+    network, spec = random_network(seed)
+    state, data = network.state_dict(), {"dataset": "Shapes", "mean": [0.1], "names": ["é", "b"]}
+    full = read_any(write(tmp_path, pack(state, spec, data, half=False).content))
+    assert (full.network, full.data) == (spec, data)
+    assert list(full.state) == list(state)
+    assert all(same_bits(full.state[n].numpy(), state[n].numpy()) for n in state)
+    half = pack(state, spec, {})
+    rounded = read_any(write(tmp_path, half.content)).state
+    for name, tensor in state.items():
+        exact = name in half.quantized or not tensor.is_floating_point()
+        assert torch.equal(rounded[name], tensor if exact else tensor.half().float()), name
+    ternary = [n for n, t in state.items() if t.dim() > 1 and len(t.unique()) <= 3]
+    assert set(ternary) <= set(half.quantized)
+
+
+def test_a_layer_is_read_without_the_others(tmp_path):
+    network, spec = random_network(0)
+    packed = pack(network.state_dict(), spec, {})
+    path = write(tmp_path, packed.content)
+    name = next(iter(packed.quantized))
+    sections = PackedFile(path).sections
+    damaged = bytearray(packed.content)
+    for other, section in sections.items():
+        if other != name and section.length:
+            damaged[section.start] ^= 1
+    write(tmp_path, bytes(damaged))
+    assert torch.equal(PackedFile(path).read([name])[name], network.state_dict()[name])
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_any(path)
+
+
+def test_values_beyond_fp16_stay_as_they_are(tmp_path):
+    network, spec = random_network(0)
+    state = network.state_dict()
+    state["bn1.running_var"] += 1e5
+    packed = pack(state, spec, {})
+    assert packed.wide == ["bn1.running_var"]
+    found = read_any(write(tmp_path, packed.content)).state
+    assert torch.equal(found["bn1.running_var"], state["bn1.running_var"])
+
+
+def test_damage_is_an_error_and_nothing_else(tmp_path):
+    """1,000 flipped bits and 100 cuts: with sections under a CRC each, none gets through."""
+    network, spec = random_network(0)
+    content = pack(network.state_dict(), spec, {"dataset": "Shapes"}).content
+    rng = np.random.default_rng(7)
+    header = 13 + int.from_bytes(content[5:9], "little")
+    bits = np.concatenate(
+        [rng.permutation(8 * header)[:400], rng.integers(0, 8 * len(content), 600)]
+    )
+    for bit in bits.tolist():
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            read_any(write(tmp_path, bytes(damaged)))
+    for length in [0, 1, 5, 12, header, len(content) - 1, *rng.integers(0, len(content), 94)]:
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            read_any(write(tmp_path, content[:length]))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_any(write(tmp_path, content + b"\0"))
+
+
+def test_false_claims_are_rejected_before_memory_is_taken(tmp_path):
+    """Files whose checks are right but whose contents are not."""
+    network, spec = random_network(0)
+    for claim in ({"channels": [8, 8, 10**6]}, {"blocks": [1, 1, 10**9]}, {"stem": "8"}):
+        huge = NetworkSpec(spec.model, 10, spec.arguments | claim)
+        with pytest.raises(CheckpointError, match="network"):
+            read_any(write(tmp_path, pack(network.state_dict(), huge, {}).content))
+    with pytest.raises(CheckpointError, match="other tensors"):
+        more = NetworkSpec(spec.model, 11, spec.arguments)
+        read_any(write(tmp_path, pack(network.state_dict(), more, {}).content))
+    with pytest.raises(CheckpointError, match="cannot hold"):
+        unpack_layers({"w": b"\x11" + bytes(40)}, {"w": (10**6, 10**6)})
+    with pytest.raises(CheckpointError, match="cannot hold"):
+        unpack_dense(bytes(40), {"w": (10**6, 10**6)}, {"w": np.dtype(np.float32)})
+
+
+def test_crafted_layers_are_errors():
+    rng = np.random.default_rng(8)
+    shape = (16, 16, 3, 3)
+    content = pack_layers({"w": quantized(draw(rng, shape, 2, 0.6))})["w"]
+    for _ in range(20):
+        damaged = bytearray(content)
+        damaged[int(rng.integers(0, len(content)))] ^= 1 << int(rng.integers(0, 8))
+        try:
+            found = unpack_layers({"w": bytes(damaged)}, {"w": shape})["w"].weights()
+            assert found.shape == shape  # a value or a density was hit
+        except CheckpointError:
+            pass
+
+
+def test_released_checkpoint(real_files, tmp_path):
+    path = real_files / "checkpoints/resnet20_ec2t_spars64.pt"
+    checkpoint = read_any(path)
+    spec = network_spec(checkpoint)
+    state = load_network(checkpoint, spec).state_dict()
+    packed = pack(state, spec, checkpoint.data)
+    assert len(packed.quantized) == 18
+    assert sum(packed.quantized.values()) <= 38_500
+    assert len(packed.content) <= 44_000
+    full = pack(state, spec, checkpoint.data, half=False)
+    found = read_any(write(tmp_path, full.content))
+    assert all(same_bits(found.state[n].numpy(), state[n].numpy()) for n in state)
+
+
+# --- command line
+
+
+def run(capsys, *argv: object) -> tuple[int, str, str]:
+    try:
+        code = run_scoring.main([str(a) for a in argv])
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    network, spec = random_network(0)
+    names = [f"class {i}" for i in range(10)]
+    data = {"dataset": "Shapes", "image_size": 32, "class_names": names}
+    data |= {"mean": [0.5, 0.5, 0.4], "std": [0.2, 0.2, 0.3]}
+    torch.save(network_content(network, spec, data), tmp_path / "net.pt")
+    return tmp_path / "net.pt"
+
+
+def test_a_packed_file_scores_and_evaluates_as_the_checkpoint(checkpoint, tmp_path, capsys):
+    target = tmp_path / "net.ec2t"
+    flags = ["--export", target, "--export-precision", "fp32"]
+    code, out, err = run(
+        capsys, "--t-model", checkpoint, "--eval", "--json", tmp_path / "a", *flags
+    )
+    assert (code, err) == (0, "")
+    assert f"{target.stat().st_size:,}" in next(x for x in out.splitlines() if "packed file" in x)
+    code, again, err = run(capsys, "--t-model", target, "--eval", "--json", tmp_path / "b",
+                           "--export", tmp_path / "copy", "--export-precision", "fp32")  # fmt: skip
+    assert (code, err) == (0, "")
+    cut = str(target)
+    assert again.replace(cut, str(checkpoint)).splitlines()[:-2] == out.splitlines()[:-2]
+    assert (tmp_path / "copy").read_bytes() == target.read_bytes()
+    texts = [(tmp_path / n).read_text().replace(cut, str(checkpoint)) for n in "ab"]
+    assert texts[0] == texts[1]
+
+
+def images(folder: Path, size: tuple[int, int], n: int = 5) -> list[Path]:
+    """Random images in two class folders, as PNG."""
+    rng = np.random.default_rng(9)
+    for i in range(n):
+        path = folder / "val" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    return sorted(folder.rglob("*.png"))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (50, 41)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_predictions_are_those_of_the_evaluation(checkpoint, tmp_path, capsys, size, packed):
+    paths = images(tmp_path / "set", size)
+    network, _ = random_network(0)
+    data = load_data("ImageFolder", data_path=tmp_path / "set", image_size=32, splits=("val",),
+                     normalize=([0.5, 0.5, 0.4], [0.2, 0.2, 0.3]))  # fmt: skip
+    batch = torch.cat([b for b, _ in data.val.epoch(0)])
+    values, classes = network.eval()(batch).softmax(1).topk(3)
+    model = checkpoint
+    if packed:
+        model = tmp_path / "net.ec2t"
+        run(capsys, "--t-model", checkpoint, "--export", model, "--export-precision", "fp32")
+    code, out, err = run(capsys, "--t-model", model, "--predict", tmp_path / "set", "--top", 3)
+    assert (code, err) == (0, "")
+    for path, line, v, c in zip(paths, out.splitlines()[-5:], values, classes, strict=True):
+        cells = [f"class {i} {100 * p:.2f} %" for i, p in zip(c.tolist(), v.tolist(), strict=True)]
+        assert line == f"{path}  {', '.join(cells)}"
+
+
+@pytest.mark.parametrize(("family", "crop"), [("resnet", "standard"), ("efficientnet", "full")])
+def test_large_images_are_prepared_as_in_the_evaluation(tmp_path, family, crop):
+    paths = images(tmp_path / "set", (110, 150))
+    stats = ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+    data = load_data("ImageFolder", data_path=tmp_path / "set", image_size=96, splits=("val",),
+                     eval_crop=crop, normalize=stats, workers=0)  # fmt: skip
+    prepare = prediction.Preparation(
+        prediction.choose_transform("ImageFolder", image_size=96, family=family), 3, stats
+    )
+    expected = torch.cat([batch for batch, _ in data.val.epoch(0)])
+    assert torch.equal(torch.stack([prepare(read_image(str(p))) for p in paths]), expected)
+
+
+def test_one_image_without_class_names(tmp_path, capsys):
+    network, _ = random_network(0)
+    torch.save(network.state_dict(), tmp_path / "net.pt")
+    path = images(tmp_path / "set", (40, 40))[0]
+    flags = ["--t-model", tmp_path / "net.pt", "--predict", path]
+    code, out, _ = run(capsys, *flags, "--normalize", "none")
+    assert code == 0
+    assert out.splitlines()[-1].startswith(f"{path}  ") and out.splitlines()[-1].count("%") == 5
+    code, _, err = run(capsys, *flags)
+    assert (code, err.count("\n")) == (2, 1) and "--normalize" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "flags", "code", "words"),
+    [
+        ("a.png", b"no image", [], 4, "a.png"),
+        ("folder/a.txt", b"text", [], 4, "folder"),
+        ("a.jpg", None, [], 4, "a.jpg"),
+        ("a.png", b"", ["--top", "11"], 2, "10 classes"),
+        ("a.png", b"", ["--top", "0"], 2, "--top"),
+        ("a.png", b"", ["--export-precision", "fp8"], 2, "--export-precision"),
+    ],
+)
+def test_mistakes_are_one_line(checkpoint, tmp_path, capsys, name, content, flags, code, words):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    if content is not None:
+        path.write_bytes(content)
+    what = path.parent if path.suffix == ".txt" else path
+    found, _, err = run(capsys, "--t-model", checkpoint, "--predict", what, *flags)
+    assert (found, err.count("\n")) == (code, 1), err
+    assert words in err
+
+
+def test_outputs_need_names_of_their_own(checkpoint, tmp_path, capsys):
+    same = tmp_path / "same"
+    code, _, err = run(capsys, "--t-model", checkpoint, "--json", same, "--export", same)
+    assert (code, err.count("\n")) == (2, 1)
+    code, _, err = run(capsys, "--t-model", checkpoint, "--export", checkpoint)
+    assert (code, err.count("\n")) == (2, 1) and "itself" in err
