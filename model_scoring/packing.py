@@ -156,6 +156,8 @@ class PackedFile:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
         except CheckpointError as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from None
+        network = self.network.content()
+        check_description(path, network=network, data=self.data, state=self.expected)
 
     def _header(self) -> bytes:
         content = self._content
@@ -214,7 +216,6 @@ class PackedFile:
             raise CheckpointError(f"it describes no network ({error!r})") from None
         if _signature(expected) != signature:
             raise CheckpointError(f"{self.network.model} has other tensors here than in the file")
-        check_description(self.path, network=self.network.content(), data=self.data, state=expected)
         return expected
 
     def _sections(self, table: list[tuple[int, Section]]) -> dict[str, Section]:

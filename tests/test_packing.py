@@ -244,7 +244,7 @@ def write(folder: Path, content: bytes) -> Path:
 @pytest.mark.parametrize("seed", range(6))
 def test_networks_come_back(tmp_path, seed):
     network, spec = random_network(seed)
-    state, data = network.state_dict(), {"dataset": "Shapes", "mean": [0.1], "names": ["é", "b"]}
+    state, data = network.state_dict(), {"mean": [0.1], "std": [0.2], "class_names": ["é", "b"]}
     full = read_any(write(tmp_path, pack(state, spec, data, half=False).content))
     assert (full.network, full.data) == (spec, data)
     assert list(full.state) == list(state)
@@ -472,3 +472,18 @@ def test_outputs_need_names_of_their_own(checkpoint, tmp_path, capsys):
     assert (code, err.count("\n")) == (2, 1)
     code, _, err = run(capsys, "--t-model", checkpoint, "--export", checkpoint)
     assert (code, err.count("\n")) == (2, 1) and "itself" in err
+
+
+def test_a_builder_of_the_file_s_own_choice_does_not_run(tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text(
+        "import pathlib, torch\n"
+        f"pathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
+        "def net(num_classes): return torch.nn.Linear(3, num_classes)\n"
+    )
+    state = {"weight": torch.randn(2, 3), "bias": torch.zeros(2)}
+    path = write(tmp_path, pack(state, NetworkSpec("evil:net", 2), {}).content)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(CheckpointError, match="--model evil:net"):
+        read_any(path)
+    assert not (tmp_path / "ran").exists()
+    assert read_any(path, trusted="evil:net").state["weight"].shape == (2, 3)
