@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import pickle
+import shutil
 import struct
 import tarfile
 from pathlib import Path
@@ -16,7 +17,9 @@ from PIL import Image
 from data import DATASETS, load_data, readers
 from data.errors import DataError, UserError
 from data.images import read_image
+from data.loaders import CachedLoader
 from data.shapes import make_shapes
+from data.streaming import FileLoader
 from data.table import CIFAR_STATS, IMAGENET_STATS
 
 SHAPES_SHA256 = {
@@ -465,3 +468,53 @@ def test_real_imagenet_images(real_files, tmp_path):
     images, _ = epoch(data.val)
     assert images.shape == (6, 3, 224, 224)
     assert abs(images.mean()) < 1 and 0.5 < images.std() < 2
+
+
+# Memory and damage
+
+
+def test_sets_that_do_not_fit_into_memory_give_the_same_batches(tree):
+    for augment in ("default", "none"):
+        held = load_folder(tree, 32, augment=augment)
+        read = load_folder(tree, 32, augment=augment, cache_gb=0, workers=2)
+        assert isinstance(held.train, CachedLoader) and isinstance(read.train, FileLoader)
+        for number in (0, 3):
+            for a, b in zip(epoch(held.train, number), epoch(read.train, number), strict=True):
+                assert torch.equal(a, b)
+        assert torch.equal(epoch(held.val)[0], epoch(read.val)[0])
+
+
+def test_the_limit_of_the_cache_is_in_bytes(tree):
+    images = sum(1 for _ in tree.rglob("*.png"))
+    exact = 3 * 32**2 * images / 1e9
+    assert isinstance(load_folder(tree, 32, cache_gb=exact).train, CachedLoader)
+    assert isinstance(load_folder(tree, 32, cache_gb=0.999 * exact).train, FileLoader)
+
+
+@pytest.fixture
+def damaged(tree, tmp_path):
+    """A copy of the tree in which two training images cannot be read."""
+    root = tmp_path / "damaged"
+    shutil.copytree(tree, root)
+    for name in ("cat", "dog"):
+        (root / "train" / name / "02.png").write_bytes(b"no image")
+    return root
+
+
+@pytest.mark.parametrize(("size", "workers"), [(32, 0), (72, 0), (72, 2)])
+def test_bad_images_are_left_out_counted_and_named(damaged, capfd, size, workers):
+    whole = load_folder(damaged, size, workers=workers, skip_bad_images=2, batch_size=6)
+    for number in range(2):
+        _, labels = epoch(whole.train, number)
+        assert len(labels) == 15  # of 17
+    shown = capfd.readouterr().err
+    assert shown.count("warning: cannot read image") == 2
+    assert "cat/02.png" in shown and "dog/02.png" in shown and "2 of at most 2" in shown
+
+
+@pytest.mark.parametrize("size", [32, 72])
+def test_more_bad_images_than_allowed_are_an_error(damaged, size):
+    with pytest.raises(DataError, match=r"02.png.*--skip-bad-images"):
+        epoch(load_folder(damaged, size, skip_bad_images=1).train)
+    with pytest.raises(DataError, match=r"02.png.*--skip-bad-images N"):
+        epoch(load_folder(damaged, size).train)
