@@ -20,7 +20,9 @@ import torch
 from data import Data
 from data.errors import UserError
 from data.load import find_dataset
-from model_compound_scaling import cli, distributed, opening
+from model_compound_scaling import cli, distributed, flag_types, opening
+from model_compound_scaling.history import History, copy_best, finished
+from model_compound_scaling.logs import Log, write_text
 from model_compound_scaling.pretraining import require_memory, train_point
 from model_compound_scaling.recipes import DEFAULT_RECIPE, RECIPES, SCHEDULES
 from model_compound_scaling.registry import (
@@ -31,7 +33,6 @@ from model_compound_scaling.registry import (
     canonical_name,
     table_row,
 )
-from model_compound_scaling.runs import History, Log, copy_best, finished, write_text
 from model_compound_scaling.search import (
     Multipliers,
     Point,
@@ -63,7 +64,7 @@ def build_parser() -> cli.Parser:
     search = parser.add_argument_group("search (MicroNets)")
     search.add_argument(
         "--grid",
-        type=cli.grid_value,
+        type=flag_types.grid_value,
         nargs="+",
         metavar="D W",
         help="pairs of depth and width multipliers, one after the other; auto: all with "
@@ -72,7 +73,7 @@ def build_parser() -> cli.Parser:
     )
     search.add_argument(
         "--phi",
-        type=cli.exponent,
+        type=flag_types.exponent,
         nargs="+",
         metavar="PHI",
         help="exponents of the best pair's multipliers, 0 for the baseline (default: 3.5; with "
@@ -85,7 +86,7 @@ def build_parser() -> cli.Parser:
     )
     search.add_argument(
         "--target-accuracy",
-        type=cli.percent,
+        type=flag_types.percent,
         metavar="A",
         help="walk phi upward and stop at the first network with A percent top-1",
     )
@@ -96,7 +97,7 @@ def build_parser() -> cli.Parser:
     )
     search.add_argument(
         "--shard",
-        type=cli.shard,
+        type=flag_types.shard,
         default="1/1",
         metavar="I/N",
         help="train each N-th network, from the I-th on; other machines train the others into "
@@ -105,26 +106,26 @@ def build_parser() -> cli.Parser:
     training = parser.add_argument_group("training (SGD with Nesterov momentum)")
     training.add_argument(
         "--epochs",
-        type=cli.positive,
+        type=flag_types.positive,
         metavar="N",
         help="passes over the training images (default: 200, EfficientNet 90)",
     )
     training.add_argument(
         "--start-epoch",
-        type=cli.natural,
+        type=flag_types.natural,
         default=0,
         metavar="N",
         help="epochs to leave out, schedule included; a resumed run knows its own",
     )
     training.add_argument(
-        "--lr", type=cli.non_negative, default=0.1, metavar="X", help="first learning rate"
+        "--lr", type=flag_types.non_negative, default=0.1, metavar="X", help="first learning rate"
     )
     training.add_argument(
-        "--momentum", type=cli.non_negative, default=0.9, metavar="X", help="0 for plain SGD"
+        "--momentum", type=flag_types.non_negative, default=0.9, metavar="X", help="0 for plain SGD"
     )
     training.add_argument(
         "--weight-decay",
-        type=cli.non_negative,
+        type=flag_types.non_negative,
         metavar="X",
         help="L2 penalty (default: 5e-4, EfficientNet 1e-4)",
     )
@@ -136,21 +137,21 @@ def build_parser() -> cli.Parser:
     )
     training.add_argument(
         "--warmup-epochs",
-        type=cli.natural,
+        type=flag_types.natural,
         default=0,
         metavar="N",
         help="epochs in which the learning rate rises to --lr",
     )
     training.add_argument(
         "--label-smoothing",
-        type=cli.decay,
+        type=flag_types.decay,
         default=0.0,
         metavar="X",
         help="share of each label that goes to all classes alike",
     )
     training.add_argument(
         "--ema",
-        type=cli.decay,
+        type=flag_types.decay,
         default=0.0,
         metavar="DECAY",
         help="evaluate and keep the exponential moving average of the weights, as 0.999; 0: off",
@@ -158,7 +159,7 @@ def build_parser() -> cli.Parser:
     for name, what in (("mixup", "mix pairs of images"), ("cutmix", "paste a part of one another")):
         training.add_argument(
             f"--{name}",
-            type=cli.non_negative,
+            type=flag_types.non_negative,
             default=0.0,
             metavar="ALPHA",
             help=f"{what} with shares from Beta(ALPHA, ALPHA); 0: off",

@@ -14,9 +14,10 @@ from pathlib import Path
 from torch import nn
 
 from data.errors import UserError
-from model_compound_scaling import cli, distributed, opening
+from model_compound_scaling import cli, distributed, flag_types, opening
+from model_compound_scaling.history import copy_best
+from model_compound_scaling.logs import Log, write_text
 from model_compound_scaling.registry import NetworkSpec, table_row
-from model_compound_scaling.runs import Log, copy_best, write_text
 from model_compound_scaling.training import Interval
 from model_quantization.grid import grid_points, results, results_csv, results_table
 from model_quantization.plots import plot_pareto, plot_ternarization, require_matplotlib
@@ -41,7 +42,7 @@ def build_parser() -> cli.Parser:
     )
     what.add_argument(
         "--ternarize",
-        type=cli.regex,
+        type=flag_types.regex,
         metavar="REGEX",
         help="ternarize the weights whose name matches (default: the convolutions inside the "
         "blocks; of EfficientNets expand, project and head; of other networks all but the first)",
@@ -78,7 +79,7 @@ def build_parser() -> cli.Parser:
     )
     method.add_argument(
         "--ttq-threshold",
-        type=cli.non_negative,
+        type=flag_types.non_negative,
         nargs="+",
         default=[0.05],
         metavar="T",
@@ -87,7 +88,7 @@ def build_parser() -> cli.Parser:
     strength = parser.add_argument_group("EC2T: lists span a grid")
     strength.add_argument(
         "--ini-c-divrs",
-        type=cli.non_negative,
+        type=flag_types.non_negative,
         nargs="+",
         default=[0.15, 0.3, 0.5],
         metavar="S",
@@ -95,7 +96,7 @@ def build_parser() -> cli.Parser:
     )
     strength.add_argument(
         "--lambda-max-divrs",
-        type=cli.non_negative,
+        type=flag_types.non_negative,
         nargs="+",
         default=[0.125, 0.15, 0.175],
         metavar="GAMMA",
@@ -104,13 +105,13 @@ def build_parser() -> cli.Parser:
     goal = strength.add_mutually_exclusive_group()
     goal.add_argument(
         "--target-sparsity",
-        type=cli.percent,
+        type=flag_types.percent,
         metavar="P",
         help="find gamma instead: so that P percent (+-1) of the quantized weights are zero",
     )
     goal.add_argument(
         "--target-params",
-        type=cli.non_negative,
+        type=flag_types.non_negative,
         metavar="N",
         help="find gamma instead: so that the network has N (+-2 %) published scoring parameters",
     )
@@ -124,24 +125,32 @@ def build_parser() -> cli.Parser:
     )
     training = parser.add_argument_group("training (Adam)")
     training.add_argument(
-        "--epochs", type=cli.natural, default=20, metavar="N", help="epochs with moving codes"
+        "--epochs",
+        type=flag_types.natural,
+        default=20,
+        metavar="N",
+        help="epochs with moving codes",
     )
     training.add_argument(
         "--retrain-epochs",
-        type=cli.natural,
+        type=flag_types.natural,
         default=15,
         metavar="N",
         help="epochs with frozen codes, from the best ternary epoch on",
     )
     training.add_argument(
-        "--lr", type=cli.non_negative, default=1e-4, metavar="X", help="of all but the centroids"
+        "--lr",
+        type=flag_types.non_negative,
+        default=1e-4,
+        metavar="X",
+        help="of all but the centroids",
     )
     training.add_argument(
-        "--lr2", type=cli.non_negative, default=1e-5, metavar="X", help="of the centroids"
+        "--lr2", type=flag_types.non_negative, default=1e-5, metavar="X", help="of the centroids"
     )
     training.add_argument(
         "--weight-decay",
-        type=cli.non_negative,
+        type=flag_types.non_negative,
         default=5e-6,
         metavar="X",
         help="of the layers that are not quantized",
@@ -165,7 +174,7 @@ def build_parser() -> cli.Parser:
     )
     group.add_argument(
         "--plot-ternarization",
-        type=cli.boolean,
+        type=flag_types.boolean,
         nargs="?",
         const=True,
         default=False,

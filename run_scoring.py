@@ -20,7 +20,7 @@ from torch import nn
 
 from data import Data
 from data.errors import UserError
-from model_compound_scaling import cli, opening
+from model_compound_scaling import cli, flag_types, opening
 from model_compound_scaling.checkpoints import load_network
 from model_compound_scaling.devices import choose_device
 from model_compound_scaling.evaluation import Evaluation, evaluate
@@ -48,13 +48,13 @@ def add_counting_flags(parser: cli.Parser) -> None:
     )
     group.add_argument(
         "--mul-bits",
-        type=cli.positive,
+        type=flag_types.positive,
         metavar="N",
         help="operands of multiplications (default: 16, or 32 with --no-halfprecision)",
     )
     group.add_argument(
         "--add-bits",
-        type=cli.positive,
+        type=flag_types.positive,
         default=32,
         metavar="N",
         help="operands of additions outside the tree adder",
@@ -74,7 +74,7 @@ def add_counting_flags(parser: cli.Parser) -> None:
     )
     group.add_argument(
         "--prune-threshold",
-        type=cli.non_negative,
+        type=flag_types.non_negative,
         default=1.0,
         metavar="T",
         help="first zero depthwise weights below T x their layer's largest; 1 = off",

@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -15,11 +14,10 @@ import torch
 from data import DATASETS
 from data.errors import UserError
 from data.streaming import worker_death
-from model_compound_scaling import distributed, interruption
+from model_compound_scaling import distributed, flag_types, interruption
 from model_compound_scaling.devices import choose_device, make_deterministic, unused_gpus
 from model_compound_scaling.efficientnet import ORIGINS
 from model_compound_scaling.registry import REGISTRY
-from model_compound_scaling.training import Interval
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -94,98 +92,6 @@ def say(line: str) -> None:
         print(f"process {distributed.rank()}: {line}", file=sys.stderr)
 
 
-def positive(value: str) -> int:
-    """An integer of at least 1."""
-    number = int(value)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return number
-
-
-def natural(value: str) -> int:
-    """An integer from 0 to 2^32 - 1."""
-    number = int(value)
-    if not 0 <= number < 2**32:
-        raise argparse.ArgumentTypeError(f"{value} is not between 0 and {2**32 - 1}")
-    return number
-
-
-def non_negative(value: str) -> float:
-    """A number of at least 0 that single precision holds."""
-    number = float(value)
-    if not 0 <= number < 1e38:
-        raise argparse.ArgumentTypeError(f"{value} is not a number of at least 0")
-    return number
-
-
-def multiplier(value: str) -> float:
-    """A number above 0, at most 100."""
-    number = float(value)
-    if not 0 < number <= 100:
-        raise argparse.ArgumentTypeError(f"{value} is not above 0 and at most 100")
-    return number
-
-
-def exponent(value: str) -> float:
-    """A number from 0 to 100."""
-    number = float(value)
-    if not 0 <= number <= 100:
-        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 100")
-    return number
-
-
-def percent(value: str) -> float:
-    """A number from 0 to 100."""
-    number = float(value)
-    if not 0 <= number <= 100:
-        raise argparse.ArgumentTypeError(f"{value} is not a percentage")
-    return number
-
-
-def decay(value: str) -> float:
-    """A number from 0 to below 1."""
-    number = float(value)
-    if not 0 <= number < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not from 0 to below 1")
-    return number
-
-
-def grid_value(value: str) -> float | str:
-    """A multiplier, or the word auto."""
-    return value if value == "auto" else multiplier(value)
-
-
-def shard(value: str) -> str:
-    """i/n with 1 <= i <= n, as it was written."""
-    match = re.fullmatch(r"(\d+)/(\d+)", value)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"{value} is not I/N with I from 1 to N, as in 1/4")
-    return value
-
-
-def interval(value: str) -> str:
-    """`Nmin` or `Nsteps`, as it was written."""
-    Interval.parse(value)
-    return value
-
-
-def regex(value: str) -> str:
-    """A regular expression, as it was written."""
-    try:
-        re.compile(value)
-    except re.error as error:
-        raise argparse.ArgumentTypeError(f"{value!r} is no regular expression: {error}") from None
-    return value
-
-
-def boolean(value: str) -> bool:
-    """`True` or `False`, as scripts write it."""
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if value.lower() not in words:
-        raise argparse.ArgumentTypeError(f"{value} is neither True nor False")
-    return words[value.lower()]
-
-
 def add_data_flags(parser: Parser, *, training: bool, default: str) -> None:
     """`default` says in words which data set is taken without --dataset."""
     group = parser.add_argument_group("data")
@@ -201,7 +107,7 @@ def add_data_flags(parser: Parser, *, training: bool, default: str) -> None:
     )
     group.add_argument(
         "--image-size",
-        type=positive,
+        type=flag_types.positive,
         metavar="S",
         help="height and width of the input (default: that of a checkpoint, else the data set's "
         "or network's)",
@@ -220,28 +126,28 @@ def add_data_flags(parser: Parser, *, training: bool, default: str) -> None:
         )
         group.add_argument(
             "--batch-size",
-            type=positive,
+            type=flag_types.positive,
             default=256,
             metavar="N",
             help="training images a step, of all processes together",
         )
     group.add_argument(
         "--val-batch-size",
-        type=positive,
+        type=flag_types.positive,
         default=512,
         metavar="N",
         help="images at once when evaluating",
     )
     group.add_argument(
         "--workers",
-        type=natural,
+        type=flag_types.natural,
         default=4,
         metavar="N",
         help="processes that read images from disk; small data sets stay in memory",
     )
     group.add_argument(
         "--cache-gb",
-        type=non_negative,
+        type=flag_types.non_negative,
         default=4.0,
         metavar="X",
         help="folders of small images (up to 64 pixels) are held in memory, and augmented on the "
@@ -249,7 +155,7 @@ def add_data_flags(parser: Parser, *, training: bool, default: str) -> None:
     )
     group.add_argument(
         "--skip-bad-images",
-        type=natural,
+        type=flag_types.natural,
         default=0,
         metavar="N",
         help="leave out, and name, up to N image files that cannot be read, instead of stopping",
@@ -274,7 +180,7 @@ def add_machine_flags(parser: Parser, *, training: bool) -> None:
     )
     group.add_argument(
         "--seed",
-        type=natural,
+        type=flag_types.natural,
         default=0,
         metavar="N",
         help="of initialisation, order of the images, augmentation and dropout",
@@ -292,14 +198,14 @@ def add_network_flags(parser: Parser) -> None:
     )
     group.add_argument(
         "--dw-multps",
-        type=multiplier,
+        type=flag_types.multiplier,
         nargs=2,
         metavar=("D", "W"),
         help="depth and width multiplier of a MicroNet (default: read off the tensors)",
     )
     group.add_argument(
         "--phi",
-        type=exponent,
+        type=flag_types.exponent,
         default=3.5,
         metavar="PHI",
         help="exponent of both multipliers; takes effect with --dw-multps",
@@ -337,7 +243,7 @@ def add_run_flags(parser: Parser, *, output: Path) -> None:
     )
     group.add_argument(
         "--checkpoint-every",
-        type=interval,
+        type=flag_types.interval,
         default="15min",
         metavar="INTERVAL",
         help="save within epochs, too, as often as this: minutes as in 15min, or 500steps",

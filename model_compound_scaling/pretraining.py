@@ -9,9 +9,10 @@ from data.errors import UserError
 from model_compound_scaling.checkpoints import network_content
 from model_compound_scaling.devices import for_processes, lay_out, memory_of
 from model_compound_scaling.evaluation import require_fit
+from model_compound_scaling.history import History
 from model_compound_scaling.recipes import lr_factor, make_average, make_sgd
 from model_compound_scaling.registry import build, expected_tensors
-from model_compound_scaling.runs import History, Run
+from model_compound_scaling.runs import Run
 from model_compound_scaling.search import Point, parameters
 from model_compound_scaling.steps import Options, TrainStep
 from model_compound_scaling.training import Interval, run_epochs

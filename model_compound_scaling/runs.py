@@ -7,108 +7,25 @@ writes; the others are told.
 
 import hashlib
 import json
-import os
 import platform
-import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from data.errors import CheckpointError, DiskError, UserError
 from model_compound_scaling import distributed
-from model_compound_scaling.checkpoints import read_file, write_file
+from model_compound_scaling.history import History, differences
 from model_compound_scaling.locks import hold_folder
+from model_compound_scaling.logs import Log, write_text
 from model_compound_scaling.registry import NetworkSpec
-from model_compound_scaling.storage import has_generation, read_generation, write_generation
-
-# these change neither the result nor what the run means
-INCIDENTAL = {
-    "cache_gb",
-    "checkpoint_every",
-    "cuda",
-    "data_path",
-    "dry_run",
-    "grid",
-    "output",
-    "phi",
-    "resume",
-    "resume_override",
-    "scale_resolution",
-    "shard",
-    "skip_bad_images",
-    "target_accuracy",
-    "val_batch_size",
-    "workers",
-}
-BEST_OF = 5  # epochs whose mean accuracy tells more than that of the luckiest
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write so that a reader finds either the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError as error:
-        raise DiskError(f"cannot write {path}: {error.strerror}") from None
-
-
-class Log:
-    """Lines of the first process to the console and, if there is a folder, to its `logfile.txt`.
-
-    Neither a reader that went away nor a full disk ends the training that they tell of.
-    """
-
-    def __init__(self, folder: Path | None = None) -> None:
-        self.path = folder and folder / "logfile.txt"
-
-    def __call__(self, line: str) -> None:
-        if not distributed.is_main():
-            return
-        try:
-            print(line)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if self.path:
-            self._append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-
-    def _append(self, line: str) -> None:
-        try:
-            with self.path.open("a") as file:
-                file.write(line)
-        except OSError as error:
-            print(f"cannot write {self.path}: {error.strerror}", file=sys.stderr)
-            self.path = None
-
-
-class History:
-    """The epochs of a run, in its folder or read from there."""
-
-    def __init__(self, folder: Path, epochs: list[dict]) -> None:
-        self.folder, self.epochs = folder, epochs
-
-    @property
-    def epochs_done(self) -> int:
-        """Where to go on: epochs are counted through all phases."""
-        return self.epochs[-1]["epoch"] if self.epochs else 0
-
-    @property
-    def best(self) -> dict:
-        """Figures of the epoch of best validation accuracy, the earliest of equals; epochs that
-        miss a target come after all others."""
-        return max(
-            self.epochs,
-            key=lambda figures: (figures.get("on_target", True), figures["val_top1"]),
-            default={},
-        )
-
-    @property
-    def mean_of_best(self) -> float:
-        """Mean validation accuracy of the best five epochs, in percent."""
-        best = sorted((figures["val_top1"] for figures in self.epochs), reverse=True)[:BEST_OF]
-        return sum(best) / len(best)
+from model_compound_scaling.storage import (
+    has_generation,
+    read_file,
+    read_generation,
+    write_file,
+    write_generation,
+)
 
 
 class Run(History):
@@ -167,7 +84,7 @@ class Run(History):
         if self._lock.taken_from:
             lines.append(f"taking over from a run that died: {self._lock.taken_from}")
         if source:
-            different = _differences(state.get("config", self.config), self.config)
+            different = differences(state.get("config", self.config), self.config)
             if resume == "auto" and different and not override:
                 raise _other_configuration(folder, different)
             if different:
@@ -258,11 +175,6 @@ def _write_history(path: Path, epochs: list[dict]) -> None:
     write_text(path, "".join(json.dumps(figures) + "\n" for figures in epochs))
 
 
-def _differences(old: dict, new: dict) -> list[str]:
-    keys = sorted((old.keys() | new.keys()) - INCIDENTAL)
-    return [f"{k} {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
-
-
 def _other_configuration(folder: Path, different: list[str]) -> UserError:
     return UserError(
         f"{folder} holds a run of another configuration ({', '.join(different)}): choose another "
@@ -311,28 +223,3 @@ def _restore_best(state: dict, folder: Path) -> None:
         known = None
     if best and known != best["figures"]:
         write_file(best, path)
-
-
-def finished(folder: Path, *, config: dict, epochs: int) -> History | None:
-    """The history of a run with this configuration that has all its epochs, else None.
-
-    Reads the small files only, and without the folder's lock: the run may be another machine's.
-    """
-    try:
-        old = json.loads((folder / "config.json").read_text())
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-        history = History(folder, [json.loads(line) for line in lines])
-    except (OSError, ValueError):
-        return None
-    same = not _differences(old, json.loads(json.dumps(config)))
-    complete = history.epochs_done >= epochs and (folder / "best.pt").exists()
-    return history if same and complete else None
-
-
-def copy_best(histories: Iterable[History], path: Path) -> History | None:
-    """Copy the best network of several runs to `path`; returns the run it is from."""
-    trained = [history for history in histories if history.epochs]
-    winner = max(trained, key=lambda history: history.best["val_top1"], default=None)
-    if winner and distributed.is_main():
-        write_file(read_file(winner.folder / "best.pt"), path)
-    return winner

@@ -15,9 +15,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.errors import UserError
+from model_compound_scaling.history import History
 from model_compound_scaling.micronet import scaled_shape
 from model_compound_scaling.registry import NetworkSpec, build, table_row
-from model_compound_scaling.runs import History
 
 Multipliers = tuple[float, float, float]  # of depth, width and image size
 BUDGET, TOLERANCE = 2.0, 0.1  # of d w^2 r^2 in a grid made by itself

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from model_compound_scaling.runs import Run
+from model_compound_scaling.history import History
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def grid_points(config: dict) -> list[Point]:
     return [Point(f"s{s:g}_g{g:g}", s, g) for s in scales for g in gammas]
 
 
-def results_table(runs: list[Run]) -> str:
+def results_table(runs: list[History]) -> str:
     """The grid's networks with accuracy, zeros and published scoring parameters, aligned."""
     width = max(len(run.folder.name) for run in runs)
     lines = [f"{'network':{width}}  best top-1    zeros  scoring params"]
@@ -39,7 +39,7 @@ def results_table(runs: list[Run]) -> str:
     return "\n".join(lines)
 
 
-def results(runs: list[Run]) -> list[tuple[str, float, float, float]]:
+def results(runs: list[History]) -> list[tuple[str, float, float, float]]:
     """(name, top-1 %, zeros %, scoring parameters) of the best epoch of each run."""
     return [
         (run.folder.name, *(run.best[key] for key in ("val_top1", "zeros", "scoring_params")))
@@ -48,7 +48,7 @@ def results(runs: list[Run]) -> list[tuple[str, float, float, float]]:
     ]
 
 
-def results_csv(runs: list[Run]) -> str:
+def results_csv(runs: list[History]) -> str:
     """The same as CSV."""
     lines = ["network,top1_percent,zeros_percent,scoring_params"]
     lines += [f"{name},{top1:.4f},{zeros:.4f},{n:g}" for name, top1, zeros, n in results(runs)]

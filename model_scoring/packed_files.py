@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from model_compound_scaling import cli, opening
+from model_compound_scaling import cli, flag_types, opening
 from model_compound_scaling.registry import NetworkSpec, table_row
 from model_scoring import prediction
 from model_scoring.packing import Packed, pack
@@ -37,7 +37,11 @@ def add_flags(parser: cli.Parser) -> None:
         help="print the most probable classes of an image, or of all in a folder",
     )
     group.add_argument(
-        "--top", type=cli.positive, default=5, metavar="K", help="classes that --predict prints"
+        "--top",
+        type=flag_types.positive,
+        default=5,
+        metavar="K",
+        help="classes that --predict prints",
     )
 
 

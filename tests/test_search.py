@@ -8,9 +8,9 @@ import torch
 import run_compound_scaling
 from data.errors import UserError
 from model_compound_scaling import micronet
+from model_compound_scaling.history import History
 from model_compound_scaling.micronet import Baseline
 from model_compound_scaling.registry import NetworkSpec, build
-from model_compound_scaling.runs import History
 from model_compound_scaling.search import (
     Point,
     Search,

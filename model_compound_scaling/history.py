@@ -1,0 +1,87 @@
+"""What became of a run's epochs, and whether it is the run that a configuration asks for."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from model_compound_scaling import distributed
+from model_compound_scaling.storage import read_file, write_file
+
+# these change neither the result nor what the run means
+INCIDENTAL = {
+    "cache_gb",
+    "checkpoint_every",
+    "cuda",
+    "data_path",
+    "dry_run",
+    "grid",
+    "output",
+    "phi",
+    "resume",
+    "resume_override",
+    "scale_resolution",
+    "shard",
+    "skip_bad_images",
+    "target_accuracy",
+    "val_batch_size",
+    "workers",
+}
+BEST_OF = 5  # epochs whose mean accuracy tells more than that of the luckiest
+
+
+class History:
+    """The epochs of a run, in its folder or read from there."""
+
+    def __init__(self, folder: Path, epochs: list[dict]) -> None:
+        self.folder, self.epochs = folder, epochs
+
+    @property
+    def epochs_done(self) -> int:
+        """Where to go on: epochs are counted through all phases."""
+        return self.epochs[-1]["epoch"] if self.epochs else 0
+
+    @property
+    def best(self) -> dict:
+        """Figures of the epoch of best validation accuracy, the earliest of equals; epochs that
+        miss a target come after all others."""
+        return max(
+            self.epochs,
+            key=lambda figures: (figures.get("on_target", True), figures["val_top1"]),
+            default={},
+        )
+
+    @property
+    def mean_of_best(self) -> float:
+        """Mean validation accuracy of the best five epochs, in percent."""
+        best = sorted((figures["val_top1"] for figures in self.epochs), reverse=True)[:BEST_OF]
+        return sum(best) / len(best)
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    keys = sorted((old.keys() | new.keys()) - INCIDENTAL)
+    return [f"{k} {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
+
+
+def finished(folder: Path, *, config: dict, epochs: int) -> History | None:
+    """The history of a run with this configuration that has all its epochs, else None.
+
+    Reads the small files only, and without the folder's lock: the run may be another machine's.
+    """
+    try:
+        old = json.loads((folder / "config.json").read_text())
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        history = History(folder, [json.loads(line) for line in lines])
+    except (OSError, ValueError):
+        return None
+    same = not differences(old, json.loads(json.dumps(config)))
+    complete = history.epochs_done >= epochs and (folder / "best.pt").exists()
+    return history if same and complete else None
+
+
+def copy_best(histories: Iterable[History], path: Path) -> History | None:
+    """Copy the best network of several runs to `path`; returns the run it is from."""
+    trained = [history for history in histories if history.epochs]
+    winner = max(trained, key=lambda history: history.best["val_top1"], default=None)
+    if winner and distributed.is_main():
+        write_file(read_file(winner.folder / "best.pt"), path)
+    return winner

@@ -1,0 +1,47 @@
+"""Lines for people: on the console and in a run's folder."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from data.errors import DiskError
+from model_compound_scaling import distributed
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write so that a reader finds either the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        raise DiskError(f"cannot write {path}: {error.strerror}") from None
+
+
+class Log:
+    """Lines of the first process to the console and, if there is a folder, to its `logfile.txt`.
+
+    Neither a reader that went away nor a full disk ends the training that they tell of.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.path = folder and folder / "logfile.txt"
+
+    def __call__(self, line: str) -> None:
+        if not distributed.is_main():
+            return
+        try:
+            print(line)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if self.path:
+            self._append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    def _append(self, line: str) -> None:
+        try:
+            with self.path.open("a") as file:
+                file.write(line)
+        except OSError as error:
+            print(f"cannot write {self.path}: {error.strerror}", file=sys.stderr)
+            self.path = None
