@@ -22,7 +22,8 @@ from data.errors import UserError
 from data.load import find_dataset
 from model_compound_scaling import cli, distributed, flag_types, opening
 from model_compound_scaling.history import History, copy_best, finished
-from model_compound_scaling.logs import Log, write_text
+from model_compound_scaling.locks import turn
+from model_compound_scaling.logs import Log
 from model_compound_scaling.pretraining import require_memory, train_point
 from model_compound_scaling.recipes import DEFAULT_RECIPE, RECIPES, SCHEDULES
 from model_compound_scaling.registry import (
@@ -46,6 +47,7 @@ from model_compound_scaling.search import (
     to_text,
 )
 from model_compound_scaling.steps import AMP
+from model_compound_scaling.storage import write_text
 from model_compound_scaling.training import Interval
 
 TARGET_PHIS = [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
@@ -273,13 +275,14 @@ def conclude(search: Search, args: argparse.Namespace, log: Log, found: Point | 
     """Print and write the table, and copy the best network, or the one that reached the target."""
     table = rows(search.trained, search.missing)
     log(to_text(table))
-    if distributed.is_main():
-        write_text(args.output / "results.csv", to_csv(table))
+    histories = [search.trained[found]] if found else list(search.trained.values())
+    with turn(args.output):
+        if distributed.is_main():
+            write_text(to_csv(table), args.output / "results.csv")
+        winner = copy_best(histories, args.output / "best_model.pt")
     if search.missing:
         names = ", ".join(point.name for point in search.missing)
         log(f"not trained yet: {names}; once they are, call this again to go on")
-    histories = [search.trained[found]] if found else list(search.trained.values())
-    winner = copy_best(histories, args.output / "best_model.pt")
     if winner is None:
         return
     if args.target_accuracy and not search.missing:

@@ -16,8 +16,10 @@ from torch import nn
 from data.errors import UserError
 from model_compound_scaling import cli, distributed, flag_types, opening
 from model_compound_scaling.history import copy_best
-from model_compound_scaling.logs import Log, write_text
+from model_compound_scaling.locks import turn
+from model_compound_scaling.logs import Log
 from model_compound_scaling.registry import NetworkSpec, table_row
+from model_compound_scaling.storage import write_text
 from model_compound_scaling.training import Interval
 from model_quantization.grid import grid_points, results, results_csv, results_table
 from model_quantization.plots import plot_pareto, plot_ternarization, require_matplotlib
@@ -250,11 +252,13 @@ def body(args: argparse.Namespace) -> None:
         runs.append(run)
     log = Log(args.output)
     log(results_table(runs))
-    if distributed.is_main():
-        write_text(args.output / "results.csv", results_csv(runs))
-        if args.plot_pareto:
-            plot_pareto(results(runs), args.plot_pareto)
-    if copy_best(runs, args.output / "Ternary_best_acc.pt"):
+    with turn(args.output):
+        if distributed.is_main():
+            write_text(results_csv(runs), args.output / "results.csv")
+        winner = copy_best(runs, args.output / "Ternary_best_acc.pt")
+    if args.plot_pareto and distributed.is_main():
+        plot_pareto(results(runs), args.plot_pareto)
+    if winner:
         log(f"best network: {args.output / 'Ternary_best_acc.pt'}")
 
 

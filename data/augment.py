@@ -121,20 +121,25 @@ def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     device = images.device
     for operation in order.unbind(1):
         factor = factors.gather(0, operation[None])[0]
-        factor = torch.where(operation == HUE, 1, factor).to(device)
-        to_grey = (operation == SATURATION).to(device, torch.float32)
-        to_mean = (operation == CONTRAST).to(device, torch.float32)
+        factor = torch.where(operation == HUE, 1, factor).to(device, non_blocking=True)
+        to_grey = (operation == SATURATION).to(device, torch.float32, non_blocking=True)
+        to_mean = (operation == CONTRAST).to(device, torch.float32, non_blocking=True)
         images = blend(images, factor, to_grey, to_mean)
         rows = (operation == HUE).nonzero()[:, 0]
         if len(rows) and images.shape[1] == 3:
-            turns, rows = factors[HUE, rows].to(device), rows.to(device)
+            turns, rows = (
+                factors[HUE, rows].to(device, non_blocking=True),
+                rows.to(device, non_blocking=True),
+            )
             images[rows] = shift_hue(images[rows], turns)
     return images
 
 
 def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(x - mean) / std per channel, in place; float (B, C, H, W) in [0, 1]."""
-    mean_, std_ = (torch.tensor(v, device=images.device)[:, None, None] for v in (mean, std))
+    mean_, std_ = (
+        torch.tensor(v)[:, None, None].to(images.device, non_blocking=True) for v in (mean, std)
+    )
     return images.sub_(mean_).div_(std_)
 
 
@@ -171,7 +176,7 @@ def augment(
     """
     device, size = images.device, images.shape[-1]
     draws = uniform(seed, epoch, index, DRAWS)
-    flip_draw, top, left, _, _, _, _, _, row, column = draws.to(device)
+    flip_draw, top, left, _, _, _, _, _, row, column = draws.to(device, non_blocking=True)
     if recipe.flip:
         images = flip(images, flip_draw < 0.5)
     if recipe.pad:

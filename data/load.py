@@ -120,6 +120,7 @@ def load_data(
             transform,
             schedule=schedule,
             prepare=prepare,
+            image_size=size,
             channels=channels,
             workers=workers,
             worker_init=worker_init,

@@ -115,5 +115,5 @@ class CachedLoader:
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         for index in self.schedule.epoch(epoch, first):
-            here = index.to(self.images.device)
+            here = index.to(self.images.device, non_blocking=True)
             yield self.prepare(self.images[here], epoch, index), self.labels[here]

@@ -1,6 +1,7 @@
 """How each data set is read: (split, data_path, image_size) -> Source."""
 
 import contextlib
+import fcntl
 import gzip
 import io
 import math
@@ -132,7 +133,9 @@ def quiet() -> Iterator[None]:
 def download(name: str, fetch: Callable[[], object], folder: str) -> object:
     """Run torchvision's `fetch`, which downloads what an earlier call has not."""
     try:
-        with quiet():
+        DOWNLOADS.mkdir(parents=True, exist_ok=True)
+        with (DOWNLOADS / f".{name}.lock").open("w") as lock, quiet():
+            fcntl.flock(lock, fcntl.LOCK_EX)  # many processes may start together
             return fetch()
     except Exception as error:  # no network, full disk, changed server: all end in the same advice
         reason = " ".join(str(error).split())

@@ -70,6 +70,7 @@ class FileLoader:
         *,
         schedule: Schedule,
         prepare: Preparation,
+        image_size: int,
         channels: int,
         workers: int,
         worker_init: Callable[[int], None] | None,
@@ -78,6 +79,9 @@ class FileLoader:
     ):
         self.samples, self.channels, self.device = len(tree.paths), channels, device
         self.schedule, self.prepare, self.bad = schedule, prepare, bad
+        size = (3, image_size, image_size)  # a process' share of the last batch may be nothing
+        none = torch.empty(0, dtype=torch.long)
+        self.nothing = torch.empty(0, *size, dtype=torch.uint8), none, none
         self.sampler = EpochBatches(schedule)
         self.loader = DataLoader(
             FileDataset(tree, transform, prepare.seed),
@@ -100,9 +104,9 @@ class FileLoader:
         self.sampler.epoch, self.sampler.first = epoch, first
         for batch, errors in self.loader:
             self.bad.add(errors)
-            if batch is None:
+            if batch is None and self.schedule.train:
                 raise DataError(f"no image of a batch can be read: {errors[0]}")
-            images, labels, index = batch
+            images, labels, index = batch or self.nothing
             images, labels = (x.to(self.device, non_blocking=True) for x in (images, labels))
             yield self.prepare(to_channels(images, self.channels), epoch, index), labels
 

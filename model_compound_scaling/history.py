@@ -14,19 +14,30 @@ INCIDENTAL = {
     "cuda",
     "data_path",
     "dry_run",
+    "eval",
     "grid",
+    "ini_c_divrs",  # lists that span a grid: the point's own values are in its name
+    "lambda_max_divrs",
     "output",
     "phi",
+    "plot_pareto",
+    "plot_ternarization",
     "resume",
     "resume_override",
     "scale_resolution",
     "shard",
     "skip_bad_images",
     "target_accuracy",
+    "ttq_threshold",
     "val_batch_size",
     "workers",
 }
 BEST_OF = 5  # epochs whose mean accuracy tells more than that of the luckiest
+
+
+def rank(figures: dict) -> tuple[bool, float]:
+    """What makes an epoch the best: epochs that miss a target come after all others."""
+    return figures.get("on_target", True), figures["val_top1"]
 
 
 class History:
@@ -44,11 +55,7 @@ class History:
     def best(self) -> dict:
         """Figures of the epoch of best validation accuracy, the earliest of equals; epochs that
         miss a target come after all others."""
-        return max(
-            self.epochs,
-            key=lambda figures: (figures.get("on_target", True), figures["val_top1"]),
-            default={},
-        )
+        return max(self.epochs, key=rank, default={})
 
     @property
     def mean_of_best(self) -> float:
@@ -81,7 +88,7 @@ def finished(folder: Path, *, config: dict, epochs: int) -> History | None:
 def copy_best(histories: Iterable[History], path: Path) -> History | None:
     """Copy the best network of several runs to `path`; returns the run it is from."""
     trained = [history for history in histories if history.epochs]
-    winner = max(trained, key=lambda history: history.best["val_top1"], default=None)
+    winner = max(trained, key=lambda history: rank(history.best), default=None)
     if winner and distributed.is_main():
         write_file(read_file(winner.folder / "best.pt"), path)
     return winner

@@ -6,7 +6,8 @@ import os
 import shlex
 import sys
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from data.errors import DiskError, FolderInUse
@@ -66,6 +67,17 @@ def hold_folder(folder: Path) -> FolderLock:
     except OSError as error:
         raise DiskError(f"--output {folder} cannot be written: {error.strerror}") from None
     return FolderLock(descriptor, left or None)
+
+
+@contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """Wait until no other run is writing what the runs below a folder share: machines that train
+    parts of one grid may end together."""
+    with ExitStack() as stack:
+        with suppress(OSError):  # where there are no locks there are no turns
+            file = stack.enter_context((folder / ".turn").open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def describe_process() -> str:

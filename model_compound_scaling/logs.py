@@ -5,18 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from data.errors import DiskError
 from model_compound_scaling import distributed
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write so that a reader finds either the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError as error:
-        raise DiskError(f"cannot write {path}: {error.strerror}") from None
 
 
 class Log:

@@ -54,7 +54,7 @@ def open_data(
 ) -> Data:
     """The data set as flags say, then as the checkpoint recorded. Its classes must agree.
 
-    `image_size` is that of the input, if neither flags nor the checkpoint decide it.
+    `image_size` overrides flags and checkpoint.
     """
     name = args.dataset or recorded.get("dataset")
     if name is None:

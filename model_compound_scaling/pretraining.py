@@ -10,7 +10,7 @@ from model_compound_scaling.checkpoints import network_content
 from model_compound_scaling.devices import for_processes, lay_out, memory_of
 from model_compound_scaling.evaluation import require_fit
 from model_compound_scaling.history import History
-from model_compound_scaling.recipes import lr_factor, make_average, make_sgd
+from model_compound_scaling.recipes import Average, load_optimizer, lr_factor, make_sgd
 from model_compound_scaling.registry import build, expected_tensors
 from model_compound_scaling.runs import Run
 from model_compound_scaling.search import Point, parameters
@@ -63,7 +63,7 @@ def train_point(
         phases=(PHASE,),
     )
     optimizer = make_sgd(network, config)
-    averaged = make_average(network, config["ema"])
+    averaged = Average(network, config["ema"]) if config["ema"] else None
     options = Options(**{k: config[k] for k in ("label_smoothing", "mixup", "cutmix", "amp")})
     step = TrainStep(
         for_processes(network, device, compiled=config["compile"]),
@@ -76,8 +76,10 @@ def train_point(
     if run.state:
         state = run.state["resume"]
         network.load_state_dict(state["state_dict"] or run.state["state_dict"])
-        optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(optimizer, state["optimizer"], keep=("lr",))  # of an epoch that has begun
         step.load_state_dict(state["step"])
+        if averaged:
+            averaged.module.load_state_dict(run.state["state_dict"])
     where = f"on {device}" + (
         f", {config['processes']} processes" if config["processes"] > 1 else ""
     )
@@ -119,5 +121,4 @@ def train_point(
         evaluated=best,
         interval=interval,
     )
-    run.close()
-    return run
+    return run.close()

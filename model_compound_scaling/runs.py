@@ -17,7 +17,7 @@ from data.errors import CheckpointError, DiskError, UserError
 from model_compound_scaling import distributed
 from model_compound_scaling.history import History, differences
 from model_compound_scaling.locks import hold_folder
-from model_compound_scaling.logs import Log, write_text
+from model_compound_scaling.logs import Log
 from model_compound_scaling.registry import NetworkSpec
 from model_compound_scaling.storage import (
     has_generation,
@@ -25,6 +25,7 @@ from model_compound_scaling.storage import (
     read_generation,
     write_file,
     write_generation,
+    write_text,
 )
 
 
@@ -93,7 +94,7 @@ class Run(History):
             _restore_best(state, folder)
         _write_history(folder / "metrics.jsonl", state.get("history", []))
         text = json.dumps(self.config, indent=2, sort_keys=True) + "\n"
-        write_text(folder / "config.json", text)
+        write_text(text, folder / "config.json")
         return state, lines
 
     def take_progress(self) -> dict | None:
@@ -103,8 +104,8 @@ class Run(History):
             progress = progress | {"loss": 0.0, "hits": 0, "samples": 0}
         return progress
 
-    def save(self, content: dict, *, progress: dict | None = None) -> None:
-        """Write `last.pt`; if that fails the old one stays, and training goes on."""
+    def save(self, content: Callable[[], dict], *, progress: dict | None = None) -> None:
+        """Write `last.pt` of `content()`; if that fails, the old one stays and training goes on."""
         resumable = {
             "history": self.epochs,
             "best": self.best_network,
@@ -115,13 +116,13 @@ class Run(History):
             ).hexdigest(),
             "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
         }
-        self._attempt("last.pt", lambda path: write_generation({**content, **resumable}, path))
+        self._attempt("last.pt", lambda path: write_generation({**content(), **resumable}, path))
 
-    def finish_epoch(self, figures: dict, content: dict) -> None:
+    def finish_epoch(self, figures: dict, content: Callable[[], dict]) -> None:
         """Save `last.pt`, `best.pt` if this epoch is the best, and the figures."""
         self.epochs.append(figures)
         if self.best is figures:
-            network = {key: value for key, value in content.items() if key != "resume"}
+            network = {key: value for key, value in content().items() if key != "resume"}
             self.best_network = {**network, "figures": figures}
             self._attempt("best.pt", lambda path: write_file(self.best_network, path))
         self.save(content)
@@ -141,15 +142,20 @@ class Run(History):
             self.failures.pop(name, None)
 
     def require_saved(self) -> None:
-        """DiskError if the last save of some file failed."""
-        for error in self.failures.values():
-            raise error
+        """DiskError, in all processes, if the last save of some file failed."""
 
-    def close(self) -> None:
-        """Let others have the folder. DiskError if the last save failed."""
+        def check() -> None:
+            for error in self.failures.values():
+                raise error
+
+        distributed.from_main(check)
+
+    def close(self) -> History:
+        """Let others have the folder; what became of the run. DiskError if the last save failed."""
         if distributed.is_main():
             self._lock.release()
         self.require_saved()
+        return History(self.folder, self.epochs)
 
     def last_good(self) -> str:
         """Where the state before now is."""
@@ -172,7 +178,7 @@ def _line(figures: dict) -> str:
 
 
 def _write_history(path: Path, epochs: list[dict]) -> None:
-    write_text(path, "".join(json.dumps(figures) + "\n" for figures in epochs))
+    write_text("".join(json.dumps(figures) + "\n" for figures in epochs), path)
 
 
 def _other_configuration(folder: Path, different: list[str]) -> UserError:
@@ -211,7 +217,10 @@ def _set_aside(folder: Path) -> None:
     number = 1
     while (aside := folder.with_name(f"{folder.name}.old{number}")).exists():
         number += 1
-    folder.rename(aside)
+    try:
+        folder.rename(aside)
+    except OSError as error:
+        raise DiskError(f"cannot rename {folder} to {aside.name}: {error.strerror}") from None
 
 
 def _restore_best(state: dict, folder: Path) -> None:

@@ -206,7 +206,7 @@ def to_csv(table: list[tuple]) -> str:
 
 def to_text(table: list[tuple], *, predicted: bool = False) -> str:
     """The rows as aligned columns."""
-    header = [*HEADER[:6], "MACs"]
+    header = list(HEADER)
     header += ["predicted cost"] if predicted else ["epochs", "mean of best 5", "best top-1"]
     cells = [header] + [_cells(row, predicted=predicted) for row in table]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from model_compound_scaling.recipes import Average
+
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -39,7 +41,8 @@ class TrainStep:
     (an exponential moving average) after that.
 
     A loss or gradient that is not finite stops all updates from then on, on the device, where
-    nothing has to wait for it; `first_bad` is the number of that step, -1 while all is well.
+    nothing has to wait for it; `first_bad` is the number of that step, -1 while all is well. With
+    fp16, whose scaled gradients may overflow, only the loss counts, and only that step is skipped.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class TrainStep:
         options: Options | None = None,
         prepare: Callable[[], None] | None = None,
         finish: Callable[[], None] | None = None,
-        averaged: torch.optim.swa_utils.AveragedModel | None = None,
+        averaged: Average | None = None,
     ) -> None:
         self.forward, self.network, self.optimizer = forward, network, optimizer
         self.options = options or Options()
@@ -94,7 +97,7 @@ class TrainStep:
         if self.finish:
             self.finish()
         if self.averaged:
-            self.averaged.update_parameters(self.network)
+            self.averaged.update()
         return loss.detach(), hits(logits.detach(), labels, 1)
 
     def _backward(self, loss: Tensor) -> None:
@@ -119,13 +122,13 @@ class TrainStep:
         self.optimizer.step()
 
     def state_dict(self) -> dict:
-        """What a resumed step needs."""
-        averaged = self.averaged and self.averaged.state_dict()
-        return {"scaler": self.scaler and self.scaler.state_dict(), "averaged": averaged}
+        """What a resumed step needs beside the networks."""
+        started = self.averaged is not None and self.averaged.started
+        return {"scaler": self.scaler and self.scaler.state_dict(), "average_started": started}
 
     def load_state_dict(self, state: dict) -> None:
         """Continue where another step stopped."""
-        if self.scaler:
+        if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         if self.averaged:
-            self.averaged.load_state_dict(state["averaged"])
+            self.averaged.started = state["average_started"]

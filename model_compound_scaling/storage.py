@@ -67,6 +67,26 @@ def write_generation(content: dict, path: Path) -> None:
             _commit(previous)
 
 
+def write_synced(content: bytes, path: Path) -> None:
+    """Write a file down to the disk. Raises OSError."""
+    with open(path, "wb") as file:
+        file.write(content)
+        _sync(file)
+
+
+def write_text(text: str, path: Path) -> None:
+    """A file without a manifest, the old one or the whole new one. Raises DiskError."""
+    temporary = waiting(path)
+    try:
+        write_synced(text.encode(), temporary)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise DiskError(f"cannot write {path}: {error.strerror}") from None
+
+
 def has_generation(path: Path) -> bool:
     """Whether there is anything for `read_generation` to read, good or not."""
     return path.exists() or previous_path(path).exists()

@@ -117,13 +117,14 @@ def train_epoch(
 
 def require_finite(step: TrainStep, run: Run, steps_per_epoch: int) -> None:
     """NonFiniteLoss if a loss or gradient was not finite; waits for the device."""
-    number = int(step.first_bad)
+    # of all processes: with fp16 each knows its own loss only
+    number = distributed.largest(int(step.first_bad))
     if number < 0:
         return
     epoch, batch = divmod(number, steps_per_epoch)
     raise NonFiniteLoss(
         f"the loss or a gradient became infinite or NaN in step {batch + 1} of epoch {epoch + 1}; "
-        f"nothing was updated from it: lower --lr ({run.last_good()})"
+        f"no weight was updated from it: lower --lr ({run.last_good()})"
     )
 
 
@@ -157,7 +158,7 @@ def run_epochs(
         wish = distributed.largest(interruption.received() or int(due))
         if wish:
             require_finite(step, run, total)
-            run.save(content(), progress=done.state())
+            run.save(content, progress=done.state())
         if wish > 1:
             run.require_saved()
             raise interruption.Stopped(wish, run.last_good())
@@ -190,4 +191,4 @@ def run_epochs(
             )
             record = done.figures | done.means()
             record |= {f"val_{name}": value for name, value in asdict(scores).items()}
-            run.finish_epoch(record | figures(), content())
+            run.finish_epoch(record | figures(), content)

@@ -7,7 +7,8 @@ import numpy as np
 
 from data.errors import UserError
 from model_compound_scaling.checkpoints import read_file
-from model_compound_scaling.runs import Run
+from model_compound_scaling.history import History
+from model_compound_scaling.logs import Log
 
 
 def require_matplotlib() -> None:
@@ -18,7 +19,7 @@ def require_matplotlib() -> None:
         raise UserError("plots need matplotlib: pip install matplotlib") from None
 
 
-def plot_ternarization(run: Run) -> None:
+def plot_ternarization(run: History) -> None:
     """One PNG per layer in the run's folder: latent weights and centroids at the end, centroids,
     and entropy, zeros and accuracy over the epochs."""
     content = read_file(run.folder / "last.pt")
@@ -29,7 +30,7 @@ def plot_ternarization(run: Run) -> None:
         epochs = [figures["layers"][i] for figures in run.epochs]
         top1 = [figures["val_top1"] for figures in run.epochs]
         _draw(epochs, top1, layer["latent"].cpu().numpy(), folder / f"{name}.png")
-    run.log(f"{len(layers)} plots in {folder}")
+    Log(run.folder)(f"{len(layers)} plots in {folder}")
 
 
 def plot_pareto(results: list[tuple[str, float, float, float]], path: Path) -> None:

@@ -11,6 +11,8 @@ from model_compound_scaling import distributed
 from model_compound_scaling.checkpoints import Checkpoint, load_network, network_content
 from model_compound_scaling.devices import for_processes, lay_out
 from model_compound_scaling.evaluation import evaluate, require_fit
+from model_compound_scaling.history import History
+from model_compound_scaling.recipes import load_optimizer
 from model_compound_scaling.registry import NetworkSpec, table_row
 from model_compound_scaling.runs import Run
 from model_compound_scaling.steps import TrainStep
@@ -113,8 +115,10 @@ class Quantization:
         if state.get("phase") == phase:
             self.network.load_state_dict(self.run.state["state_dict"])
             self.ternarizer.load_state_dict(state["ternarizer"])
-            self.ternarizer.gamma, self.codes = state["gamma"], state["codes"]
-            self.optimizer.load_state_dict(state["optimizer"])
+            if self.goal:  # else it is the configuration's
+                self.ternarizer.gamma = state["gamma"]
+            self.codes = [c.to(self.ternarizer.latent.device) for c in state["codes"]]
+            load_optimizer(self.optimizer, state["optimizer"])
         run_epochs(
             run=self.run,
             phase=phase,
@@ -190,7 +194,7 @@ def quantize_point(
     device: torch.device,
     scoring_params: Callable[[nn.Module], float],
     interval: Interval,
-) -> Run:
+) -> History:
     """Ternarize (or prune) the network of a checkpoint, in `folder`.
 
     `config` holds epochs, retrain_epochs, lr, lr2, weight_decay, centroids, levels, prune,
@@ -251,5 +255,4 @@ def quantize_point(
             job.load_best()
         ternarizer.freeze()
         job.train("frozen", range(epochs, total))
-    run.close()
-    return run
+    return run.close()

@@ -16,6 +16,7 @@ from data.errors import CheckpointError, DiskError, UserError
 from model_compound_scaling.checkpoints import network_content
 from model_compound_scaling.manifests import manifest_path, manifest_text
 from model_compound_scaling.registry import NetworkSpec, skeleton
+from model_compound_scaling.storage import write_synced
 from model_compound_scaling.widths import describe
 from model_scoring.records import Record
 from model_scoring.weights import ternary_values
@@ -36,7 +37,7 @@ def write_all(files: Files) -> None:
     try:
         for path, content in regular.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporaries[path].write_bytes(content)
+            write_synced(content, temporaries[path])
         for path, temporary in temporaries.items():
             temporary.replace(path)
         for path, content in special.items():

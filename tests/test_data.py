@@ -17,7 +17,7 @@ from PIL import Image
 from data import DATASETS, load_data, readers
 from data.errors import DataError, UserError
 from data.images import read_image
-from data.loaders import CachedLoader
+from data.loaders import CachedLoader, Part
 from data.shapes import make_shapes
 from data.streaming import FileLoader
 from data.table import CIFAR_STATS, IMAGENET_STATS
@@ -510,6 +510,14 @@ def test_bad_images_are_left_out_counted_and_named(damaged, capfd, size, workers
     shown = capfd.readouterr().err
     assert shown.count("warning: cannot read image") == 2
     assert "cat/02.png" in shown and "dog/02.png" in shown and "2 of at most 2" in shown
+
+
+def test_a_share_of_nothing_is_an_empty_batch(tree):
+    """6 validation images in batches of 5: the second of two processes gets none of the last."""
+    for size in (32, 72):
+        data = load_folder(tree, size, val_batch_size=5, part=Part(1, 2))
+        sizes = [(tuple(images.shape), len(labels)) for images, labels in data.val.epoch(0)]
+        assert sizes == [((2, 3, size, size), 2), ((0, 3, size, size), 0)]
 
 
 @pytest.mark.parametrize("size", [32, 72])

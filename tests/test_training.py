@@ -10,7 +10,7 @@ from torch import nn
 import run_compound_scaling
 from data.loaders import WHOLE, CachedLoader, Preparation, Schedule
 from model_compound_scaling.evaluation import evaluate
-from model_compound_scaling.recipes import lr_factor, make_average, make_sgd
+from model_compound_scaling.recipes import Average, load_optimizer, lr_factor, make_sgd
 from model_compound_scaling.steps import Options, TrainStep
 from model_compound_scaling.training import Clock, Interval, Progress, train_epoch
 
@@ -25,7 +25,8 @@ def small_network():
 
 
 def make_step(network, **options):
-    averaged = make_average(network, options.pop("ema", 0.0))
+    decay = options.pop("ema", 0.0)
+    averaged = Average(network, decay) if decay else None
     sgd = make_sgd(network, SGD)
     return TrainStep(
         network, network=network, optimizer=sgd, classes=5, options=Options(**options),
@@ -124,8 +125,30 @@ def test_a_step_s_scaler_and_average_are_saved():
     second = make_step(small_network(), amp="fp16", ema=0.5)
     second.load_state_dict(first.state_dict())
     assert second.scaler.get_scale() == first.scaler.get_scale()
-    averages = [weights(step.averaged.module) for step in (first, second)]
-    assert largest_difference(*averages) == 0
+    assert second.averaged.started
+
+
+def test_a_first_step_that_overflows_leaves_no_trace():
+    """Fused SGD makes its momentum in the first step, even if that is skipped."""
+    step = make_step(small_network(), amp="fp16")
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
+    before = weights(step.network)
+    step(*batch(), seed=0, number=0)
+    assert largest_difference(weights(step.network), before) == 0
+    momenta = [state["momentum_buffer"] for state in step.optimizer.state.values()]
+    assert len(momenta) == len(before) and not any(m.any() for m in momenta)
+
+
+def test_a_resumed_optimizer_has_the_moments_of_one_and_the_settings_of_the_other():
+    saved = make_step(small_network())
+    saved(*batch(), seed=0, number=0)
+    network = small_network()
+    optimizer = make_sgd(network, {"lr": 0.5, "momentum": 0.8, "weight_decay": 0.0})
+    load_optimizer(optimizer, saved.optimizer.state_dict(), keep=("lr",))
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.1, 0.8, 0.0)
+    pairs = zip(optimizer.state.values(), saved.optimizer.state.values(), strict=True)
+    assert all(torch.equal(a["momentum_buffer"], b["momentum_buffer"]) for a, b in pairs)
 
 
 def test_channels_last_and_compiled_networks_give_the_same_losses():
