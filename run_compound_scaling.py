@@ -21,10 +21,10 @@ from data import Data
 from data.errors import UserError
 from data.load import find_dataset
 from model_compound_scaling import cli, distributed, flag_types, opening
+from model_compound_scaling.full_precision import require_memory, train_point
 from model_compound_scaling.history import History, copy_best, finished
 from model_compound_scaling.locks import turn
 from model_compound_scaling.logs import Log
-from model_compound_scaling.pretraining import require_memory, train_point
 from model_compound_scaling.recipes import DEFAULT_RECIPE, RECIPES, SCHEDULES
 from model_compound_scaling.registry import (
     REGISTRY,

@@ -13,6 +13,7 @@ import torch
 
 from data import DATASETS
 from data.errors import UserError
+from data.load import AUGMENT, NORMALIZE
 from data.streaming import worker_death
 from model_compound_scaling import distributed, flag_types, interruption
 from model_compound_scaling.devices import choose_device, make_deterministic, unused_gpus
@@ -88,7 +89,7 @@ def say(line: str) -> None:
     """One line on stderr: what all processes find wrong before they meet, only the first says."""
     if distributed.is_main():
         print(line, file=sys.stderr)
-    elif distributed.size() > 1:
+    elif distributed.world_size() > 1:
         print(f"process {distributed.rank()}: {line}", file=sys.stderr)
 
 
@@ -100,7 +101,7 @@ def add_data_flags(parser: Parser, *, training: bool, default: str) -> None:
     )
     group.add_argument(
         "--data-path",
-        type=Path,
+        type=flag_types.folder,
         metavar="DIR",
         help="folder of the data set "
         "(default: data/downloads, where CIFAR and MNIST are downloaded to)",
@@ -114,13 +115,13 @@ def add_data_flags(parser: Parser, *, training: bool, default: str) -> None:
     )
     group.add_argument(
         "--normalize",
-        choices=("dataset", "imagenet", "none"),
+        choices=NORMALIZE,
         help="mean and deviation of the input (default: that of a checkpoint, else the data set's)",
     )
     if training:
         group.add_argument(
             "--augment",
-            choices=("default", "flip-crop", "none"),
+            choices=AUGMENT,
             default="default",
             help="training images: the data set's usual recipe, only flip and crop, or as they are",
         )
@@ -261,7 +262,7 @@ def add_run_flags(parser: Parser, *, output: Path) -> None:
 def config(args: argparse.Namespace, **more: object) -> dict:
     """The flags, and how many processes share the batches, as plain values for config.json."""
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    return plain | {"processes": distributed.size()} | more
+    return plain | {"processes": distributed.world_size()} | more
 
 
 def require_single(resume: str, points: int) -> None:

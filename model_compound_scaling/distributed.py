@@ -83,7 +83,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else find_place().rank
 
 
-def size() -> int:
+def world_size() -> int:
     """The number of processes that have met."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -93,25 +93,25 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def largest(value: int) -> int:
+def all_reduce_max(value: int) -> int:
     """The largest of all processes' values."""
-    if size() == 1:
+    if world_size() == 1:
         return value
     shared = torch.tensor(value)  # on the CPU: no wait for the GPU
     dist.all_reduce(shared, dist.ReduceOp.MAX)
     return int(shared)
 
 
-def total(values: Tensor) -> Tensor:
-    """The sum of all processes' values."""
-    if size() > 1:
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """The sum of all processes' values, in place."""
+    if world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
 def from_main(work: Callable[[], T]) -> T:
     """What `work` returns, or the UserError it raises, in process 0, for all processes."""
-    if size() == 1:
+    if world_size() == 1:
         return work()
     outcome: list = [None, None]
     if is_main():
@@ -125,16 +125,16 @@ def from_main(work: Callable[[], T]) -> T:
     return outcome[0]
 
 
-def share(tensors: list[Tensor]) -> None:
+def broadcast(tensors: list[Tensor]) -> None:
     """Overwrite the tensors with those of process 0."""
-    if size() > 1:
+    if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
 def require_equal(tensors: list[Tensor], what: str) -> None:
     """RuntimeError unless the tensors are the same bits in all processes."""
-    if size() == 1:
+    if world_size() == 1:
         return
     sums = torch.stack([checksum(tensor) for tensor in tensors])
     largest, smallest = sums.clone(), sums.clone()

@@ -69,6 +69,6 @@ def evaluate(
             sums = sums.to(batch.device) + batch
             samples += len(labels)
         between()
-    sums = distributed.total(torch.cat([sums.cpu(), torch.tensor([samples])]))
+    sums = distributed.all_reduce_sum(torch.cat([sums.cpu(), torch.tensor([samples])]))
     loss, top1, top5 = (sums[:3] / sums[3]).tolist()
     return Evaluation(loss, 100 * top1, 100 * top5)

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from pathlib import Path
 
 from model_compound_scaling.training import Interval
 
@@ -88,6 +89,11 @@ def regex(value: str) -> str:
     except re.error as error:
         raise argparse.ArgumentTypeError(f"{value!r} is no regular expression: {error}") from None
     return value
+
+
+def folder(value: str) -> Path:
+    """A folder; `~` is the user's home, also in --flag=~/x, where the shell leaves it alone."""
+    return Path(value).expanduser()
 
 
 def boolean(value: str) -> bool:

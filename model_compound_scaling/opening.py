@@ -65,7 +65,7 @@ def open_data(
         training = {
             "augment": args.augment,
             "batch_size": args.batch_size,
-            "part": Part(distributed.rank(), distributed.size()),
+            "part": Part(distributed.rank(), distributed.world_size()),
         }
     data = load_data(
         name,

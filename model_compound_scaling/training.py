@@ -41,7 +41,7 @@ class Progress:
     def state(self) -> dict:
         """Plain values for a checkpoint, the sums those of all processes."""
         sums = torch.tensor([float(self.loss), float(self.hits), self.samples], dtype=torch.float64)
-        loss, hits, samples = distributed.total(sums).tolist()
+        loss, hits, samples = distributed.all_reduce_sum(sums).tolist()
         return asdict(self) | {"loss": loss, "hits": int(hits), "samples": int(samples)}
 
     def means(self) -> dict[str, float]:
@@ -102,7 +102,7 @@ def train_epoch(
     step, process) only, so that a resumed epoch goes on as if it had not stopped.
     """
     step.network.train()
-    world, rank, total = distributed.size(), distributed.rank(), len(loader)
+    world, rank, total = distributed.world_size(), distributed.rank(), len(loader)
     for images, labels in progress(loader.epoch(epoch, done.batch), label, total, done.batch):
         loss, hits = step(
             images,
@@ -118,7 +118,7 @@ def train_epoch(
 def require_finite(step: TrainStep, run: Run, steps_per_epoch: int) -> None:
     """NonFiniteLoss if a loss or gradient was not finite; waits for the device."""
     # of all processes: with fp16 each knows its own loss only
-    number = distributed.largest(int(step.first_bad))
+    number = distributed.all_reduce_max(int(step.first_bad))
     if number < 0:
         return
     epoch, batch = divmod(number, steps_per_epoch)
@@ -155,7 +155,7 @@ def run_epochs(
     def between(done: Progress, due: bool) -> None:
         # one question a step to all processes: is it time to save (1), did a signal come (its
         # number)? Signals are at least 2
-        wish = distributed.largest(interruption.received() or int(due))
+        wish = distributed.all_reduce_max(interruption.received() or int(due))
         if wish:
             require_finite(step, run, total)
             run.save(content, progress=done.state())
@@ -182,7 +182,7 @@ def run_epochs(
                 after=after_step,
             )
             require_finite(step, run, total)
-            distributed.share(list(network.buffers()))
+            distributed.broadcast(list(network.buffers()))
             scores = evaluate(
                 network,
                 data.val.epoch(0),

@@ -69,7 +69,11 @@ def test_checksums_see_any_bit_and_the_order():
 
 
 def test_alone_everything_is_local():
-    assert (distributed.largest(7), distributed.size(), distributed.is_main()) == (7, 1, True)
+    assert (distributed.all_reduce_max(7), distributed.world_size(), distributed.is_main()) == (
+        7,
+        1,
+        True,
+    )
     assert distributed.from_main(lambda: "x") == "x"
 
 

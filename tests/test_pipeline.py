@@ -13,6 +13,8 @@ from torchvision.io import write_png
 import run_compound_scaling
 import run_quantization
 import run_scoring
+from model_compound_scaling.history import History, copy_best
+from model_compound_scaling.storage import write_file
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--grid", "0.1", "0.5", "--phi", "1", "--batch-size", "8", "--workers", "0", "--no-cuda"]
@@ -259,6 +261,28 @@ def test_a_killed_quantization_resumes_to_the_same_bits(
     assert metrics[0] == metrics[1]
     phases = [json.loads(line)["phase"] for line in metrics[0].splitlines()]
     assert phases == ["ternary", "ternary", "frozen", "frozen"]
+
+
+def test_a_grid_of_strengths_can_be_extended(images, trained, tmp_path, capsys):
+    flags = (trained / "best_model.pt", "--epochs", "1", "--retrain-epochs", "0")
+    assert quantize(images, tmp_path, *flags) == 0
+    capsys.readouterr()
+    more = ("--lambda-max-divrs", "0.15", "0.3", "--eval")
+    assert quantize(images, tmp_path, *flags, *more) == 0
+    assert capsys.readouterr().out.count("phase ternary") == 1
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
+
+
+def test_the_best_of_several_runs_is_one_that_meets_the_target(tmp_path):
+    folders = []
+    for name, top1, on_target in (("missed", 90.0, False), ("met", 80.0, True)):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_file({"name": name}, folder / "best.pt")
+        epoch = {"epoch": 1, "val_top1": top1, "on_target": on_target}
+        folders.append(History(folder, [epoch]))
+    assert copy_best(folders, tmp_path / "best.pt").folder.name == "met"
+    assert torch.load(tmp_path / "best.pt", weights_only=True) == {"name": "met"}
 
 
 def test_a_finished_run_is_not_trained_again(images, trained, capsys):
