@@ -229,25 +229,25 @@ def body(args: argparse.Namespace) -> None:
     )
     if checkpoint.path.resolve() in named:
         raise UserError(f"{checkpoint.path} is the checkpoint itself: name another output file")
-    row, size = table_row(spec.model), opening.input_size(args, spec, checkpoint.data)
+    row, known = table_row(spec.model), opening.known_input(args, spec, checkpoint.data)
+    size = known["image_size"]
     network = load_network(checkpoint, spec).eval()
     pruned = prune_depthwise(network, args.prune_threshold)
-    packed = packed_files.export(args, network, spec, checkpoint.data)
     data, predictions = None, ()
     if args.predict:
-        predictions = packed_files.predict(
-            args, network, spec=spec, recorded=checkpoint.data, device=device
-        )
+        predictions = packed_files.predict(args, network, spec=spec, data=known, device=device)
     if args.eval:
         data = opening.open_data(
             args, spec=spec, recorded=checkpoint.data, device=device, splits=("val",)
         )
+        known = opening.describe(data)
+    packed = packed_files.export(args, network, spec, known)
     result = score(
         network,
         (row.channels, size, size),
         family=row.family,
         settings=settings(args),
-        reference=REFERENCES.get(args.dataset or checkpoint.data.get("dataset")),
+        reference=REFERENCES.get(known.get("dataset")),
     )
     print(f"{spec.model} from {checkpoint.path}, {row.channels}x{size}x{size} input")
     if args.prune_threshold != 1:
@@ -266,12 +266,11 @@ def body(args: argparse.Namespace) -> None:
         rules=args.rules,
         top1=top1,
     )
-    recorded = opening.describe(data) if data else checkpoint.data
     files = outputs(args, result, content, packed)
     forms, lines = other_forms(
         network,
         spec,
-        {**recorded, "image_size": size},
+        known,
         result,
         thin_path=args.thin,
         onnx_path=args.onnx,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from data import DATASETS
 from data.errors import CheckpointError, UserError
 from model_compound_scaling.efficientnet import ORIGINS
 from model_compound_scaling.micronet import BASELINES
@@ -81,7 +82,7 @@ ARGUMENTS: dict[str, dict[str, Check]] = {
     "efficientnet": {"origin": lambda value, bounds: value in list(ORIGINS)},
 }
 DATA: dict[str, Check] = {
-    "dataset": lambda value, bounds: isinstance(value, str),
+    "dataset": lambda value, bounds: value in list(DATASETS),
     "image_size": lambda value, bounds: _integer(value, LARGEST_IMAGE),
     "mean": lambda value, bounds: _numbers(value, -LARGEST_STATISTIC),
     "std": lambda value, bounds: _numbers(value, 1e-12),

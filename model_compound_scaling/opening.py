@@ -92,20 +92,19 @@ def open_data(
     return data
 
 
-def input_statistics(
-    args: argparse.Namespace, spec: NetworkSpec, recorded: dict, *, flag: str
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of the input without opening a data set: the flag's, the checkpoint's,
-    or the data set's, if one is named. `flag` is what needs them."""
-    name = args.dataset or recorded.get("dataset")
+def known_input(args: argparse.Namespace, spec: NetworkSpec, recorded: dict) -> dict:
+    """What is known of the network's images without opening a data set, as `describe` has it: what
+    the checkpoint recorded, and what flags say instead. Without "mean" if neither tells."""
+    size, channels = input_size(args, spec, recorded), table_row(spec.model).channels
+    known = {**recorded, "image_size": size}
+    row = find_dataset(args.dataset or recorded.get("dataset") or "ImageFolder", size)
+    if args.dataset and row.name != recorded.get("dataset"):
+        known = {"dataset": row.name, "image_size": size}  # other images, other classes
     normalize = args.normalize or _recorded_statistics(recorded)
-    if not (name or normalize):
-        raise UserError(
-            f"{flag} needs --normalize or --dataset: the checkpoint does not say how its images "
-            "were normalised"
-        )
-    row = find_dataset(name or "ImageNet", input_size(args, spec, recorded))
-    return choose_stats(row, normalize or "dataset", table_row(spec.model).channels)
+    if normalize or "dataset" in known:
+        mean, std = choose_stats(row, normalize or "dataset", channels)
+        known |= {"mean": list(mean), "std": list(std)}
+    return known
 
 
 def _recorded_statistics(recorded: dict) -> tuple | None:

@@ -97,14 +97,15 @@ class Kernel:
 class ZeroModel(Model):
     """Whether weights are nonzero."""
 
-    def __init__(self, prior: Array, shape: Geometry) -> None:
+    def __init__(self, prior: Array, informed: Array, shape: Geometry) -> None:
         self.lane = LaneCounts(prior, 6, shape.lanes)
         self.channel = ContextCounts(prior, 4)
         self.tap = ContextCounts(prior, 60, classes=shape.taps)
         self.near = ContextCounts(prior, 8, size=48, classes=6)
         self.kernel = ContextCounts(prior, 8, size=10, classes=FIRST_TAPS + 1)
+        weights = (0.6, 0.6, 0.0, 0.45, 0.2, 0.25, 0.2, -0.1, -0.1, 0.1)
         super().__init__(
-            Question(prior, (0.6, 0.6, 0.0, 0.45, 0.2, 0.25, 0.2, -0.1, -0.1, 0.1), shape.lanes),
+            Question(prior, informed, weights, shape.lanes),
             (self.lane, self.channel, self.tap, self.near, self.kernel),
         )
 
@@ -128,14 +129,14 @@ class ZeroModel(Model):
 class SignModel(Model):
     """Whether nonzero weights are positive."""
 
-    def __init__(self, prior: Array, shape: Geometry) -> None:
+    def __init__(self, prior: Array, informed: Array, shape: Geometry) -> None:
         self.lane = LaneCounts(prior, 6, shape.lanes)
         self.channel = ContextCounts(prior, 4)
         self.near = ContextCounts(prior, 4, size=27, classes=4)
         self.kernel = ContextCounts(prior, 4, size=81)
         weights = (0.15, 0.15, 0.7, 0.05, 0.7, 0.7, 0.15, -0.2, -0.3, -0.1)
         super().__init__(
-            Question(prior, weights, shape.lanes),
+            Question(prior, informed, weights, shape.lanes),
             (self.lane, self.channel, self.near, self.kernel),
         )
 
@@ -159,10 +160,11 @@ class SignModel(Model):
 class LevelModel(Model):
     """Whether a weight of magnitude at least m has a larger one; for more than three values."""
 
-    def __init__(self, prior: Array, shape: Geometry) -> None:
+    def __init__(self, prior: Array, informed: Array, shape: Geometry) -> None:
         self.lane = LaneCounts(prior, 6, shape.lanes)
         self.near = ContextCounts(prior, 4, size=2 * 8, classes=shape.levels)
-        super().__init__(Question(prior, (0.5, 1.0), shape.lanes), (self.lane, self.near))
+        question = Question(prior, informed, (0.5, 1.0), shape.lanes)
+        super().__init__(question, (self.lane, self.near))
 
     def probability(self, kernel: Kernel, m: int, positive: Array) -> Array:
         near = np.maximum(kernel.size(0, 1), kernel.size(1, 0)).clip(0, 7) + 8 * positive
@@ -173,11 +175,13 @@ class LayerModels:
     """Codes or decodes the layers of one geometry, whichever coder it is given."""
 
     def __init__(self, shape: Geometry, priors: Array, coder: Encoder | Decoder) -> None:
-        """priors: (layers, 2) int8, `prior_of` the shares of nonzero and of positive weights."""
+        """priors: (layers, 3) int8: `prior_of` the shares of nonzero and of positive weights, and
+        1 if weights tell of others, 0 if they are independent."""
         self.shape, self.coder = shape, coder
-        nonzero, positive = priors.T.astype(np.int32)[:, :, None] * PRIOR_UNIT
-        self.zero, self.sign = ZeroModel(nonzero, shape), SignModel(positive, shape)
-        self.level = LevelModel(np.zeros_like(nonzero), shape)
+        nonzero, positive, informed = priors.T.astype(np.int32)[:, :, None]
+        self.zero = ZeroModel(nonzero * PRIOR_UNIT, informed, shape)
+        self.sign = SignModel(positive * PRIOR_UNIT, informed, shape)
+        self.level = LevelModel(np.zeros_like(nonzero), informed, shape)
 
     def run(self, codes: Array) -> None:
         """codes: int8 (channels, taps, layers, lanes); a decoder fills them in."""

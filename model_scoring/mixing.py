@@ -90,13 +90,13 @@ class Question:
     """A yes or no asked of every lane: mixes several stretches into one probability.
 
     The mixing weights (one per input and layer) start at `weights`; inputs and weights apply to
-    differences from the layer's prior.
+    differences from the layer's prior. Where `informed` (layers, 1) is 0 they are, and stay, 0.
     """
 
-    def __init__(self, prior: Array, weights: Sequence[float], lanes: int) -> None:
+    def __init__(self, prior: Array, informed: Array, weights: Sequence[float], lanes: int) -> None:
         start = np.array([round(w * (1 << STORED_BITS)) for w in weights], dtype=np.int64)
-        self.weights = np.tile(start[:, None, None], (1, len(prior), 1))
-        self.prior, self.rate = prior, RATE // math.isqrt(256 * lanes)
+        self.weights = start[:, None, None] * informed
+        self.prior, self.rate = prior, RATE // math.isqrt(256 * lanes) * informed
 
     def mix(self, stretches: Sequence[Array], signals: Sequence[Array]) -> Array:
         """Stretch of a yes, from stretches and small integers (layers, lanes or 1)."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from model_compound_scaling import cli, flag_types, opening
+from data.errors import UserError
+from model_compound_scaling import cli, flag_types
 from model_compound_scaling.registry import NetworkSpec, table_row
 from model_scoring import prediction
 from model_scoring.packing import Packed, pack
@@ -46,13 +47,13 @@ def add_flags(parser: cli.Parser) -> None:
 
 
 def export(
-    args: argparse.Namespace, network: nn.Module, spec: NetworkSpec, recorded: dict
+    args: argparse.Namespace, network: nn.Module, spec: NetworkSpec, data: dict
 ) -> Packed | None:
-    """The packed network, if it is asked for. `recorded`: what its checkpoint says of its data."""
+    """The packed network, if it is asked for. `data`: what is known of its images."""
     if not args.export:
         return None
     half = args.export_precision == "fp16"
-    packed = pack(network.state_dict(), spec, recorded, half=half)
+    packed = pack(network.state_dict(), spec, data, half=half)
     if packed.wide:
         named = ", ".join(packed.wide[:3]) + (", ..." if len(packed.wide) > 3 else "")
         print(f"warning: kept in 32 bit, beyond the range of fp16: {named}", file=sys.stderr)
@@ -64,18 +65,25 @@ def predict(
     network: nn.Module,
     *,
     spec: NetworkSpec,
-    recorded: dict,
+    data: dict,
     device: torch.device,
 ) -> Iterator[str]:
-    """The predictions as lines. Mistakes in the flags show before the first is computed."""
-    row, size = table_row(spec.model), opening.input_size(args, spec, recorded)
-    dataset = args.dataset or recorded.get("dataset")
+    """The predictions as lines; `data`: what is known of the network's images. Mistakes in the
+    flags show before the first is computed."""
+    if "mean" not in data:
+        raise UserError(
+            "--predict needs --normalize or --dataset: the checkpoint does not say how its images "
+            "were normalised"
+        )
+    row = table_row(spec.model)
     prepare = prediction.Preparation(
-        prediction.choose_transform(dataset, image_size=size, family=row.family),
+        prediction.choose_transform(
+            data.get("dataset"), image_size=data["image_size"], family=row.family
+        ),
         row.channels,
-        opening.input_statistics(args, spec, recorded, flag="--predict"),
+        (tuple(data["mean"]), tuple(data["std"])),
     )
-    names = recorded.get("class_names", ())
+    names = data.get("class_names", ())
     if len(names) != spec.num_classes:
         names = [str(i) for i in range(spec.num_classes)]
     return prediction.predict(

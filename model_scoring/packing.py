@@ -3,7 +3,7 @@
     "EC2T", version (1 byte), header's length (4), CRC-32 of the two and the header (4)
     header    CRC-32 of the tensors' names, shapes and types (4), number of sections, for each:
               2 x the tensors left out before its own + 1 if dense, its length, its CRC-32 (4);
-              then the description: compressed JSON
+              then the description: its length, and JSON deflated with WORDS as what came before
     sections  one for each quantized layer (quantized.py) and large tensor (dense.py), then one for
               all other tensors
 
@@ -25,15 +25,26 @@ from data.errors import CheckpointError, UserError
 from model_compound_scaling.checkpoints import Checkpoint, read_checkpoint, require_finite
 from model_compound_scaling.descriptions import check_description, runs_foreign_code
 from model_compound_scaling.registry import NetworkSpec, expected_tensors
-from model_scoring.dense import compress, decompress, pack_dense, unpack_dense
+from model_scoring.dense import pack_dense, unpack_dense
 from model_scoring.quantized import pack_layers, quantized, unpack_layers
 from model_scoring.varint import read_varint, varint
 
-SUFFIX, MAGIC, VERSION = ".ec2t", b"EC2T", 1
+SUFFIX, MAGIC, VERSION = ".ec2t", b"EC2T", 2
 START = len(MAGIC) + 1 + 4 + 4
 ALONE = 4096  # values of a tensor that gets a section of its own
 MOST_JSON = 1 << 24
 KINDS = ("running_mean", "bias", "matrix", "weight", "running_var")  # signed ones first
+# part of the format: what descriptions are made of takes hardly a byte
+WORDS = (
+    b'"stem":16,"head":1280,"blocks":[7,7,7],"channels":[16,32,64],"origin":"tf","widths":{'
+    b'"image_size":224,"class_names":["0","1"CIFAR10"ImageNet"ImageFolder"Shapes"FashionMNIST'
+    b'resnet18"torchvision:efficientnet-b1"lenet-5"image_micronet"'
+    b'{"network":{"model":"cifar_micronet","num_classes":100,"arguments":{}},"half":false,"wide":['
+    b'{"network":{"model":"resnet20","num_classes":10,"arguments":{}},"half":true,"data":{'
+    b'"dataset":"CIFAR100","image_size":32,"mean":[0.485,0.456,0.406],"std":[0.229,0.224,0.225],'
+    b'"mean":[0.49137254901960785,0.4823529411764706,0.4466666666666667],'
+    b'"std":[0.24705882352941178,0.24352941176470588,0.2615686274509804],"class_names":["'
+)
 REST = ""  # stands for the section of all other tensors
 HALF = {torch.float32: torch.float16, torch.float64: torch.float16}
 
@@ -124,8 +135,8 @@ def pack(
 
 def _json(description: dict) -> bytes:
     text = json.dumps(description, separators=(",", ":"), ensure_ascii=False).encode()
-    method, content = compress(text)
-    return bytes([method]) + varint(len(text)) + content
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=WORDS)
+    return varint(len(text)) + deflate.compress(text) + deflate.flush()
 
 
 def _table(names: list[str], sections: Mapping[str, bytes], layers: set[str]) -> bytes:
@@ -187,15 +198,18 @@ class PackedFile:
         return table, at
 
     def _description(self, header: bytes, at: int) -> None:
-        size, start = read_varint(header, at + 1)
+        size, start = read_varint(header, at)
         if size > MOST_JSON:
             raise CheckpointError("its description is impossibly long")
         try:
-            found = json.loads(decompress(header[at], header[start:], size))
+            text = zlib.decompressobj(-15, zdict=WORDS).decompress(header[start:], size + 1)
+            if len(text) != size:
+                raise ValueError(f"{len(text)} bytes instead of {size}")
+            found = json.loads(text)
             self.network, self.data = NetworkSpec(**found["network"]), found.get("data", {})
             self.half, self.wide = bool(found["half"]), set(found.get("wide", []))
             fits = isinstance(self.network.arguments, dict) and isinstance(self.data, dict)
-        except (ValueError, TypeError, KeyError, IndexError) as error:
+        except (ValueError, TypeError, KeyError, zlib.error) as error:
             raise CheckpointError(f"its description is damaged ({error!r})") from None
         if not fits or _largest(self.network.arguments) > 1000 + len(self._content):
             raise CheckpointError("it describes no network that could be in it")

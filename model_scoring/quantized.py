@@ -1,7 +1,8 @@
 """Layers of few values, packed: codes through the entropy coder, values as they are.
 
-Bytes of a layer: counts of its negative and positive values (4 bits each), two densities (int8),
-the values (float32, the negative ones first, both from small to large), the coder's bytes.
+Bytes of a layer: counts of its negative and positive values (4 bits each; all bits inverted if its
+weights are independent), two densities (int8), the values (float32, the negative ones first, both
+from small to large), the coder's bytes.
 """
 
 import math
@@ -29,6 +30,16 @@ class Quantized:
     codes: Array
     negative: Array  # float32, of -n ... -1
     positive: Array  # of 1 ... p
+
+    @property
+    def values(self) -> int:
+        """How many beside 0."""
+        return len(self.negative) + len(self.positive)
+
+    @property
+    def levels(self) -> int:
+        """Largest magnitude of a code, at least 1."""
+        return max(1, len(self.negative), len(self.positive))
 
     def weights(self) -> Array:
         table = np.concatenate([self.negative, np.zeros(1, np.float32), self.positive])
@@ -104,28 +115,48 @@ def _groups(layouts: Mapping[str, Layout]) -> Iterator[tuple[Geometry, list[str]
         yield from ((geometry, names[i : i + size]) for i in range(0, len(names), size))
 
 
-def _priors(codes: Array) -> tuple[int, int]:
+def _priors(codes: Array, informed: bool) -> tuple[int, int, int]:
     nonzero = np.count_nonzero(codes)
     positive = np.count_nonzero(codes > 0)
-    return prior_of(nonzero / max(codes.size, 1)), prior_of(positive / max(nonzero, 1))
+    shares = nonzero / max(codes.size, 1), positive / max(nonzero, 1)
+    return (*map(prior_of, shares), informed)
+
+
+def _entropy(layer: Quantized) -> float:
+    """Bytes that the codes take if each is drawn by itself: order-0 entropy."""
+    counts = np.bincount(layer.codes.reshape(-1) + len(layer.negative))
+    shares = counts[counts > 0] / layer.codes.size
+    return float(-(shares * np.log2(shares)).sum()) * layer.codes.size / 8
+
+
+def _encode(layers: Mapping[str, Quantized], *, informed: bool) -> dict[str, bytes]:
+    """The bytes of each layer, told by its neighbours or not."""
+    layouts = {name: layout(layer.codes.shape, layer.levels) for name, layer in layers.items()}
+    packed = {}
+    for geometry, names in _groups(layouts):
+        codes = np.stack([layouts[n].to_coder(layers[n].codes) for n in names], axis=2)
+        priors = np.array([_priors(layers[n].codes, informed) for n in names], dtype=np.int8)
+        parts = encode(codes, geometry, priors)
+        for name, prior, part in zip(names, priors, parts, strict=True):
+            low, high = layers[name].negative, layers[name].positive
+            counts = len(low) << 4 | len(high)
+            head = bytes([counts if informed else counts ^ 255]) + prior[:2].tobytes()
+            values = np.concatenate([low, high]).astype("<f4").tobytes()
+            packed[name] = head + values + part
+    return packed
 
 
 def pack_layers(layers: Mapping[str, Quantized]) -> dict[str, bytes]:
     """The bytes of each layer."""
-    layouts = {
-        name: layout(layer.codes.shape, max(1, len(layer.negative), len(layer.positive)))
+    packed = _encode(layers, informed=True)
+    # nothing may come of what weights tell of others; that is seen only now
+    random = {
+        name: layer
         for name, layer in layers.items()
+        if len(packed[name]) > _entropy(layer) and layer.values < MOST_VALUES
     }
-    packed = {}
-    for geometry, names in _groups(layouts):
-        codes = np.stack([layouts[n].to_coder(layers[n].codes) for n in names], axis=2)
-        priors = np.array([_priors(layers[n].codes) for n in names], dtype=np.int8)
-        parts = encode(codes, geometry, priors)
-        for name, prior, part in zip(names, priors, parts, strict=True):
-            low, high = layers[name].negative, layers[name].positive
-            head = bytes([len(low) << 4 | len(high)]) + prior.tobytes()
-            values = np.concatenate([low, high]).astype("<f4").tobytes()
-            packed[name] = head + values + part
+    for name, content in _encode(random, informed=False).items():
+        packed[name] = min(content, packed[name], key=len)
     return {name: packed[name] for name in layers}
 
 
@@ -142,13 +173,16 @@ def _parse(content: bytes, shape: tuple[int, ...]) -> _Parsed:
     if len(content) < 3 or math.prod(shape) > WEIGHTS_PER_BYTE * len(content):
         raise CheckpointError(f"{len(content)} bytes cannot hold {math.prod(shape):,} weights")
     low, high = content[0] >> 4, content[0] & 15
+    informed = low + high <= MOST_VALUES
+    if not informed:
+        low, high = 15 - low, 15 - high
     start = 3 + 4 * (low + high)
-    if low + high > MOST_VALUES or len(content) < start:
-        raise CheckpointError("a layer has an impossible number of values")
+    if len(content) < start:
+        raise CheckpointError(f"{len(content)} bytes cannot hold {low + high} values")
     values = np.frombuffer(content, "<f4", low + high, offset=3).astype(np.float32)
     return _Parsed(
         layout(shape, max(1, low, high)),
-        np.frombuffer(content, np.int8, 2, offset=1),
+        np.array([*np.frombuffer(content, np.int8, 2, offset=1), informed], dtype=np.int8),
         values[:low],
         values[low:],
         content[start:],

@@ -2,6 +2,7 @@
 
 import math
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,13 +170,31 @@ def test_independent_weights_take_their_entropy():
         assert entropy_bytes(w) <= size <= 1.01 * entropy_bytes(w)
 
 
-def test_the_format_stays_as_it_is():
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_layers_without_structure_say_so(levels):
+    """Where neighbours tell nothing, learning that costs more than their entropy."""
+    rng = np.random.default_rng(9)
+    w = draw(rng, (16, 16, 3, 3), levels, 0.6)
+    content = pack_layers({"w": quantized(w)})["w"]
+    if levels == 1:
+        assert content[0] == 0x11 ^ 0xFF
+        assert len(content) - entropy_bytes(w) < 20  # counts, densities, two values, a state
+    assert same_bits(round_trip({"w": w})["w"], w)
+
+
+@pytest.mark.parametrize(
+    ("codes", "first", "size", "crc"),
+    [
+        (lambda n: n * n * 7919 >> 7, 0x11, 603, 2746027599),
+        (lambda n: n * 2654435761 % 2**32 * n % 2**32 >> 16, 0xEE, 651, 275786794),
+    ],
+)
+def test_the_format_stays_as_it_is(codes, first, size, crc):
     """Bytes that files are made of today; another CRC means that older files no longer read."""
-    n = np.arange(32 * 16 * 9, dtype=np.int64)
-    codes = (n * n * 7919 >> 7) % 11
+    codes = codes(np.arange(32 * 16 * 9, dtype=np.int64)) % 11
     w = np.select([codes < 2, codes == 2], [0.5, -0.25], 0.0).astype(np.float32)
     content = pack_layers({"w": quantized(w.reshape(32, 16, 3, 3))})["w"]
-    assert (len(content), zlib.crc32(content)) == (603, 2746027599)
+    assert (content[0], len(content), zlib.crc32(content)) == (first, size, crc)
 
 
 def test_structure_is_found():
@@ -335,6 +354,24 @@ def test_crafted_layers_are_errors():
             pass
 
 
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer"]
+CIFAR10 += ["dog", "frog", "horse", "ship", "truck"]
+
+
+def test_released_weights_shuffled(real_files):
+    """Without their order, the same weights take their entropy."""
+    state = read_any(real_files / "checkpoints/resnet20_ec2t_spars64.pt").state
+    layers = {name: q for name, t in state.items() if (q := quantized(t.numpy() + 0))}
+    rng = np.random.default_rng(7)
+    shuffled = {
+        name: replace(q, codes=rng.permutation(q.codes.reshape(-1)).reshape(q.codes.shape))
+        for name, q in layers.items()
+    }
+    size = sum(map(len, pack_layers(shuffled).values()))
+    entropy = sum(entropy_bytes(q.codes) for q in layers.values())
+    assert entropy <= size <= 1.01 * entropy
+
+
 def test_released_checkpoint(real_files, tmp_path):
     path = real_files / "checkpoints/resnet20_ec2t_spars64.pt"
     checkpoint = read_any(path)
@@ -344,6 +381,9 @@ def test_released_checkpoint(real_files, tmp_path):
     assert len(packed.quantized) == 18
     assert sum(packed.quantized.values()) <= 38_500
     assert len(packed.content) <= 44_000
+    recorded = {"dataset": "CIFAR10", "image_size": 32, "class_names": CIFAR10}
+    recorded |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    assert len(pack(state, spec, recorded).content) <= 44_000
     full = pack(state, spec, checkpoint.data, half=False)
     found = read_any(write(tmp_path, full.content))
     assert all(same_bits(found.state[n].numpy(), state[n].numpy()) for n in state)
@@ -442,6 +482,20 @@ def test_one_image_without_class_names(tmp_path, capsys):
     assert out.splitlines()[-1].startswith(f"{path}  ") and out.splitlines()[-1].count("%") == 5
     code, _, err = run(capsys, *flags)
     assert (code, err.count("\n")) == (2, 1) and "--normalize" in err
+
+
+def test_flags_say_what_the_checkpoint_does_not(tmp_path, capsys):
+    """The packed file records how its images are normalised; other images have other classes."""
+    network, _ = random_network(0)
+    torch.save(network.state_dict(), tmp_path / "net.pt")
+    flags = ["--t-model", tmp_path / "net.pt", "--export", tmp_path / "net.ec2t"]
+    assert run(capsys, *flags)[0] == 0
+    assert PackedFile(tmp_path / "net.ec2t").data == {"image_size": 32}
+    assert run(capsys, *flags, "--dataset", "cifar10", "--normalize", "imagenet")[0] == 0
+    data = PackedFile(tmp_path / "net.ec2t").data
+    assert (data["dataset"], data["mean"]) == ("CIFAR10", [0.485, 0.456, 0.406])
+    path = images(tmp_path / "set", (32, 32))[0]
+    assert run(capsys, "--t-model", tmp_path / "net.ec2t", "--predict", path)[0] == 0
 
 
 @pytest.mark.parametrize(
