@@ -24,6 +24,7 @@ from model_compound_scaling import cli, flag_types, opening
 from model_compound_scaling.checkpoints import load_network
 from model_compound_scaling.devices import choose_device
 from model_compound_scaling.evaluation import Evaluation, evaluate
+from model_compound_scaling.manifests import manifest_path
 from model_compound_scaling.registry import table_row
 from model_scoring import Settings, onnx_export, packed_files, plots, report, score
 from model_scoring.files import Files, layer_files, write_all
@@ -35,6 +36,7 @@ from model_scoring.scoring import Score, prune_depthwise, ternary_layers, warnin
 STAGE = Path(__file__).parent / "model_scoring"
 SOURCES, SAVED_LAYERS = STAGE / "trained_t_models", STAGE / "saved_layers"
 FILE_FLAGS = ("json", "csv", "plot", "thin", "onnx", "export")
+NEEDS = {"pt_sparse": "save", "export_precision": "export", "onnx_opset": "onnx", "top": "predict"}
 REFERENCES = {"ImageNet": "imagenet", "CIFAR10": "cifar", "CIFAR100": "cifar"}
 
 
@@ -137,10 +139,9 @@ def add_network_file_flags(parser: cli.Parser) -> None:
     group.add_argument(
         "--onnx-opset",
         type=int,
-        default=25,
         choices=onnx_export.OPSETS,
         metavar="N",
-        help="13 to 25; codes take 2 bits in 25, 4 bits from 21 on, 8 bits below",
+        help="13 to 25 (default); codes take 2 bits in 25, 4 bits from 21 on, 8 bits below",
     )
 
 
@@ -207,17 +208,28 @@ def outputs(args: argparse.Namespace, result: Score, content: dict, packed: Pack
     return files
 
 
-def body(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> list[Path]:
+    """The output files that flags name. UserError for flags that contradict each other."""
     if args.plot:
         plots.require_matplotlib()
     if args.onnx:
         onnx_export.require_packages()
-    paths = [getattr(args, flag) for flag in FILE_FLAGS]
-    named = [path.resolve() for path in paths if path]
+    for flag, needed in NEEDS.items():
+        if getattr(args, flag) not in (None, False) and not getattr(args, needed):
+            shown = (f"--{name.replace('_', '-')}" for name in (flag, needed))
+            raise UserError("{} takes effect with {}: add it".format(*shown))
+    paths = [path for flag in FILE_FLAGS if (path := getattr(args, flag))]
+    paths += [manifest_path(args.thin)] if args.thin else []
+    if folder := next((path for path in paths if path.is_dir()), None):
+        raise UserError(f"{folder} is a folder: name a file in it")
+    named = [path.resolve() for path in paths]
     if len(set(named)) < len(named):
         raise UserError(f"{', '.join(f'--{flag}' for flag in FILE_FLAGS)} need different files")
-    if args.pt_sparse and not args.save:
-        raise UserError("--pt-sparse takes effect with --save: add it")
+    return named
+
+
+def body(args: argparse.Namespace) -> None:
+    named = check(args)
     torch.manual_seed(args.seed)
     device = choose_device(args.cuda)
     checkpoint, spec = opening.open_checkpoint(
@@ -274,7 +286,7 @@ def body(args: argparse.Namespace) -> None:
         result,
         thin_path=args.thin,
         onnx_path=args.onnx,
-        opset=args.onnx_opset,
+        opset=args.onnx_opset or onnx_export.OPSETS[-1],
     )
     for line in lines:
         print(line)

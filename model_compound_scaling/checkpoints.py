@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from data.errors import CheckpointError, UserError
 from model_compound_scaling import efficientnet
-from model_compound_scaling.descriptions import check_description, runs_foreign_code
+from model_compound_scaling.descriptions import Bounds, check_description, runs_foreign_code
 from model_compound_scaling.micronet import BASELINES, round_channels, scaled_shape
 from model_compound_scaling.registry import (
     REGISTRY,
@@ -86,7 +86,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     network, data = content.get("network"), content.get("data", {})
     ours = isinstance(network, dict) and set(network) - {"widths"} == FIELDS
     if ours:
-        check_description(path, network=network, data=data, state=state)
+        check_description(path, network=network, data=data, bounds=Bounds.of(state))
     return Checkpoint(
         path=path,
         state=efficientnet.to_torchvision_keys(state),

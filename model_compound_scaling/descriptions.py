@@ -5,7 +5,7 @@ bounded by the checkpoint's own tensors: no description can ask for more than th
 """
 
 import reprlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,10 +24,16 @@ WIDEST = 65536  # channels that a network had before it was narrowed; they take 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the checkpoint's tensors allow."""
+    """What a file can hold."""
 
     tensors: int  # at least one for each block
     width: int  # largest dimension of any tensor
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor]) -> "Bounds":
+        """What a checkpoint's own tensors allow."""
+        dimensions = (n for tensor in state.values() for n in tensor.shape)
+        return cls(tensors=len(state), width=max(dimensions, default=1))
 
 
 Check = Callable[[object, Bounds], bool]
@@ -95,13 +101,11 @@ def runs_foreign_code(model: str) -> bool:
     return ":" in model and not model.startswith("torchvision:")
 
 
-def check_description(path: Path, *, network: dict, data: object, state: dict[str, Tensor]) -> None:
+def check_description(path: Path, *, network: dict, data: object, bounds: Bounds) -> None:
     """Raise CheckpointError, naming the field, for a description this project would not write.
 
-    `network` has the fields of a NetworkSpec; `state` are the checkpoint's tensors.
+    `network` has the fields of a NetworkSpec; `bounds` say what the file can hold at most.
     """
-    dimensions = (n for tensor in state.values() for n in tensor.shape)
-    bounds = Bounds(tensors=len(state), width=max(dimensions, default=1))
     before = replace(bounds, width=WIDEST) if network.get("widths") else bounds
     rows = {
         "model": lambda value, bounds: isinstance(value, str) and _known(value),

@@ -27,9 +27,8 @@ def add_flags(parser: cli.Parser) -> None:
     group.add_argument(
         "--export-precision",
         choices=("fp16", "fp32"),
-        default="fp16",
         help="of tensors that are not ternary; fp32 keeps every bit of them. Ternary layers and "
-        "their values are always exact",
+        "their values are always exact (default: fp16)",
     )
     group.add_argument(
         "--predict",
@@ -40,9 +39,8 @@ def add_flags(parser: cli.Parser) -> None:
     group.add_argument(
         "--top",
         type=flag_types.positive,
-        default=5,
         metavar="K",
-        help="classes that --predict prints",
+        help=f"classes that --predict prints (default: {prediction.TOP}, or all of fewer)",
     )
 
 
@@ -52,7 +50,7 @@ def export(
     """The packed network, if it is asked for. `data`: what is known of its images."""
     if not args.export:
         return None
-    half = args.export_precision == "fp16"
+    half = args.export_precision != "fp32"
     packed = pack(network.state_dict(), spec, data, half=half)
     if packed.wide:
         named = ", ".join(packed.wide[:3]) + (", ..." if len(packed.wide) > 3 else "")

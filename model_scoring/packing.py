@@ -23,16 +23,16 @@ from torch import Tensor
 
 from data.errors import CheckpointError, UserError
 from model_compound_scaling.checkpoints import Checkpoint, read_checkpoint, require_finite
-from model_compound_scaling.descriptions import check_description, runs_foreign_code
+from model_compound_scaling.descriptions import Bounds, check_description, runs_foreign_code
 from model_compound_scaling.registry import NetworkSpec, expected_tensors
 from model_scoring.dense import pack_dense, unpack_dense
 from model_scoring.quantized import pack_layers, quantized, unpack_layers
 from model_scoring.varint import read_varint, varint
 
-SUFFIX, MAGIC, VERSION = ".ec2t", b"EC2T", 2
+MAGIC, VERSION = b"EC2T", 2
 START = len(MAGIC) + 1 + 4 + 4
 ALONE = 4096  # values of a tensor that gets a section of its own
-MOST_JSON = 1 << 24
+MOST_JSON = 1 << 20
 KINDS = ("running_mean", "bias", "matrix", "weight", "running_var")  # signed ones first
 # part of the format: what descriptions are made of takes hardly a byte
 WORDS = (
@@ -46,6 +46,7 @@ WORDS = (
     b'"std":[0.24705882352941178,0.24352941176470588,0.2615686274509804],"class_names":["'
 )
 REST = ""  # stands for the section of all other tensors
+DAMAGED = (ValueError, TypeError, KeyError, AttributeError, RecursionError, zlib.error)
 HALF = {torch.float32: torch.float16, torch.float64: torch.float16}
 
 
@@ -134,7 +135,7 @@ def pack(
 
 
 def _json(description: dict) -> bytes:
-    text = json.dumps(description, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(description, separators=(",", ":")).encode()
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=WORDS)
     return varint(len(text)) + deflate.compress(text) + deflate.flush()
 
@@ -161,14 +162,22 @@ class PackedFile:
             header = self._header()
             table, at = self._table(header)
             self._description(header, at)
-            self.expected = self._tensors(header[:4])
-            self.sections = self._sections(table)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
         except CheckpointError as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from None
         network = self.network.content()
-        check_description(path, network=network, data=self.data, state=self.expected)
+        check_description(path, network=network, data=self.data, bounds=self._bounds())
+        try:
+            self.expected = self._tensors(header[:4])
+            self.sections = self._sections(table)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+    def _bounds(self) -> Bounds:
+        """More than any file of this size holds: nothing larger is built to look at its shapes."""
+        size = len(self._content)
+        return Bounds(tensors=1000 + size // 32, width=4096 + size // 16)
 
     def _header(self) -> bytes:
         content = self._content
@@ -206,13 +215,12 @@ class PackedFile:
             if len(text) != size:
                 raise ValueError(f"{len(text)} bytes instead of {size}")
             found = json.loads(text)
+            if unknown := found.keys() - {"network", "half", "data", "wide"}:
+                raise ValueError(f"unknown {unknown}")
             self.network, self.data = NetworkSpec(**found["network"]), found.get("data", {})
             self.half, self.wide = bool(found["half"]), set(found.get("wide", []))
-            fits = isinstance(self.network.arguments, dict) and isinstance(self.data, dict)
-        except (ValueError, TypeError, KeyError, zlib.error) as error:
+        except DAMAGED as error:
             raise CheckpointError(f"its description is damaged ({error!r})") from None
-        if not fits or _largest(self.network.arguments) > 1000 + len(self._content):
-            raise CheckpointError("it describes no network that could be in it")
 
     def _tensors(self, signature: bytes) -> dict[str, Tensor]:
         """Names, shapes and types, without values."""
@@ -237,7 +245,11 @@ class PackedFile:
         numbers = [number for number, _ in table]
         if not numbers or numbers[-1] != len(names) - 1 or not table[-1][1].dense:
             raise CheckpointError("its sections are not those of the network")
-        return {names[number]: section for number, section in table}
+        sections = {names[number]: section for number, section in table}
+        for tensor in (self.expected[name] for name, s in sections.items() if not s.dense):
+            if tensor.dim() < 2 or tensor.dtype != torch.float32:
+                raise CheckpointError("it has codes where none can be")
+        return sections
 
     def _bytes(self, name: str) -> bytes:
         section = self.sections[name]
@@ -281,15 +293,6 @@ class PackedFile:
         return found
 
 
-def _largest(arguments: object) -> int:
-    """The largest whole number in plain values."""
-    if isinstance(arguments, Mapping):
-        arguments = list(arguments.values())
-    if isinstance(arguments, list):
-        return max(map(_largest, arguments), default=0)
-    return arguments if isinstance(arguments, int) else 0
-
-
 def read_packed(path: Path, *, trusted: str | None = None) -> Checkpoint:
     """A packed file as a checkpoint that describes itself; `trusted` as for PackedFile."""
     file = PackedFile(path, trusted=trusted)
@@ -302,11 +305,11 @@ def read_packed(path: Path, *, trusted: str | None = None) -> Checkpoint:
 def _is_packed(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return path.suffix == SUFFIX or file.read(len(MAGIC)) == MAGIC
+            return file.read(len(MAGIC)) == MAGIC
     except OSError:
         return False
 
 
 def read_any(path: Path, *, trusted: str | None = None) -> Checkpoint:
-    """A packed file, by its suffix or first bytes, or any other checkpoint."""
+    """A packed file, whatever its name, or any other checkpoint."""
     return read_packed(path, trusted=trusted) if _is_packed(path) else read_checkpoint(path)

@@ -17,6 +17,7 @@ from data.loaders import Stats, to_channels
 from data.streaming import Transform, eval_transform
 
 BATCH = 64
+TOP = 5  # classes shown of each image
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,18 @@ def probabilities(
     """Each image and the probabilities (classes,) of a network in evaluation mode."""
     network = network.to(device).eval()
     for start in range(0, len(paths), BATCH):
-        some = paths[start : start + BATCH]
-        images = torch.stack([prepare(read_image(str(path))) for path in some])
-        shares = network(images.to(device)).softmax(1).cpu()
-        yield from zip(some, shares, strict=True)
+        images, unreadable = [], None
+        for path in paths[start : start + BATCH]:
+            try:
+                images.append(prepare(read_image(str(path))))
+            except DataError as error:  # those before it have been worth their time
+                unreadable = error
+                break
+        if images:
+            shares = network(torch.stack(images).to(device)).softmax(1).cpu()
+            yield from zip(paths[start : start + len(images)], shares, strict=True)
+        if unreadable:
+            raise unreadable
 
 
 def _lines(results: Iterator[tuple[Path, Tensor]], top: int, names: Sequence[str]) -> Iterator[str]:
@@ -85,16 +94,19 @@ def predict(
     path: Path,
     *,
     prepare: Preparation,
-    top: int,
+    top: int | None,
     names: Sequence[str],
     device: torch.device,
 ) -> Iterator[str]:
-    """One line per image: its path, and the most probable classes with their probabilities.
+    """One line per image: its path, and the `top` most probable classes with their probabilities;
+    by default five, or all of fewer.
 
     `names` of all classes. Raises DataError if there are no images, UserError if there are fewer
     than `top` classes, at once; DataError for an unreadable image when its turn comes.
     """
     paths = image_paths(path)
+    if top is None:
+        top = min(TOP, len(names))
     if top > len(names):
         raise UserError(f"--top {top} is more than the network's {len(names)} classes")
     return _lines(probabilities(network, paths, prepare, device), top, names)

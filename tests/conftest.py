@@ -11,7 +11,7 @@ torch.set_num_threads(1)  # on networks this small, more threads only wait for e
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--full", action="store_true", help="fault tests with their full counts (minutes)"
+        "--full", action="store_true", help="random tests with their full counts (minutes)"
     )
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -173,6 +175,48 @@ def test_quantization_in_two_processes(scaled, tmp_path):
     assert done.returncode == 0, done.stderr
     lines = next(tmp_path.glob("*/metrics.jsonl")).read_text().splitlines()
     assert [json.loads(line)["phase"] for line in lines] == ["ternary", "frozen"]
+
+
+def start(*flags):
+    """Two processes of stage 1, as srun would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-u", str(ROOT / "run_compound_scaling.py"), *flags]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    return [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **meeting, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_signal_to_one_process_stops_both_and_loses_nothing(tmp_path, told):
+    flags = [*SCALING.split(), "--epochs", "4", "--output"]
+    whole = start(*flags, str(tmp_path / "whole"))
+    assert [process.wait(300) for process in whole] == [0, 0]
+    stopped = start(*flags, str(tmp_path / "stopped"))
+    while "epoch 1" not in stopped[0].stdout.readline():  # it trains
+        assert stopped[0].poll() is None
+    stopped[told].send_signal(signal.SIGTERM)
+    shown = [process.communicate(timeout=300)[1] for process in stopped]
+    assert [process.returncode for process in stopped] == [75, 75], shown
+    assert "stopped by SIGTERM" in shown[0] and not shown[1]
+    again = start(*flags, str(tmp_path / "stopped"))
+    lines = again[0].communicate(timeout=300)[0]
+    assert again[1].wait(300) == again[0].returncode == 0 and "resuming" in lines
+    one, two = (
+        torch.load(tmp_path / name / "lenet-5" / "last.pt", weights_only=True)
+        for name in ("whole", "stopped")
+    )
+    assert one["history"] == two["history"]
+    assert all(torch.equal(v, two["state_dict"][name]) for name, v in one["state_dict"].items())
 
 
 def test_a_batch_that_cannot_be_shared_is_said(tmp_path):

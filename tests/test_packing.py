@@ -17,7 +17,7 @@ from data.errors import CheckpointError
 from data.images import read_image
 from model_compound_scaling.checkpoints import load_network, network_content, network_spec
 from model_compound_scaling.registry import NetworkSpec, build
-from model_scoring import prediction
+from model_scoring import packing, prediction
 from model_scoring.coder import Decoder, Encoder
 from model_scoring.dense import pack_dense, unpack_dense
 from model_scoring.fixed_point import LOG2, ONE, SPAN, UNIT, squash, stretch
@@ -232,17 +232,36 @@ def test_dense_tensors_come_back(dtype):
 # --- files
 
 
+MIXED = "test_packing:of_all_kinds"
+
+
+def of_all_kinds(num_classes: int) -> nn.Module:
+    """Depthwise, grouped, pointwise and linear layers."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 5, bias=False),
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 12, 1),
+        nn.Conv2d(12, 6, 3, groups=3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, num_classes),
+    )
+
+
 def random_network(seed: int) -> tuple[nn.Module, NetworkSpec]:
-    """A small network of the table; some of its layers with 1 to 15 values, or pruned."""
+    """A small network; some of its layers with 1 to 15 values, or pruned. In each tenth none."""
     rng = np.random.default_rng(seed)
     arguments = {"blocks": [1, 1, 1], "channels": [8, 8, 16], "stem": 8}
     specs = [NetworkSpec("cifar_micronet", 10, arguments), NetworkSpec("lenet-5", 10)]
-    spec = specs[seed % 2]
+    specs.append(NetworkSpec(MIXED, 10))
+    spec = specs[seed % 3]
     torch.manual_seed(seed)
     network = build(spec)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            shape, kind = tuple(module.weight.shape), rng.integers(6)
+            shape = tuple(module.weight.shape)
+            kind = rng.integers(6) if seed % 10 < 9 else 5
             if kind < 4:
                 w = draw(rng, shape, [1, 2, 3, 7][kind], rng.random())
                 module.weight.data = torch.from_numpy(w)
@@ -254,27 +273,32 @@ def random_network(seed: int) -> tuple[nn.Module, NetworkSpec]:
     return network, spec
 
 
+def assert_one_line(error: CheckpointError) -> None:
+    assert error.exit_code == 5 and "\n" not in str(error) and len(str(error)) < 600
+
+
 def write(folder: Path, content: bytes) -> Path:
     path = folder / "net.ec2t"
     path.write_bytes(content)
     return path
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_networks_come_back(tmp_path, seed):
-    network, spec = random_network(seed)
-    state, data = network.state_dict(), {"mean": [0.1], "std": [0.2], "class_names": ["é", "b"]}
-    full = read_any(write(tmp_path, pack(state, spec, data, half=False).content))
-    assert (full.network, full.data) == (spec, data)
-    assert list(full.state) == list(state)
-    assert all(same_bits(full.state[n].numpy(), state[n].numpy()) for n in state)
-    half = pack(state, spec, {})
-    rounded = read_any(write(tmp_path, half.content)).state
-    for name, tensor in state.items():
-        exact = name in half.quantized or not tensor.is_floating_point()
-        assert torch.equal(rounded[name], tensor if exact else tensor.half().float()), name
-    ternary = [n for n, t in state.items() if t.dim() > 1 and len(t.unique()) <= 3]
-    assert set(ternary) <= set(half.quantized)
+def test_random_networks_come_back(tmp_path, full):
+    for seed in range(200 if full else 20):
+        network, spec = random_network(seed)
+        state, data = network.state_dict(), {"mean": [0.1], "std": [0.2], "class_names": ["é", "b"]}
+        path = write(tmp_path, pack(state, spec, data, half=False).content)
+        found = read_any(path, trusted=MIXED)
+        assert (found.network, found.data) == (spec, data)
+        assert list(found.state) == list(state)
+        assert all(same_bits(found.state[n].numpy(), state[n].numpy()) for n in state)
+        half = pack(state, spec, {})
+        rounded = read_any(write(tmp_path, half.content), trusted=MIXED).state
+        for name, tensor in state.items():
+            exact = name in half.quantized or not tensor.is_floating_point()
+            assert torch.equal(rounded[name], tensor if exact else tensor.half().float()), name
+        ternary = [n for n, t in state.items() if t.dim() > 1 and len(t.unique()) <= 3]
+        assert set(ternary) <= set(half.quantized)
 
 
 def test_a_layer_is_read_without_the_others(tmp_path):
@@ -315,12 +339,12 @@ def test_damage_is_an_error_and_nothing_else(tmp_path):
     for bit in bits.tolist():
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(CheckpointError, match="cannot be read"):
+        with pytest.raises(CheckpointError, match="cannot be read|is damaged|no tensors"):
             read_any(write(tmp_path, bytes(damaged)))
     for length in [0, 1, 5, 12, header, len(content) - 1, *rng.integers(0, len(content), 94)]:
-        with pytest.raises(CheckpointError, match="cannot be read"):
+        with pytest.raises(CheckpointError, match="cannot be read|is damaged|no tensors"):
             read_any(write(tmp_path, content[:length]))
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="cannot be read|is damaged|no tensors"):
         read_any(write(tmp_path, content + b"\0"))
 
 
@@ -338,6 +362,63 @@ def test_false_claims_are_rejected_before_memory_is_taken(tmp_path):
         unpack_layers({"w": b"\x11" + bytes(40)}, {"w": (10**6, 10**6)})
     with pytest.raises(CheckpointError, match="cannot hold"):
         unpack_dense(bytes(40), {"w": (10**6, 10**6)}, {"w": np.dtype(np.float32)})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" * 10**6,
+        b'{"network":{"model":' + b"[" * 700 + b"]" * 700 + b"}}",
+        b'{"x":[' + b"{}," * 300_000 + b"{}]}",
+        b'{"half":true,"network":{"model":"lenet-5","num_classes":10,"arguments":{}},"more":[]}',
+        b"[]",
+        b"\xff",
+        b" " * (1 << 20) + b"{}",
+    ],
+    ids=["deep", "deep inside", "long", "more than there is", "no object", "no text", "too long"],
+)
+def test_crafted_descriptions_are_errors(tmp_path, monkeypatch, text):
+    network, spec = random_network(1)
+    crafted = packing.varint(len(text)) + zlib.compress(text, wbits=-15)
+    monkeypatch.setattr(packing, "_json", lambda description: crafted)
+    path = write(tmp_path, pack(network.state_dict(), spec, {}).content)
+    with pytest.raises(CheckpointError, match="cannot be read: its description") as error:
+        read_any(path)
+    assert_one_line(error.value)
+
+
+def test_nothing_large_is_built_to_see_that_it_is_not_in_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "expected_tensors", lambda spec: pytest.fail("was built"))
+    state = random_network(0)[0].state_dict()
+    shape = {"blocks": [900, 900, 900], "channels": [8, 8, 8], "stem": 8}
+    for spec, field in (
+        (NetworkSpec("torchvision:regnet_y_400mf", 2_000_000), "num_classes"),
+        (NetworkSpec("cifar_micronet", 10, shape), "blocks"),
+        (NetworkSpec("cifar_micronet", 10, {**shape, "channels": [8, 8, 10**6]}), "channels"),
+    ):
+        path = write(tmp_path, pack(state, spec, {}).content)
+        with pytest.raises(CheckpointError, match=field) as error:
+            read_any(path)
+        assert_one_line(error.value)
+
+
+def test_codes_where_none_can_be(tmp_path, monkeypatch):
+    network, spec = random_network(1)
+    state = network.state_dict()
+    some = next(name for name, t in state.items() if t.dim() == 1)
+    table = packing._table
+    monkeypatch.setattr(
+        packing,
+        "_table",
+        lambda names, sections, layers: table(
+            names, {some: b"", **sections} if names[0] == some else sections, {*layers, some}
+        ),
+    )
+    monkeypatch.setattr(packing, "ALONE", 1)
+    path = write(tmp_path, pack(state, spec, {}).content)
+    with pytest.raises(CheckpointError, match="codes where none can be") as error:
+        read_any(path)
+    assert_one_line(error.value)
 
 
 def test_crafted_layers_are_errors():
@@ -507,6 +588,7 @@ def test_flags_say_what_the_checkpoint_does_not(tmp_path, capsys):
         ("a.png", b"", ["--top", "11"], 2, "10 classes"),
         ("a.png", b"", ["--top", "0"], 2, "--top"),
         ("a.png", b"", ["--export-precision", "fp8"], 2, "--export-precision"),
+        ("a.png", b"", ["--onnx-opset", "13"], 2, "--onnx: add it"),
     ],
 )
 def test_mistakes_are_one_line(checkpoint, tmp_path, capsys, name, content, flags, code, words):
@@ -515,9 +597,33 @@ def test_mistakes_are_one_line(checkpoint, tmp_path, capsys, name, content, flag
     if content is not None:
         path.write_bytes(content)
     what = path.parent if path.suffix == ".txt" else path
+    flags = [*flags, "--export", tmp_path / "x.ec2t"] if "--export-precision" in flags else flags
     found, _, err = run(capsys, "--t-model", checkpoint, "--predict", what, *flags)
     assert (found, err.count("\n")) == (code, 1), err
     assert words in err
+
+
+def test_predictions_before_an_unreadable_image_are_shown(checkpoint, tmp_path, capsys):
+    paths = images(tmp_path / "set", (32, 32))
+    (paths[-1].parent / "z.png").write_bytes(b"no image")
+    code, out, err = run(capsys, "--t-model", checkpoint, "--predict", tmp_path / "set")
+    assert (code, err.count("\n")) == (4, 1) and "z.png" in err
+    assert [line.split("  ")[0] for line in out.splitlines()[-5:]] == list(map(str, paths))
+
+
+def test_networks_of_few_classes_show_all(tmp_path, capsys):
+    spec = NetworkSpec("lenet-5", 2)
+    data = {"mean": [0.1], "std": [0.2], "image_size": 28}
+    torch.save(network_content(build(spec), spec, data), tmp_path / "net.pt")
+    path = images(tmp_path / "set", (28, 28))[0]
+    code, out, _ = run(capsys, "--t-model", tmp_path / "net.pt", "--predict", path)
+    assert code == 0 and out.splitlines()[-1].count("%") == 2
+
+
+def test_names_of_files_decide_nothing(checkpoint, tmp_path, capsys):
+    thin, packed = tmp_path / "thin.ec2t", tmp_path / "packed.pt"
+    assert run(capsys, "--t-model", checkpoint, "--thin", thin, "--export", packed)[0] == 0
+    assert run(capsys, "--t-model", thin)[0] == run(capsys, "--t-model", packed)[0] == 0
 
 
 def test_outputs_need_names_of_their_own(checkpoint, tmp_path, capsys):

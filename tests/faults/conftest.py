@@ -12,6 +12,13 @@ from data.errors import CheckpointError
 from model_compound_scaling.storage import previous_path, read_file
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests here are marked, so that `-m "not faults"` leaves them out."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("faults")
+
+
 @pytest.fixture(scope="session")
 def make_content() -> Callable[[int], dict]:
     """number -> a checkpoint's content, with that number in every part of it."""
