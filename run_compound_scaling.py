@@ -19,7 +19,7 @@ import torch
 
 from data import Data
 from data.errors import UserError
-from data.load import find_dataset
+from data.load import find_dataset, folder_classes
 from model_compound_scaling import cli, distributed, flag_types, opening
 from model_compound_scaling.full_precision import require_memory, train_point
 from model_compound_scaling.history import History, copy_best, finished
@@ -47,7 +47,7 @@ from model_compound_scaling.search import (
     to_text,
 )
 from model_compound_scaling.steps import AMP
-from model_compound_scaling.storage import write_text
+from model_compound_scaling.storage import make_folder, write_text
 from model_compound_scaling.training import Interval
 
 TARGET_PHIS = [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
@@ -225,8 +225,11 @@ def scaling(args: argparse.Namespace) -> tuple[list[Multipliers], list[float]]:
 class Trainer:
     """Trains the points of a search in turn, as the flags say."""
 
-    def __init__(self, args: argparse.Namespace, *, device: torch.device, log: Log) -> None:
-        self.args, self.device, self.log = args, device, log
+    def __init__(
+        self, args: argparse.Namespace, *, classes: str | None, device: torch.device, log: Log
+    ) -> None:
+        """`classes`: the fingerprint of the class folders, if there are any."""
+        self.args, self.classes, self.device, self.log = args, classes, device, log
         self.data: Data | None = None
         first, count = map(int, args.shard.split("/"))
         self.mine = itertools.cycle([i == first - 1 for i in range(count)])
@@ -234,7 +237,7 @@ class Trainer:
     def __call__(self, point: Point) -> History | None:
         """The point's history; None if it is another machine's, which has not finished it."""
         args, mine = self.args, next(self.mine)
-        config = cli.config(args, network=point.name)
+        config = cli.config(args, network=point.name, classes=self.classes)
         done = None
         if args.resume == "auto":
             done = distributed.from_main(
@@ -244,6 +247,7 @@ class Trainer:
             self.log(f"{point.name}: already trained for {done.epochs_done} epochs")
         if done or not mine:
             return done
+        require_memory(point, self.device, averaged=args.ema > 0)
         data = self.open_data(point)
         return train_point(
             point,
@@ -273,13 +277,14 @@ class Trainer:
 
 def conclude(search: Search, args: argparse.Namespace, log: Log, found: Point | None) -> None:
     """Print and write the table, and copy the best network, or the one that reached the target."""
-    table = rows(search.trained, search.missing)
-    log(to_text(table))
     histories = [search.trained[found]] if found else list(search.trained.values())
+    make_folder(args.output)  # there may have been nothing to train here
     with turn(args.output):
+        winner = copy_best(histories, args.output / "best_model.pt")
+        table = rows(search.trained, search.missing)
+        log(to_text(table))
         if distributed.is_main():
             write_text(to_csv(table), args.output / "results.csv")
-        winner = copy_best(histories, args.output / "best_model.pt")
     if search.missing:
         names = ", ".join(point.name for point in search.missing)
         log(f"not trained yet: {names}; once they are, call this again to go on")
@@ -301,7 +306,10 @@ def body(args: argparse.Namespace) -> None:
     check(args, row)
     grid, phis = scaling(args)
     dataset = find_dataset(args.dataset, args.image_size)
-    classes = dataset.classes or len(dataset.read("train", args.data_path, 0).class_names)
+    names = None
+    if not (dataset.classes and args.dry_run):  # which needs no data
+        names = folder_classes(dataset, args.data_path)
+    classes = dataset.classes or len(names)
     make = scaled_point if row.family == "micronet" else single_point
     size = opening.input_size(args, NetworkSpec(args.model, classes), {})
     point = partial(make, args.model, num_classes=classes, image_size=size)
@@ -311,10 +319,12 @@ def body(args: argparse.Namespace) -> None:
     if args.dry_run:
         Log()(to_text(rows(dict.fromkeys(points), predicted=True), predicted=True))
         return
-    for possible in points:
+    # a walk toward a target may end before it comes to the largest
+    for possible in points[: len(grid)] if args.target_accuracy else points:
         require_memory(possible, device, averaged=args.ema > 0)
     log = Log(args.output)
-    search = Search(Trainer(args, device=device, log=log), point, target=args.target_accuracy)
+    trainer = Trainer(args, classes=opening.fingerprint(names), device=device, log=log)
+    search = Search(trainer, point, target=args.target_accuracy)
     conclude(search, args, log, search.run(grid, phis))
 
 

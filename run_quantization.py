@@ -194,6 +194,8 @@ def check(args: argparse.Namespace) -> None:
     if args.epochs + args.retrain_epochs == 0:
         raise UserError("--epochs and --retrain-epochs are both 0: nothing to do")
     has_goal = args.target_sparsity is not None or args.target_params is not None
+    if has_goal and not args.epochs:
+        raise UserError("targets are met in ternary epochs: --epochs must be at least 1")
     if args.method != "ec2t" and (has_goal or args.prune):
         raise UserError(f"--method {args.method} takes neither targets nor pruning: use ec2t")
     if args.method == "ttq" and (args.centroids or args.levels > 3):
@@ -228,6 +230,7 @@ def body(args: argparse.Namespace) -> None:
     if not args.dataset and "dataset" not in checkpoint.data:
         args.dataset = "CIFAR100"
     data = opening.open_data(args, spec=spec, recorded=checkpoint.data, device=device)
+    classes = opening.fingerprint(data.class_names)
     method = "ecp_" + "_".join(args.prune) if args.prune else "ec2t"
     method += f"_levels{args.levels}" if args.levels > 3 else ""
     runs = []
@@ -238,7 +241,7 @@ def body(args: argparse.Namespace) -> None:
             checkpoint=checkpoint,
             spec=spec,
             folder=args.output / name,
-            config=cli.config(args, model=spec.model, point=point.name),
+            config=cli.config(args, model=spec.model, point=point.name, classes=classes),
             resume=args.resume,
             override=args.resume_override,
             data=data,

@@ -5,6 +5,7 @@ class UserError(ValueError):
     """Something in the command line or its files is wrong; the message names it and the fix."""
 
     exit_code = 2
+    shared = False  # raised alike in all processes of a run: the first one says it
 
 
 class FolderInUse(UserError):
@@ -29,6 +30,7 @@ class NonFiniteLoss(UserError):
     """Training diverged."""
 
     exit_code = 6
+    shared = True
 
 
 class DiskError(UserError):

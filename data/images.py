@@ -35,10 +35,11 @@ class Tree:
 
 
 class BadImages:
-    """Files that cannot be read: up to `limit` of them are left out and named on stderr."""
+    """Files that cannot be read: up to `limit` of them are left out and, if `shown`, named on
+    stderr."""
 
     def __init__(self, limit: int = 0) -> None:
-        self.limit, self.names = limit, set()
+        self.limit, self.names, self.shown = limit, set(), True
 
     def add(self, errors: Iterable[DataError]) -> None:
         """Count and name the new ones; DataError for one more than the limit."""
@@ -53,25 +54,37 @@ class BadImages:
                 )
                 raise DataError(f"{error} ({hint})")
             self.names.add(str(error))
-            print(
-                f"warning: {error}; left out ({len(self.names)} of at most {self.limit})",
-                file=sys.stderr,
-            )
+            if self.shown:
+                print(
+                    f"warning: {error}; left out ({len(self.names)} of at most {self.limit})",
+                    file=sys.stderr,
+                )
+
+
+def class_folders(root: Path, split: str) -> list[Path]:
+    """The folders root/split/<class>, sorted. DataError if there are none."""
+    folder = root / split
+    if not folder.is_dir():
+        raise DataError(f"{_expected(folder)}, but there is no folder {folder}")
+    classes = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    if not classes:
+        raise DataError(f"{_expected(folder)}, but {folder} has no class folders")
+    return classes
+
+
+def _expected(folder: Path) -> str:
+    return f"--data-path: expected images in {folder}/<class>/*.jpg"
 
 
 def list_tree(root: Path, split: str) -> Tree:
     """The images in root/split/<class>/, at any depth. DataError if there are none."""
-    folder = root / split
-    expected = f"--data-path: expected images in {folder}/<class>/*.jpg"
-    if not folder.is_dir():
-        raise DataError(f"{expected}, but there is no folder {folder}")
-    classes = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
-    if not classes:
-        raise DataError(f"{expected}, but {folder} has no class folders")
+    classes = class_folders(root, split)
     files = [_images_under(folder) for folder in classes]
     empty = [folder for folder, found in zip(classes, files, strict=True) if not found]
     if empty:
-        raise DataError(f"{expected}, but {len(empty)} class folders hold none, first {empty[0]}")
+        raise DataError(
+            f"{_expected(root / split)}, but {len(empty)} class folders hold none, first {empty[0]}"
+        )
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(f) for f in files]))
     paths = np.array([os.fsencode(path) for found in files for path in found])
     return Tree(paths, labels, [folder.name for folder in classes])

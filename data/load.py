@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from data.augment import LUMA, variant
 from data.errors import DataError, UserError
-from data.images import BadImages, Tree, decode_all
+from data.images import BadImages, Tree, class_folders, decode_all
 from data.loaders import (
     WHOLE,
     CachedLoader,
@@ -23,7 +23,7 @@ from data.loaders import (
     Stats,
     to_channels,
 )
-from data.readers import Source
+from data.readers import Source, read_tree, require_path
 from data.streaming import FileLoader, eval_transform, train_transform
 from data.table import DATASETS, IMAGENET_STATS, SMALL, Dataset
 
@@ -76,8 +76,9 @@ def load_data(
     (centre 224 of 256) or "full". workers: processes that decode files; results do not depend on
     their number; each begins with worker_init(its number). cache_gb: folders of small images are
     held in memory up to 10^9 times this many bytes. skip_bad_images: how many files may be
-    unreadable. part: the share of each batch that this process gets; batch_size is that of all
-    processes. Raises UserError for values that make no sense, DataError for missing files.
+    unreadable; with several processes, and files read while training, in each of them. part: the
+    share of each batch that this process gets; batch_size is that of all processes. Raises
+    UserError for values that make no sense, DataError for missing files.
     """
     row = find_dataset(name, image_size)
     choose("--augment", augment, AUGMENT)
@@ -95,7 +96,10 @@ def load_data(
     trees = [source for source in sources.values() if isinstance(source, Tree)]
     fits = 3 * size**2 * sum(len(tree.paths) for tree in trees) <= 1e9 * cache_gb
     if row.cached and trees and fits:
+        bad.shown = part.this == 0  # all processes find the same
         sources = {split: decoded(tree, size, bad) for split, tree in sources.items()}
+        if "train" in sources:
+            require_batches(row, len(sources["train"].labels), batch_size, part)
 
     def make_loader(split: str, source: Source | Tree) -> Loader:
         train = split == "train"
@@ -157,6 +161,8 @@ def require_batches(row: Dataset, images: int, batch_size: int, part: Part) -> N
 def decoded(tree: Tree, size: int, bad: BadImages) -> Source:
     """A tree's images in memory, without those that cannot be read."""
     images, readable = decode_all(tree.paths, size, bad)
+    if not len(images):
+        raise DataError(f"no image can be read: {sorted(bad.names)[0]}")
     return Source(images, tree.labels[readable], tree.class_names)
 
 
@@ -181,6 +187,13 @@ def find_dataset(name: str, image_size: int | None) -> Dataset:
     if row.image_size is None and image_size is None:
         raise UserError(f"--dataset {row.name} needs --image-size: its images have no common size")
     return row.small if row.small and image_size <= SMALL else row
+
+
+def folder_classes(row: Dataset, data_path: Path | None) -> list[str] | None:
+    """Names of the class folders of a set that is read from them, else None; opens no image."""
+    if row.read is not read_tree:
+        return None
+    return [folder.name for folder in class_folders(require_path(data_path), "train")]
 
 
 def choose_stats(row: Dataset, normalize: str | Sequence[Sequence[float]], channels: int) -> Stats:

@@ -45,9 +45,14 @@ def read_shapes(split: str, data_path: Path | None, image_size: int) -> Source:
 
 def read_tree(split: str, data_path: Path | None, image_size: int) -> Tree:
     """The files' names only: they are decoded while training."""
+    return list_tree(require_path(data_path), split)
+
+
+def require_path(data_path: Path | None) -> Path:
+    """DataError unless the folder of a data set that cannot be downloaded is named."""
     if data_path is None:
         raise DataError("--data-path DIR is needed: expected images in DIR/train/<class>/*.jpg")
-    return list_tree(data_path, split)
+    return data_path
 
 
 def cifar(name: str, folder: str) -> Reader:

@@ -111,7 +111,7 @@ class FileLoader:
             yield self.prepare(to_channels(images, self.channels), epoch, index), labels
 
 
-def worker_death(error: RuntimeError) -> DataError | None:
+def worker_death(error: Exception) -> DataError | None:
     """What torch's message about a killed worker process means; None for any other error.
 
     Torch raises it wherever the main process happens to be.

@@ -5,6 +5,7 @@ import difflib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -60,19 +61,17 @@ class Parser(argparse.ArgumentParser):
 def run(body: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequence | None) -> int:
     """Parse, run `body`, turn a user's mistake into one line and its exit code."""
     args = parser.parse_args(argv)
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
+    if getattr(args, "resume", None) == "none" and restarts != "0":
+        args.resume = "auto"  # the scheduler starts this job again: what it began goes on
     sys.stdout.reconfigure(line_buffering=True)  # logs piped to a file stay current
     try:
         with interruption.listening():
             body(args)
     except UserError as error:
-        say(f"{parser.prog}: error: {error}")
+        if distributed.is_main() or not error.shared:
+            say(f"{parser.prog}: error: {error}")
         return error.exit_code
-    except RuntimeError as error:
-        death = worker_death(error)
-        if death is None:
-            raise
-        say(f"{parser.prog}: error: {death}")
-        return death.exit_code
     except interruption.Stopped as stop:
         if distributed.is_main():  # all processes stop, and for the same reason
             print(f"{parser.prog}: {stop}", file=sys.stderr)
@@ -80,9 +79,26 @@ def run(body: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequen
     except BrokenPipeError:  # the reader of our output left, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except Exception as error:
+        known = worker_death(error) or out_of_memory(error)
+        if known:
+            say(f"{parser.prog}: error: {known}")
+            return known.exit_code
+        # not raised: the interpreter would keep what the frames hold, such as processes that read
+        # images, and wait for them for ever
+        traceback.print_exc()
+        return 1
     finally:
         distributed.stop()
     return 0
+
+
+def out_of_memory(error: Exception) -> UserError | None:
+    """What torch's message about memory that is not there means; None for any other error."""
+    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        return None
+    reason = str(error).partition(". ")[0].partition("\n")[0]
+    return UserError(f"{reason}: lower --batch-size, --val-batch-size or the network's size")
 
 
 def say(line: str) -> None:
@@ -276,6 +292,8 @@ def start(args: argparse.Namespace) -> torch.device:
     device = choose_device(args.cuda)
     make_deterministic(args.deterministic)
     distributed.start(device)
+    if distributed.world_size() > 1:
+        interruption.defer()
     if hint := unused_gpus(device):
         print(f"{hint} {' '.join(sys.argv)}")
     return device

@@ -121,6 +121,7 @@ def from_main(work: Callable[[], T]) -> T:
             outcome[1] = error
     dist.broadcast_object_list(outcome)
     if outcome[1] is not None:
+        outcome[1].shared = True
         raise outcome[1]
     return outcome[0]
 

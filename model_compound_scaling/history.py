@@ -72,17 +72,18 @@ def differences(old: dict, new: dict) -> list[str]:
 def finished(folder: Path, *, config: dict, epochs: int) -> History | None:
     """The history of a run with this configuration that has all its epochs, else None.
 
-    Reads the small files only, and without the folder's lock: the run may be another machine's.
+    Without the folder's lock: the run may be another machine's. One whose best network is not the
+    one of its figures, after a save that failed or damage, is to be resumed.
     """
     try:
         old = json.loads((folder / "config.json").read_text())
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         history = History(folder, [json.loads(line) for line in lines])
-    except (OSError, ValueError):
+        if differences(old, json.loads(json.dumps(config))) or history.epochs_done < epochs:
+            return None
+        return history if read_file(folder / "best.pt").get("figures") == history.best else None
+    except (OSError, ValueError):  # CheckpointError, too
         return None
-    same = not differences(old, json.loads(json.dumps(config)))
-    complete = history.epochs_done >= epochs and (folder / "best.pt").exists()
-    return history if same and complete else None
 
 
 def copy_best(histories: Iterable[History], path: Path) -> History | None:

@@ -12,7 +12,7 @@ from types import FrameType
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 128 + signal.SIGINT}
 
 _first: int = 0  # the signal that came first; later ones change nothing
-_deferred = False
+_deferred = _always_deferred = False
 
 
 class Stopped(BaseException):
@@ -27,15 +27,15 @@ def _handle(number: int, frame: FrameType | None) -> None:
     global _first
     if not _first:
         _first = number
-        if not _deferred:
+        if not (_deferred or _always_deferred):
             raise Stopped(number)
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
     """Inside, the three signals raise Stopped."""
-    global _first
-    _first = 0
+    global _first, _always_deferred
+    _first, _always_deferred = 0, False
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread can be told about signals
         return
@@ -56,6 +56,13 @@ def deferred() -> Iterator[None]:
         yield
     finally:
         _deferred = False
+
+
+def defer() -> None:
+    """From now on signals wait until someone asks. For one process of several: stopping alone, it
+    would leave the others waiting; all ask each other after each step."""
+    global _always_deferred
+    _always_deferred = True
 
 
 def received() -> int:

@@ -1,7 +1,8 @@
 """From a command line to what it names: the device, the checkpoint's network, the data."""
 
 import argparse
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -109,6 +110,15 @@ def known_input(args: argparse.Namespace, spec: NetworkSpec, recorded: dict) -> 
 
 def _recorded_statistics(recorded: dict) -> tuple | None:
     return (recorded["mean"], recorded["std"]) if "mean" in recorded else None
+
+
+def fingerprint(class_names: Sequence[str] | None) -> str | None:
+    """The classes in a few characters, for a run's configuration: the same folder of results must
+    not go on with other classes. Where the images lie may change."""
+    if class_names is None:
+        return None
+    digest = hashlib.sha256("\n".join(class_names).encode(errors="surrogateescape")).hexdigest()
+    return f"{len(class_names)} ({digest[:8]})"
 
 
 def describe(data: Data) -> dict:

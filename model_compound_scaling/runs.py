@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from data.errors import CheckpointError, DiskError, UserError
 from model_compound_scaling import distributed
+from model_compound_scaling.checkpoints import mismatches
 from model_compound_scaling.history import History, differences
 from model_compound_scaling.locks import hold_folder
 from model_compound_scaling.logs import Log
@@ -33,9 +35,10 @@ class Run(History):
     """One training run in a folder of its own.
 
     `resume` is "auto" (continue this folder's run if it has the same configuration), "none"
-    (start over; an earlier run is kept under another name) or the path of a `last.pt`; `spec` and
-    `phases` say what network and phases such a file must hold. With `override`, another
-    configuration is no reason to stop.
+    (start over; an earlier run is kept under another name) or the path of a `last.pt`, from which
+    to start; a run that did so is continued by the same `resume`. `spec` and `phases` say what
+    network and phases a checkpoint must hold. With `override`, another configuration is no reason
+    to stop.
     """
 
     def __init__(
@@ -72,12 +75,15 @@ class Run(History):
         override: bool,
     ) -> tuple[dict, list[str]]:
         """The state to go on from, empty for none, and what is to be said about it."""
-        found = None
+        found, own = None, folder / "last.pt"
         if resume not in ("auto", "none"):
-            found = _resumable(Path(resume), spec, phases)
+            if not has_generation(Path(resume)):
+                raise CheckpointError(f"--resume {resume}: no such file")
+            found = read_generation(Path(resume))
         self._lock = hold_folder(folder)
-        if resume == "auto" and has_generation(folder / "last.pt"):
-            found = read_generation(folder / "last.pt")
+        begun = has_generation(own) and resume != "none" and read_generation(own)
+        if begun and (resume == "auto" or self._continues(begun[0], resume)):
+            found = begun
         elif _holds_results(folder) and not (found and _inside(found[1], folder)):
             _set_aside(folder)
             self._lock = hold_folder(folder)
@@ -85,17 +91,25 @@ class Run(History):
         if self._lock.taken_from:
             lines.append(f"taking over from a run that died: {self._lock.taken_from}")
         if source:
+            _require_run(state, source)
             different = differences(state.get("config", self.config), self.config)
             if resume == "auto" and different and not override:
                 raise _other_configuration(folder, different)
             if different:
                 lines.append(f"going on with another configuration: {', '.join(different)}")
+            _require_fit(state, source, spec, phases)
             lines.append(f"resuming {source} {_position(state)}")
             _restore_best(state, folder)
         _write_history(folder / "metrics.jsonl", state.get("history", []))
         text = json.dumps(self.config, indent=2, sort_keys=True) + "\n"
         write_text(text, folder / "config.json")
         return state, lines
+
+    def _continues(self, state: dict, resume: str) -> bool:
+        """Whether a checkpoint is of a run of this configuration that began from `resume`."""
+        old = state.get("config")
+        same = isinstance(old, dict) and not differences(old, self.config)
+        return same and old.get("resume") == resume
 
     def take_progress(self) -> dict | None:
         """How far the epoch was that the resumed checkpoint was saved in; asked for once."""
@@ -189,20 +203,27 @@ def _other_configuration(folder: Path, different: list[str]) -> UserError:
     )
 
 
-def _resumable(
-    source: Path, spec: NetworkSpec, phases: tuple[str, ...]
-) -> tuple[dict, Path, list[str]]:
-    """The newest good generation of a checkpoint that --resume names, if it fits this run."""
-    if not has_generation(source):
-        raise CheckpointError(f"--resume {source}: no such file")
-    content, found, skipped = read_generation(source)
-    if content.get("resume", {}).get("phase") not in phases:
-        raise CheckpointError(f"--resume {source} is no last.pt of this stage")
-    if content["network"] != spec.content():
+def _require_run(state: dict, source: Path) -> None:
+    """CheckpointError unless a checkpoint has what every `last.pt` has."""
+    kinds = {"resume": dict, "history": list, "config": dict, "state_dict": dict, "best": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]
+    if not wrong and not all(isinstance(t, Tensor) for t in state["state_dict"].values()):
+        wrong = ["tensors"]
+    if wrong:
         raise CheckpointError(
-            f"--resume {source} holds another network than this run: {content['network']}"
+            f"{source} is no last.pt, from which a run can go on: it has no {wrong[0]}; start over "
+            "with --no-resume"
         )
-    return content, found, skipped
+
+
+def _require_fit(state: dict, source: Path, spec: NetworkSpec, phases: tuple[str, ...]) -> None:
+    """CheckpointError unless a checkpoint is of this network and of one of these phases."""
+    if state["resume"].get("phase") not in phases:
+        raise CheckpointError(f"{source} is no last.pt of this stage")
+    if (network := state.get("network")) != spec.content():
+        raise CheckpointError(f"{source} holds another network than this run: {network}")
+    if wrong := mismatches(state["state_dict"], spec):
+        raise CheckpointError(f"{source} does not fit the network: {wrong[0]}")
 
 
 def _holds_results(folder: Path) -> bool:

@@ -167,7 +167,7 @@ def cost(point: Point) -> tuple[int, int]:
                 network = build(point.spec).eval()
                 network(torch.zeros(1, channels, point.image_size, point.image_size))
             return parameters(network), counter.get_total_flops() // 2
-        except (UserError, NotImplementedError):
+        except (UserError, NotImplementedError, RuntimeError):
             if device == "cpu":
                 raise
     raise AssertionError("unreachable")

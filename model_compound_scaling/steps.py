@@ -42,7 +42,8 @@ class TrainStep:
 
     A loss or gradient that is not finite stops all updates from then on, on the device, where
     nothing has to wait for it; `first_bad` is the number of that step, -1 while all is well. With
-    fp16, whose scaled gradients may overflow, only the loss counts, and only that step is skipped.
+    fp16, whose scaled gradients may overflow, only that step is skipped, and what counts is the
+    loss, or gradients that no scale helps.
     """
 
     def __init__(
@@ -115,6 +116,9 @@ class TrainStep:
         if self.scaler:
             self.scaler.step(self.optimizer)
             self.scaler.update()
+            # halved again and again: it is not the scale that makes the gradients infinite
+            hopeless = self.scaler._scale < 1
+            self.first_bad = torch.where(hopeless & (self.first_bad < 0), number, self.first_bad)
             return
         # what the gradient scaler, too, tells fused optimizers, which then change nothing
         self.optimizer.grad_scale = None

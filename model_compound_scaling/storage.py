@@ -67,6 +67,14 @@ def write_generation(content: dict, path: Path) -> None:
             _commit(previous)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, if it is not there yet. Raises DiskError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError(f"cannot make {folder}: {error.strerror}") from None
+
+
 def write_synced(content: bytes, path: Path) -> None:
     """Write a file down to the disk. Raises OSError."""
     with open(path, "wb") as file:

@@ -8,6 +8,7 @@ from torchvision.ops import SqueezeExcitation
 
 from data.errors import UserError
 
+MOST_VALUES = 15  # of a layer with more levels
 # parameter names by network family
 TERNARIZED = {
     "micronet": r"\.conv\d+\.weight$",  # convolutions inside the blocks
@@ -41,10 +42,13 @@ def _depthwise(network: nn.Module) -> list[str]:
 PRUNED = {"se": _squeeze_excitation, "fc": _fully_connected, "dw": _depthwise}
 
 
-def is_ternary(weight: Tensor) -> bool:
-    """At most one positive and one negative value, and a zero: what EC2T leaves behind."""
-    sides = (weight[weight > 0], weight[weight < 0])
-    return all(len(s) == 0 or bool(s.min() == s.max()) for s in sides) and bool((weight == 0).any())
+def is_quantized(weight: Tensor) -> bool:
+    """At most one positive and one negative value, and a zero: what EC2T leaves behind; or up to 15
+    values with a zero among at least four times as many weights: with more levels."""
+    values = weight.unique()
+    sides = (values > 0).sum(), (values < 0).sum()
+    few = max(sides) <= 1 or len(values) <= min(MOST_VALUES, weight.numel() // 4)
+    return few and bool((values == 0).any())
 
 
 def ternarized_names(network: nn.Module, *, family: str, pattern: str | None = None) -> list[str]:
@@ -67,10 +71,10 @@ def ternarized_names(network: nn.Module, *, family: str, pattern: str | None = N
 
 
 def pruned_names(network: nn.Module, *, families: list[str]) -> list[str]:
-    """Parameters of the pruning families ("se", "fc", "dw"), without those already ternary."""
+    """Parameters of the pruning families ("se", "fc", "dw"), without those already quantized."""
     parameters = dict(network.named_parameters())
     names = [name for family in families for name in PRUNED[family](network)]
-    names = [name for name in names if not is_ternary(parameters[name])]
+    names = [name for name in names if not is_quantized(parameters[name])]
     if not names:
         raise UserError(
             f"nothing to prune: the network has no layers of {' or '.join(families)} left "
@@ -79,11 +83,10 @@ def pruned_names(network: nn.Module, *, families: list[str]) -> list[str]:
     return names
 
 
-def freeze_ternary(network: nn.Module) -> list[str]:
-    """Exclude already ternary layers from training; returns their names."""
-    names = [
-        f"{n}.weight" for n, m in _named(network, nn.Conv2d, nn.Linear) if is_ternary(m.weight)
-    ]
+def freeze_quantized(network: nn.Module) -> list[str]:
+    """Exclude already quantized layers from training; returns their names."""
+    layers = _named(network, nn.Conv2d, nn.Linear)
+    names = [f"{name}.weight" for name, layer in layers if is_quantized(layer.weight)]
     for name in names:
         network.get_parameter(name).requires_grad_(False)
     return names

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from data import Data
+from data.errors import UserError
 from model_compound_scaling import distributed
 from model_compound_scaling.checkpoints import Checkpoint, load_network, network_content
 from model_compound_scaling.devices import for_processes, lay_out
@@ -20,7 +21,7 @@ from model_compound_scaling.training import Interval, run_epochs
 from model_quantization.ec2t import MIN_CENTROID
 from model_quantization.goals import Goal, solve_gamma
 from model_quantization.grid import Point
-from model_quantization.layers import freeze_ternary, pruned_names, ternarized_names
+from model_quantization.layers import freeze_quantized, pruned_names, ternarized_names
 from model_quantization.ternarizer import Ternarizer
 
 
@@ -206,7 +207,7 @@ def quantize_point(
     require_fit(network, data)
     network = lay_out(network, device)
     names = layer_names(network, family=table_row(spec.model).family, config=config)
-    fixed = freeze_ternary(network) if config["prune"] else []
+    fixed = freeze_quantized(network) if config["prune"] else []
     first = "pruning" if config["prune"] else "ternary"
     run = Run(
         folder,
@@ -216,6 +217,12 @@ def quantize_point(
         spec=spec,
         phases=(first, "frozen"),
     )
+    phase = run.state["resume"]["phase"] if run.state else first
+    if phase == "frozen" and run.epochs_done < config["epochs"]:
+        raise UserError(
+            f"{folder}: the codes were frozen after fewer than --epochs {config['epochs']}: keep "
+            "--epochs, and raise --retrain-epochs to go on, or start over with --no-resume"
+        )
     measure = config["eval"] and not run.state
     if measure:
         full = evaluate(network, data.val.epoch(0), total=len(data.val))
@@ -232,7 +239,7 @@ def quantize_point(
     )
     run.log(
         f"{folder.name}: {len(names)} layers with {ternarizer.latent.numel():,} weights"
-        f"{f', {len(fixed)} ternary layers stay as they are' if fixed else ''}, on {device}"
+        f"{f', {len(fixed)} quantized layers stay as they are' if fixed else ''}, on {device}"
     )
     job = Quantization(
         run,

@@ -48,7 +48,8 @@ class Geometry:
     @property
     def states(self) -> int:
         """Coders of a layer. Each costs about 3 bytes, too few of them time."""
-        return max(1, min(self.weights // 16384, self.lanes))
+        share = 16384 if self.weights < 65536 else 8192  # weights of one
+        return max(1, min(self.weights // share, self.lanes))
 
     def blocks(self) -> list[slice]:
         """Lanes coded at once. Without other taps only earlier lanes tell a channel's density."""

@@ -99,13 +99,16 @@ class Question:
         self.prior, self.rate = prior, RATE // math.isqrt(256 * lanes) * informed
 
     def mix(self, stretches: Sequence[Array], signals: Sequence[Array]) -> Array:
-        """Stretch of a yes, from stretches and small integers (layers, lanes or 1)."""
-        self.inputs = [s - self.prior for s in stretches]
-        self.inputs += [UNIT * s.astype(np.int32) for s in signals]
+        """Stretch of a yes, from stretches and small integers (layers, lanes or 1), the first one
+        of all lanes."""
+        shape = (len(self.weights), *stretches[0].shape)
+        self.inputs = np.empty(shape, dtype=np.int32)
+        for x, stretched in zip(self.inputs, stretches, strict=False):
+            np.subtract(stretched, self.prior, out=x)
+        for x, signal in zip(self.inputs[len(stretches) :], signals, strict=True):
+            np.multiply(signal, UNIT, out=x, dtype=np.int32)
         factors = (self.weights >> STORED_BITS - MIX_BITS).astype(np.int32)
-        total = self.prior << MIX_BITS
-        for factor, x in zip(factors, self.inputs, strict=True):
-            total = total + factor * x
+        total = (self.prior << MIX_BITS) + np.einsum("il,iln->ln", factors[:, :, 0], self.inputs)
         mixed = (total >> MIX_BITS).clip(-SPAN, SPAN)
         self.p = squash(mixed)
         return mixed
@@ -113,8 +116,8 @@ class Question:
     def learn(self, bits: Array, active: Array) -> None:
         """Move the mixing weights along the gradient of the code length."""
         error = ((bits << 16) - active * self.p) >> 4
-        slopes = [(error * x).sum(1, dtype=np.int64, keepdims=True) for x in self.inputs]
-        self.weights += np.stack(slopes) * self.rate >> 6
+        slopes = np.einsum("iln,ln->il", self.inputs, error, dtype=np.int64)
+        self.weights += slopes[:, :, None] * self.rate >> 6
         np.clip(self.weights, -MOST_WEIGHT, MOST_WEIGHT, out=self.weights)
 
 

@@ -19,6 +19,7 @@ Array = np.ndarray
 MOST_VALUES = 15
 MOST_TAPS = 1024
 TOGETHER = 8192  # lanes coded side by side: more no longer fit the processor's cache
+LEARNING = 1.003  # codes that take more than so many times their entropy are tried again
 WEIGHTS_PER_BYTE = 40_000  # the coder's probabilities end at 1/4096: no layer gets smaller
 
 
@@ -129,6 +130,11 @@ def _entropy(layer: Quantized) -> float:
     return float(-(shares * np.log2(shares)).sum()) * layer.codes.size / 8
 
 
+def _overhead(layer: Quantized) -> int:
+    """Bytes of a layer beside its codes."""
+    return 3 + 4 * layer.values + 4 * layout(layer.codes.shape, layer.levels).geometry.states
+
+
 def _encode(layers: Mapping[str, Quantized], *, informed: bool) -> dict[str, bytes]:
     """The bytes of each layer, told by its neighbours or not."""
     layouts = {name: layout(layer.codes.shape, layer.levels) for name, layer in layers.items()}
@@ -153,7 +159,8 @@ def pack_layers(layers: Mapping[str, Quantized]) -> dict[str, bytes]:
     random = {
         name: layer
         for name, layer in layers.items()
-        if len(packed[name]) > _entropy(layer) and layer.values < MOST_VALUES
+        if len(packed[name]) - _overhead(layer) > LEARNING * _entropy(layer)
+        and layer.values < MOST_VALUES
     }
     for name, content in _encode(random, informed=False).items():
         packed[name] = min(content, packed[name], key=len)

@@ -526,3 +526,18 @@ def test_more_bad_images_than_allowed_are_an_error(damaged, size):
         epoch(load_folder(damaged, size, skip_bad_images=1).train)
     with pytest.raises(DataError, match=r"02.png.*--skip-bad-images N"):
         epoch(load_folder(damaged, size).train)
+
+
+def test_what_is_left_must_make_a_batch(damaged):
+    with pytest.raises(UserError, match="--batch-size"):
+        load_folder(damaged, 32, skip_bad_images=2, batch_size=16)
+    for file in (damaged / "val").rglob("*.png"):
+        not_an_image(file)
+    with pytest.raises(DataError, match="no image can be read"):
+        load_folder(damaged, 32, skip_bad_images=99)
+
+
+def test_the_first_of_several_processes_names_bad_images(damaged, capfd):
+    for this in (0, 1):
+        load_folder(damaged, 32, skip_bad_images=2, batch_size=6, part=Part(this, 2))
+        assert capfd.readouterr().err.count("left out") == (2 if this == 0 else 0)

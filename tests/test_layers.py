@@ -6,8 +6,8 @@ import torch
 from data.errors import UserError
 from model_compound_scaling.registry import NetworkSpec, build, default_spec
 from model_quantization.layers import (
-    freeze_ternary,
-    is_ternary,
+    freeze_quantized,
+    is_quantized,
     pruned_names,
     ternarized_names,
 )
@@ -57,12 +57,15 @@ def test_pruning_families():
         pruned_names(build(NetworkSpec("resnet20", 10)), families=["se"])
 
 
-def test_ternary_layers_are_recognised_by_value():
-    assert is_ternary(torch.tensor([0.0, 0.3, -0.1, 0.3]))
-    assert is_ternary(torch.zeros(3))
-    assert not is_ternary(torch.tensor([0.0, 0.3, 0.2]))
-    assert not is_ternary(torch.tensor([0.3, -0.1]))
+def test_quantized_layers_are_recognised_by_value():
+    assert is_quantized(torch.tensor([0.0, 0.3, -0.1, 0.3]))
+    assert is_quantized(torch.zeros(3))
+    assert not is_quantized(torch.tensor([0.0, 0.3, 0.2]))
+    assert not is_quantized(torch.tensor([0.3, -0.1]))
+    many = torch.arange(-7.0, 8).repeat(4)
+    assert is_quantized(many) and not is_quantized(many + 0.5)
+    assert not is_quantized(many[:59]) and not is_quantized(torch.arange(-8.0, 8).repeat(4))
     network = build(NetworkSpec("resnet20", 10))
     network.layer1[0].conv1.weight.data.sign_().mul_(0.1)[0] = 0
-    assert freeze_ternary(network) == ["layer1.0.conv1.weight"]
+    assert freeze_quantized(network) == ["layer1.0.conv1.weight"]
     assert not network.layer1[0].conv1.weight.requires_grad

@@ -327,6 +327,9 @@ def test_values_beyond_fp16_stay_as_they_are(tmp_path):
     assert torch.equal(found["bn1.running_var"], state["bn1.running_var"])
 
 
+DAMAGED = r"cannot be read|is damaged|holds no tensors"
+
+
 def test_damage_is_an_error_and_nothing_else(tmp_path):
     """1,000 flipped bits and 100 cuts: with sections under a CRC each, none gets through."""
     network, spec = random_network(0)
@@ -339,12 +342,12 @@ def test_damage_is_an_error_and_nothing_else(tmp_path):
     for bit in bits.tolist():
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(CheckpointError, match="cannot be read|is damaged|no tensors"):
+        with pytest.raises(CheckpointError, match=DAMAGED):
             read_any(write(tmp_path, bytes(damaged)))
     for length in [0, 1, 5, 12, header, len(content) - 1, *rng.integers(0, len(content), 94)]:
-        with pytest.raises(CheckpointError, match="cannot be read|is damaged|no tensors"):
+        with pytest.raises(CheckpointError, match=DAMAGED):
             read_any(write(tmp_path, content[:length]))
-    with pytest.raises(CheckpointError, match="cannot be read|is damaged|no tensors"):
+    with pytest.raises(CheckpointError, match=DAMAGED):
         read_any(write(tmp_path, content + b"\0"))
 
 
@@ -390,7 +393,7 @@ def test_crafted_descriptions_are_errors(tmp_path, monkeypatch, text):
 def test_nothing_large_is_built_to_see_that_it_is_not_in_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "expected_tensors", lambda spec: pytest.fail("was built"))
     state = random_network(0)[0].state_dict()
-    shape = {"blocks": [900, 900, 900], "channels": [8, 8, 8], "stem": 8}
+    shape = {"blocks": [9000, 1, 1], "channels": [8, 8, 8], "stem": 8}
     for spec, field in (
         (NetworkSpec("torchvision:regnet_y_400mf", 2_000_000), "num_classes"),
         (NetworkSpec("cifar_micronet", 10, shape), "blocks"),
