@@ -48,7 +48,7 @@ class Geometry:
     @property
     def states(self) -> int:
         """Coders of a layer. Each costs about 3 bytes, too few of them time."""
-        share = 16384 if self.weights < 65536 else 8192  # weights of one
+        share = 16384 if self.weights < 100_000 else 8192  # weights of one
         return max(1, min(self.weights // share, self.lanes))
 
     def blocks(self) -> list[slice]:

@@ -394,10 +394,11 @@ def test_nothing_large_is_built_to_see_that_it_is_not_in_the_file(tmp_path, monk
     monkeypatch.setattr(packing, "expected_tensors", lambda spec: pytest.fail("was built"))
     state = random_network(0)[0].state_dict()
     shape = {"blocks": [9000, 1, 1], "channels": [8, 8, 8], "stem": 8}
+    wide = {"blocks": [1, 1, 1], "channels": [8, 8, 10**6], "stem": 8}
     for spec, field in (
         (NetworkSpec("torchvision:regnet_y_400mf", 2_000_000), "num_classes"),
         (NetworkSpec("cifar_micronet", 10, shape), "blocks"),
-        (NetworkSpec("cifar_micronet", 10, {**shape, "channels": [8, 8, 10**6]}), "channels"),
+        (NetworkSpec("cifar_micronet", 10, wide), "channels"),
     ):
         path = write(tmp_path, pack(state, spec, {}).content)
         with pytest.raises(CheckpointError, match=field) as error:
