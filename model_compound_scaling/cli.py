@@ -61,9 +61,6 @@ class Parser(argparse.ArgumentParser):
 def run(body: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequence | None) -> int:
     """Parse, run `body`, turn a user's mistake into one line and its exit code."""
     args = parser.parse_args(argv)
-    restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
-    if getattr(args, "resume", None) == "none" and restarts != "0":
-        args.resume = "auto"  # the scheduler starts this job again: what it began goes on
     sys.stdout.reconfigure(line_buffering=True)  # logs piped to a file stay current
     try:
         with interruption.listening():

@@ -7,6 +7,7 @@ writes; the others are told.
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -36,9 +37,9 @@ class Run(History):
 
     `resume` is "auto" (continue this folder's run if it has the same configuration), "none"
     (start over; an earlier run is kept under another name) or the path of a `last.pt`, from which
-    to start; a run that did so is continued by the same `resume`. `spec` and `phases` say what
-    network and phases a checkpoint must hold. With `override`, another configuration is no reason
-    to stop.
+    to start. What a run began, a job that SLURM starts again continues, however it began, and the
+    same path continues what it began. `spec` and `phases` say what network and phases a checkpoint
+    must hold. With `override`, another configuration is no reason to stop.
     """
 
     def __init__(
@@ -80,9 +81,11 @@ class Run(History):
             if not has_generation(Path(resume)):
                 raise CheckpointError(f"--resume {resume}: no such file")
             found = read_generation(Path(resume))
+            _require_run(*found[:2])
+            _require_fit(*found[:2], spec, phases)
         self._lock = hold_folder(folder)
-        begun = has_generation(own) and resume != "none" and read_generation(own)
-        if begun and (resume == "auto" or self._continues(begun[0], resume)):
+        begun = read_generation(own) if has_generation(own) and _continuing(resume) else None
+        if begun and (resume == "auto" or self._began(begun[0], resume)):
             found = begun
         elif _holds_results(folder) and not (found and _inside(found[1], folder)):
             _set_aside(folder)
@@ -105,8 +108,8 @@ class Run(History):
         write_text(text, folder / "config.json")
         return state, lines
 
-    def _continues(self, state: dict, resume: str) -> bool:
-        """Whether a checkpoint is of a run of this configuration that began from `resume`."""
+    def _began(self, state: dict, resume: str) -> bool:
+        """Whether a checkpoint is of a run of this configuration that `resume` began."""
         old = state.get("config")
         same = isinstance(old, dict) and not differences(old, self.config)
         return same and old.get("resume") == resume
@@ -175,6 +178,11 @@ class Run(History):
         """Where the state before now is."""
         file = self.folder / "last.pt"
         return f"the state to go on from is in {file}" if file.exists() else "nothing was saved yet"
+
+
+def _continuing(resume: str) -> bool:
+    """Whether what is in the folder may be what this command began."""
+    return resume != "none" or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def _position(state: dict) -> str:

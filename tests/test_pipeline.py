@@ -202,7 +202,7 @@ def test_plots_of_the_ternarization(images, trained, tmp_path):
     assert len(list(tmp_path.glob("*/ternarization/layer*.conv*.weight.png"))) == 6
 
 
-class Killed(Exception):
+class Killed(BaseException):
     pass
 
 

@@ -157,9 +157,11 @@ def test_a_restarted_job_goes_on_though_it_was_to_start_over(
     images, trained, tmp_path, capsys, monkeypatch
 ):
     output = shutil.copytree(trained, tmp_path / "x")
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # stopped before it began anything
     assert scale(images, output, "--no-resume") == 0
-    assert "already trained" in capsys.readouterr().out and not list(output.glob("*.old1"))
+    assert "resuming" not in capsys.readouterr().out and len(list(output.glob("*.old1"))) == 1
+    assert scale(images, output, "--no-resume") == 0
+    assert "after epoch 2" in capsys.readouterr().out and len(list(output.glob("*.old*"))) == 1
 
 
 def quantize(trained, output, *flags):
