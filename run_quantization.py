@@ -213,7 +213,8 @@ def count_parameters(spec: NetworkSpec, size: int) -> Callable:
     row = table_row(spec.model)
 
     def count(network: nn.Module) -> float:
-        scored = score(network, (row.channels, size, size), family=row.family)
+        shape = (row.channels, size, size)
+        scored = score(network, shape, family=row.family, rules=("published",))
         return scored.totals["published"].params
 
     return count

@@ -17,17 +17,30 @@ def plain(args: tuple, record: dict, tag: Tagger) -> dict:
 
 def _layer(weight: Tensor, bias: Tag | None, source: Tag, *, groups: int, padded: bool) -> dict:
     """Fields of a convolution or linear layer. weight: (c_out, c_in / groups, ...)."""
-    zeros = None if source.constants is None else source.constants == 0
     weights = examine(weight, groups)
+    free, folded = _free_inputs(weights.counts, source.constants, padded=padded)
     return {
         "weight": weight,
         "weights": weights,
         "bias": bias is not None,
-        "zero_inputs": zeros if zeros is not None and bool(zeros.any()) else None,
+        "free_inputs": free,
+        "folded": folded,
         "constants": liveness.of_filters(
             weight, weights.counts, bias and bias.value, source.constants, padded=padded
         ),
     }
+
+
+def _free_inputs(
+    counts: Tensor, constants: Tensor | None, *, padded: bool
+) -> tuple[Tensor | None, bool]:
+    """Inputs (c_in,) that take no arithmetic, and whether some of them add to the bias."""
+    if constants is None:
+        return None, False
+    constant = ~constants.isnan() & (not padded)
+    free = (constants == 0) | constant
+    touched = (counts > 0).any(1).flatten()
+    return (free if bool(free.any()) else None), bool((constant & (constants != 0) & touched).any())
 
 
 def _optional(tensor: Tensor | None, tag: Tagger) -> Tag | None:

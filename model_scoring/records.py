@@ -27,7 +27,9 @@ class Record:
     weight: Tensor | None = None  # convolutions and linear layers: (c_out, c_in / groups, ...)
     weights: Weights | None = None  # the same, counted
     bias: bool = False
-    zero_inputs: Tensor | None = None  # bool (c_in,): channels that are 0 for every image
+    # bool (c_in,): channels that are 0 for every image, or a constant that is the same at a border
+    free_inputs: Tensor | None = None
+    folded: bool = False  # such constants, times their weights, belong to the bias
     constants: Tensor | None = None  # (c_out,) see liveness; None: no channel is constant
     window: float = 1  # pooling: input elements per output element; matmul: length of the products
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from model_scoring.counting import Count
 from model_scoring.records import Record
-from model_scoring.scoring import Score, Total, layers, ternary_layers
+from model_scoring.scoring import RULE_SETS, Score, Total, layers, ternary_layers
 
-RULE_SETS = ("published", "strict")
 COLUMNS = ("layer", "kind", "output", "in", "out", "weights", "zeros", "format")
 NUMBERS = ("params", "adds", "mults")
 

@@ -39,15 +39,15 @@ class _Context:
 
 
 def live_channels(record: Record) -> Live:
-    """Filters whose output depends on the image, inputs that are not always 0 for any of them."""
+    """Filters whose output depends on the image, inputs that take arithmetic in any of them."""
     counts = record.weights.counts
     groups, filters, inputs = counts.shape
     alive = full_mask((groups, filters), counts)
     if record.constants is not None:
         alive = record.constants.isnan().reshape(groups, filters)
     used = (counts * alive[:, :, None]).any(1)
-    if record.zero_inputs is not None:
-        used &= ~record.zero_inputs.reshape(groups, inputs)
+    if record.free_inputs is not None:
+        used &= ~record.free_inputs.reshape(groups, inputs)
     return Live(used, alive)
 
 
@@ -103,13 +103,20 @@ def layer(record: Record, context: _Context) -> Count:
         nonzeros = live.keep(record.weights.counts).sum(-1)
         adds, mults = _plain_sums(nonzeros), float(nonzeros.sum())
     masks = sum(m.numel() for m in (live.inputs, live.filters) if not bool(m.all()))
-    biases = live.rows * record.bias
+    biases = live.rows * (record.bias or (record.folded and not _before_batchnorm(record, context)))
     stored = biases + _nonzero_constants(record.constants)
     return replace(
         count,
         params=count.params + context.values(stored) + (masks / WORD if live.rows else 0.0),
         **scaled((adds + biases) * at, mults * at, settings),
     )
+
+
+def _before_batchnorm(record: Record, context: _Context) -> bool:
+    """Whether BatchNorm alone takes a layer's result: it has a bias of its own."""
+    records = context.trace.records
+    users = next(u for r, u in zip(records, context.users, strict=True) if r is record)
+    return len(users) == 1 and users[0] >= 0 and records[users[0]].kind == "batchnorm"
 
 
 def folds(record: Record, context: _Context) -> Record | None:

@@ -179,14 +179,24 @@ def _watching(recorder: _Recorder, network: nn.Module) -> Iterator[None]:
         yield
 
 
+def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers, those of a module once, by its first name."""
+    for prefix, module in network.named_modules():
+        yield from module.named_parameters(prefix, recurse=False)
+        yield from module.named_buffers(prefix, recurse=False)
+
+
 def _run(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Trace:
     parameters = dict(network.named_parameters())
     recorder = _Recorder(
         names={module: name for name, module in network.named_modules()},
         sizes={name: p.numel() for name, p in parameters.items()},
     )
-    state = {}
-    for name, tensor in {**parameters, **dict(network.named_buffers())}.items():
+    state, first = {}, {}
+    for name, tensor in _tensors(network):
+        if (same := first.setdefault(id(tensor), name)) != name:
+            state[name] = state[same]  # tied weights
+            continue
         state[name] = tensor.detach().to(device, copy=True)
         owner = frozenset({name} if name in parameters else ())
         set_tag(state[name], Tag(False, frozenset(), owner, tensor.detach().cpu(), None))
@@ -195,7 +205,8 @@ def _run(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Tr
         contexts = torch.no_grad(), _watching(recorder, network), sdpa_kernel(SDPBackend.MATH)
         for context in (*contexts, torch.device(device), recorder):
             stack.enter_context(context)
-        output = functional_call(network, state, (image,))
+        # ties are in the state: of a module that is called twice, torch would restore the copy
+        output = functional_call(network, state, (image,), tie_weights=False)
     leaves = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
     return Trace(
         records=recorder.records,

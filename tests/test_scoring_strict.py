@@ -205,10 +205,10 @@ def test_what_is_dropped_does_not_matter(shift):
     image = torch.randn(2, 3, 8, 8)
     before = network(image)
     record = next(r for r in score(network, (3, 8, 8)).records if r.name == "3")
-    if record.zero_inputs is not None:
-        network[3].weight.data[:, record.zero_inputs] = 100.0
+    if record.free_inputs is not None:
+        network[3].weight.data[:, record.free_inputs] = 100.0
     assert torch.equal(network(image), before)
-    assert (record.zero_inputs is not None) == (shift <= 0)
+    assert (record.free_inputs is not None) == (shift <= 0)
 
 
 def test_dead_channels_meet_at_a_residual_sum():
@@ -291,6 +291,8 @@ def test_against_every_output_element(case, is_ternary):
     network[2].weight.data[:, -1] = 0 if CASES[case].get("groups", 1) == 1 else 1.0
     counts = strict(network, (3, 5, 6))
     found = [(counts[n].mults, counts[n].adds, counts[n].live_out) for n in ("0", "2")]
+    if CASES[case].get("groups", 1) == 1:
+        network[0].weight.data[3] = 0  # nothing reads it, so that its weights do not matter
     with torch.no_grad():
         assert found == oracle(network, (3, 5, 6))
 
@@ -300,6 +302,39 @@ def test_shared_layers_are_stored_once_and_computed_twice():
     counts = strict(nn.Sequential(conv, nn.ReLU(), conv))
     assert [counts[n].params for n in ("0", "0#2")] == [9, 0]
     assert counts["0#2"].mults == counts["0"].mults == 9 * 64
+    assert conv.weight.device.type == "cpu"  # as it was
+
+
+def test_a_tied_weight_is_stored_once():
+    network = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.Conv2d(3, 3, 1, bias=False))
+    network[1].weight = network[0].weight
+    counts = strict(network)
+    assert [counts[n].params for n in ("0", "0#2")] == [9, 0]
+    assert network[1].weight is network[0].weight
+
+
+def test_constants_become_a_bias_where_no_border_tells():
+    """A dead filter with a bias is a constant; a pointwise layer takes its share into its own."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1, bias=False), nn.ReLU())
+    network[0].weight.data[1] = 0
+    counts = strict(network)
+    assert (counts["1"].live_in, counts["1"].mults) == (3, 3 * 5 * 64)
+    assert counts["1"].adds == (3 - 1 + 1) * 5 * 64  # with a bias, which it did not have
+    network[1] = nn.Conv2d(4, 5, 3, padding=1, bias=False)
+    assert strict(network)["1"].live_in == 4
+
+
+def test_what_nothing_reads_is_not_computed():
+    """A depthwise filter without weights makes the filter before it useless."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 1, bias=False),
+        nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False),
+        nn.Conv2d(4, 2, 1, bias=False),
+    )
+    network[1].weight.data[2] = 0
+    counts = strict(network)
+    assert [counts[n].live_out for n in "012"] == [3, 3, 2]
+    assert counts["0"].mults == 3 * 3 * 64
 
 
 def test_a_stored_vector_counts():
