@@ -319,13 +319,20 @@ def body(args: argparse.Namespace) -> None:
     if args.dry_run:
         Log()(to_text(rows(dict.fromkeys(points), predicted=True), predicted=True))
         return
-    # a walk toward a target may end before it comes to the largest
-    for possible in points[: len(grid)] if args.target_accuracy else points:
+    if args.target_accuracy:  # the walk may end before it comes to the largest
+        points = possible_points(point, grid, [min(phis)])
+    for possible in points:
         require_memory(possible, device, averaged=args.ema > 0)
     log = Log(args.output)
     trainer = Trainer(args, classes=opening.fingerprint(names), device=device, log=log)
     search = Search(trainer, point, target=args.target_accuracy)
-    conclude(search, args, log, search.run(grid, phis))
+    try:
+        found = search.run(grid, phis)
+    except UserError:
+        if search.trained:  # what there is, before the error
+            conclude(search, args, log, None)
+        raise
+    conclude(search, args, log, found)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

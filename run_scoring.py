@@ -216,8 +216,8 @@ def check(args: argparse.Namespace) -> list[Path]:
         onnx_export.require_packages()
     for flag, needed in NEEDS.items():
         if getattr(args, flag) not in (None, False) and not getattr(args, needed):
-            shown = (f"--{name.replace('_', '-')}" for name in (flag, needed))
-            raise UserError("{} takes effect with {}: add it".format(*shown))
+            given = f"--{flag.replace('_', '-')}"
+            raise UserError(f"{given} takes effect with --{needed}: add it")
     paths = [path for flag in FILE_FLAGS if (path := getattr(args, flag))]
     paths += [manifest_path(args.thin)] if args.thin else []
     if folder := next((path for path in paths if path.is_dir()), None):

@@ -92,9 +92,10 @@ def run(body: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequen
 
 def out_of_memory(error: Exception) -> UserError | None:
     """What torch's message about memory that is not there means; None for any other error."""
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    cpu = "DefaultCPUAllocator: "
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and cpu not in str(error):
         return None
-    reason = str(error).partition(". ")[0].partition("\n")[0]
+    reason = str(error).rpartition(cpu)[2].partition(". ")[0].partition("\n")[0] or "out of memory"
     return UserError(f"{reason}: lower --batch-size, --val-batch-size or the network's size")
 
 
@@ -248,7 +249,8 @@ def add_run_flags(parser: Parser, *, output: Path) -> None:
         "--resume",
         default="auto",
         metavar="auto|PATH|none",
-        help="auto continues the same run in the same folder, PATH a last.pt, none starts over",
+        help="auto continues the same run in the same folder, PATH begins with another run's "
+        "last.pt (and later continues what that began), none starts over",
     )
     group.add_argument(
         "--resume-override",

@@ -59,8 +59,8 @@ def deferred() -> Iterator[None]:
 
 
 def defer() -> None:
-    """From now on signals wait until someone asks. For one process of several: stopping alone, it
-    would leave the others waiting; all ask each other after each step."""
+    """From now on signals wait until someone asks, which is after the next step. For one process
+    of several: stopping alone, it would leave the others waiting."""
     global _always_deferred
     _always_deferred = True
 

@@ -37,9 +37,10 @@ class Run(History):
 
     `resume` is "auto" (continue this folder's run if it has the same configuration), "none"
     (start over; an earlier run is kept under another name) or the path of a `last.pt`, from which
-    to start. What a run began, a job that SLURM starts again continues, however it began, and the
-    same path continues what it began. `spec` and `phases` say what network and phases a checkpoint
-    must hold. With `override`, another configuration is no reason to stop.
+    to start; the same path later continues the run that it began. A job that SLURM starts again
+    continues its own run, even with "none". `spec` and `phases` say what network and phases a
+    checkpoint must hold, `check` raises for other reasons why it cannot be continued. With
+    `override`, another configuration is no reason to stop.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class Run(History):
         phases: tuple[str, ...],
         resume: str = "auto",
         override: bool = False,
+        check: Callable[[dict], None] = lambda state: None,
     ) -> None:
+        self.check = check
         self.config = json.loads(json.dumps(config))
         self.failures: dict[str, DiskError] = {}  # of the files whose last save failed
         self.log = Log(folder)
@@ -76,17 +79,16 @@ class Run(History):
         override: bool,
     ) -> tuple[dict, list[str]]:
         """The state to go on from, empty for none, and what is to be said about it."""
-        found, own = None, folder / "last.pt"
-        if resume not in ("auto", "none"):
-            if not has_generation(Path(resume)):
-                raise CheckpointError(f"--resume {resume}: no such file")
-            found = read_generation(Path(resume))
-            _require_run(*found[:2])
-            _require_fit(*found[:2], spec, phases)
+        own, named = folder / "last.pt", None
+        if resume not in ("auto", "none") and not has_generation(own):
+            named = self._named(Path(resume), spec, phases)  # before the folder is touched
         self._lock = hold_folder(folder)
-        begun = read_generation(own) if has_generation(own) and _continuing(resume) else None
-        if begun and (resume == "auto" or self._began(begun[0], resume)):
-            found = begun
+        begun = self._begun(own, resume)
+        if not begun and not named and resume not in ("auto", "none"):
+            named = self._named(Path(resume), spec, phases)
+        found = begun or named
+        if begun:
+            _require_run(*begun[:2])
         elif _holds_results(folder) and not (found and _inside(found[1], folder)):
             _set_aside(folder)
             self._lock = hold_folder(folder)
@@ -94,13 +96,12 @@ class Run(History):
         if self._lock.taken_from:
             lines.append(f"taking over from a run that died: {self._lock.taken_from}")
         if source:
-            _require_run(state, source)
-            different = differences(state.get("config", self.config), self.config)
+            different = differences(state["config"], self.config)
             if resume == "auto" and different and not override:
                 raise _other_configuration(folder, different)
             if different:
                 lines.append(f"going on with another configuration: {', '.join(different)}")
-            _require_fit(state, source, spec, phases)
+            self._require_fit(state, source, spec, phases)
             lines.append(f"resuming {source} {_position(state)}")
             _restore_best(state, folder)
         _write_history(folder / "metrics.jsonl", state.get("history", []))
@@ -108,11 +109,44 @@ class Run(History):
         write_text(text, folder / "config.json")
         return state, lines
 
-    def _began(self, state: dict, resume: str) -> bool:
-        """Whether a checkpoint is of a run of this configuration that `resume` began."""
-        old = state.get("config")
+    def _begun(self, own: Path, resume: str) -> tuple[dict, Path, list[str]] | None:
+        """The folder's checkpoint, if it is of a run that this command began."""
+        if not has_generation(own):
+            return None
+        if resume == "auto":
+            return read_generation(own)
+        try:
+            found = read_generation(own)
+        except CheckpointError:
+            return None  # it is set aside, as any other run
+        old = found[0].get("config")
         same = isinstance(old, dict) and not differences(old, self.config)
-        return same and old.get("resume") == resume
+        same = same and old.get("resume") == resume
+        again = resume != "none" or (_restarted() and found[0].get("job") == _job())
+        return found if same and again else None
+
+    def _named(
+        self, path: Path, spec: NetworkSpec, phases: tuple[str, ...]
+    ) -> tuple[dict, Path, list[str]]:
+        """The checkpoint that --resume names, if it fits this run."""
+        if not has_generation(path):
+            raise CheckpointError(f"--resume {path}: no such file")
+        found = read_generation(path)
+        self._require_fit(*found[:2], spec, phases)
+        return found
+
+    def _require_fit(
+        self, state: dict, source: Path, spec: NetworkSpec, phases: tuple[str, ...]
+    ) -> None:
+        """CheckpointError unless a checkpoint is of this network and of one of these phases."""
+        _require_run(state, source)
+        if state["resume"].get("phase") not in phases:
+            raise CheckpointError(f"{source} is no last.pt of this stage")
+        if (network := state.get("network")) != spec.content():
+            raise CheckpointError(f"{source} holds another network than this run: {network}")
+        if wrong := mismatches(state["state_dict"], spec):
+            raise CheckpointError(f"{source} does not fit the network: {wrong[0]}")
+        self.check(state)
 
     def take_progress(self) -> dict | None:
         """How far the epoch was that the resumed checkpoint was saved in; asked for once."""
@@ -128,6 +162,7 @@ class Run(History):
             "best": self.best_network,
             "progress": progress,
             "config": self.config,
+            "job": _job(),
             "config_hash": hashlib.sha256(
                 json.dumps(self.config, sort_keys=True).encode()
             ).hexdigest(),
@@ -180,9 +215,14 @@ class Run(History):
         return f"the state to go on from is in {file}" if file.exists() else "nothing was saved yet"
 
 
-def _continuing(resume: str) -> bool:
-    """Whether what is in the folder may be what this command began."""
-    return resume != "none" or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+def _job() -> str | None:
+    """The SLURM job that this process belongs to; the same when it is started again."""
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def _restarted() -> bool:
+    """Whether SLURM has started this job before."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def _position(state: dict) -> str:
@@ -215,6 +255,12 @@ def _require_run(state: dict, source: Path) -> None:
     """CheckpointError unless a checkpoint has what every `last.pt` has."""
     kinds = {"resume": dict, "history": list, "config": dict, "state_dict": dict, "best": dict}
     wrong = [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]
+    progress = state.get("progress")
+    figures = [] if wrong else [*state["history"]]
+    figures += [state["best"].get("figures")] if not wrong and state["best"] else []
+    figures += [progress.get("figures") if isinstance(progress, dict) else 0] if progress else []
+    if not wrong and not all(isinstance(f, dict) and "epoch" in f for f in figures):
+        wrong = ["figures of its epochs"]
     if not wrong and not all(isinstance(t, Tensor) for t in state["state_dict"].values()):
         wrong = ["tensors"]
     if wrong:
@@ -222,16 +268,6 @@ def _require_run(state: dict, source: Path) -> None:
             f"{source} is no last.pt, from which a run can go on: it has no {wrong[0]}; start over "
             "with --no-resume"
         )
-
-
-def _require_fit(state: dict, source: Path, spec: NetworkSpec, phases: tuple[str, ...]) -> None:
-    """CheckpointError unless a checkpoint is of this network and of one of these phases."""
-    if state["resume"].get("phase") not in phases:
-        raise CheckpointError(f"{source} is no last.pt of this stage")
-    if (network := state.get("network")) != spec.content():
-        raise CheckpointError(f"{source} holds another network than this run: {network}")
-    if wrong := mismatches(state["state_dict"], spec):
-        raise CheckpointError(f"{source} does not fit the network: {wrong[0]}")
 
 
 def _holds_results(folder: Path) -> bool:

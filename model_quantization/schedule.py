@@ -1,13 +1,14 @@
 """The two phases of EC2T on one network: ternary training, then training with frozen codes."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from data import Data
-from data.errors import UserError
+from data.errors import CheckpointError, UserError
 from model_compound_scaling import distributed
 from model_compound_scaling.checkpoints import Checkpoint, load_network, network_content
 from model_compound_scaling.devices import for_processes, lay_out
@@ -44,6 +45,30 @@ def make_optimizer(network: nn.Module, ternarizer: Ternarizer, config: dict) -> 
         ],
         fused=True,
     )
+
+
+def require_continuable(state: dict, *, names: list[str], config: dict) -> None:
+    """UserError or CheckpointError for a checkpoint of other layers or levels, or one whose codes
+    were frozen too early."""
+    saved, old = state["resume"], state["config"]
+    layers = saved.get("ternarizer")
+    layers = layers.keys() if isinstance(layers, dict) else set()
+    if other := sorted(layers ^ set(names)):
+        raise CheckpointError(
+            f"other layers are quantized in the checkpoint than in this run, first {other[0]}: "
+            "leave --ternarize as it was, or start over with --no-resume"
+        )
+    if old.get("levels", config["levels"]) != config["levels"]:
+        raise CheckpointError(
+            f"the checkpoint's layers have {old['levels']} levels: leave --levels as it was, or "
+            "start over with --no-resume"
+        )
+    done = state["history"][-1]["epoch"] if state["history"] else 0
+    if saved.get("phase") == "frozen" and done < config["epochs"]:
+        raise UserError(
+            f"--epochs {config['epochs']}: the codes were frozen before so many epochs; keep "
+            "--epochs, and raise --retrain-epochs to go on, or start over with --no-resume"
+        )
 
 
 # what can go wrong with a layer, in the words of the log
@@ -216,13 +241,8 @@ def quantize_point(
         override=override,
         spec=spec,
         phases=(first, "frozen"),
+        check=partial(require_continuable, names=names, config=config),
     )
-    phase = run.state["resume"]["phase"] if run.state else first
-    if phase == "frozen" and run.epochs_done < config["epochs"]:
-        raise UserError(
-            f"{folder}: the codes were frozen after fewer than --epochs {config['epochs']}: keep "
-            "--epochs, and raise --retrain-epochs to go on, or start over with --no-resume"
-        )
     measure = config["eval"] and not run.state
     if measure:
         full = evaluate(network, data.val.epoch(0), total=len(data.val))

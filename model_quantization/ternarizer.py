@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from data.errors import CheckpointError
 from model_quantization.ec2t import TernaryLayers
 from model_quantization.levels import MultiLevelLayers
 
@@ -87,12 +86,6 @@ class Ternarizer:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Continue where another ternarizer of the same network stopped."""
-        if state.keys() != set(self.names):
-            named = sorted(state.keys() ^ set(self.names))
-            raise CheckpointError(
-                f"other layers are quantized in the checkpoint than in this run, first {named[0]}: "
-                "leave --ternarize as it was, or start over with --no-resume"
-            )
         layers = [state[name] for name in self.names]
         self.layers.load_state(layers)
         self.layers.lam.copy_(torch.stack([layer["lambda"] for layer in layers]))

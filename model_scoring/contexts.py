@@ -47,7 +47,7 @@ class Geometry:
 
     @property
     def states(self) -> int:
-        """Coders of a layer. Each costs about 3 bytes, too few of them time."""
+        """Coders of a layer. Each costs 4 bytes, too few of them time."""
         share = 16384 if self.weights < 100_000 else 8192  # weights of one
         return max(1, min(self.weights // share, self.lanes))
 

@@ -99,8 +99,8 @@ class Question:
         self.prior, self.rate = prior, RATE // math.isqrt(256 * lanes) * informed
 
     def mix(self, stretches: Sequence[Array], signals: Sequence[Array]) -> Array:
-        """Stretch of a yes, from stretches and small integers (layers, lanes or 1), the first one
-        of all lanes."""
+        """Stretch of a yes, from stretches and small integers (layers, lanes or 1); the first has
+        the shape (layers, lanes)."""
         shape = (len(self.weights), *stretches[0].shape)
         self.inputs = np.empty(shape, dtype=np.int32)
         for x, stretched in zip(self.inputs, stretches, strict=False):

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from data.errors import CheckpointError, UserError
 from model_compound_scaling.checkpoints import Checkpoint, read_checkpoint, require_finite
-from model_compound_scaling.descriptions import Bounds, check_description, runs_foreign_code
+from model_compound_scaling.descriptions import WIDEST, Bounds, check_description, runs_foreign_code
 from model_compound_scaling.registry import NetworkSpec, expected_tensors
 from model_scoring.dense import pack_dense, unpack_dense
 from model_scoring.quantized import pack_layers, quantized, unpack_layers
@@ -175,9 +175,9 @@ class PackedFile:
             raise CheckpointError(f"{path} cannot be read: {error}") from None
 
     def _bounds(self) -> Bounds:
-        """More than any file of this size holds: nothing larger is built to look at its shapes."""
+        """What a file of this size may describe: nothing larger is built to look at its shapes."""
         size = len(self._content)
-        return Bounds(tensors=1000 + size // 32, width=4096 + size // 16)
+        return Bounds(tensors=1000 + size // 32, width=max(WIDEST, size))
 
     def _header(self) -> bytes:
         content = self._content
@@ -220,7 +220,7 @@ class PackedFile:
             self.network, self.data = NetworkSpec(**found["network"]), found.get("data", {})
             self.half, self.wide = bool(found["half"]), set(found.get("wide", []))
         except DAMAGED as error:
-            raise CheckpointError(f"its description is damaged ({error!r})") from None
+            raise CheckpointError(f"its description is damaged ({str(error)[:120]})") from None
 
     def _tensors(self, signature: bytes) -> dict[str, Tensor]:
         """Names, shapes and types, without values."""

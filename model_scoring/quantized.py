@@ -33,8 +33,8 @@ class Quantized:
     positive: Array  # of 1 ... p
 
     @property
-    def values(self) -> int:
-        """How many beside 0."""
+    def value_count(self) -> int:
+        """Values beside 0."""
         return len(self.negative) + len(self.positive)
 
     @property
@@ -132,7 +132,7 @@ def _entropy(layer: Quantized) -> float:
 
 def _overhead(layer: Quantized) -> int:
     """Bytes of a layer beside its codes."""
-    return 3 + 4 * layer.values + 4 * layout(layer.codes.shape, layer.levels).geometry.states
+    return 3 + 4 * layer.value_count + 4 * layout(layer.codes.shape, layer.levels).geometry.states
 
 
 def _encode(layers: Mapping[str, Quantized], *, informed: bool) -> dict[str, bytes]:
@@ -160,7 +160,7 @@ def pack_layers(layers: Mapping[str, Quantized]) -> dict[str, bytes]:
         name: layer
         for name, layer in layers.items()
         if len(packed[name]) - _overhead(layer) > LEARNING * _entropy(layer)
-        and layer.values < MOST_VALUES
+        and layer.value_count < MOST_VALUES
     }
     for name, content in _encode(random, informed=False).items():
         packed[name] = min(content, packed[name], key=len)

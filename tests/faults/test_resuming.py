@@ -120,6 +120,9 @@ def resumable(trained):
         {"history": 1},
         {"config": []},
         {"best": None},
+        {"best": {"x": 1}},
+        {"progress": {"x": 1}},
+        {"history": [1]},
         {"state_dict": {}},
         {"state_dict": {"conv1.weight": 1}},
         {"network": {"model": "lenet-5", "num_classes": 10, "arguments": {}}},
@@ -157,11 +160,23 @@ def test_a_restarted_job_goes_on_though_it_was_to_start_over(
     images, trained, tmp_path, capsys, monkeypatch
 ):
     output = shutil.copytree(trained, tmp_path / "x")
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # stopped before it began anything
-    assert scale(images, output, "--no-resume") == 0
-    assert "resuming" not in capsys.readouterr().out and len(list(output.glob("*.old1"))) == 1
-    assert scale(images, output, "--no-resume") == 0
-    assert "after epoch 2" in capsys.readouterr().out and len(list(output.glob("*.old*"))) == 1
+    # (job, how often it was started before, runs set aside in the end)
+    for job, restarts, old in ((1, 0, 1), (2, 1, 2), (2, 0, 3), (2, 1, 3)):
+        monkeypatch.setenv("SLURM_JOB_ID", str(job))
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+        assert scale(images, output, "--no-resume") == 0
+        assert len(list(output.glob("*.old*"))) == old
+    assert "after epoch 2" in capsys.readouterr().out
+
+
+def test_a_damaged_run_gives_way_to_the_one_that_is_named(images, trained, tmp_path, capsys):
+    output = shutil.copytree(trained, tmp_path / "x")
+    for file in (output / POINT).glob("last*.pt"):
+        file.write_bytes(b"rot")
+    good = trained / POINT / "last.pt"
+    assert scale(images, output, "--resume", str(good)) == 0
+    assert f"resuming {good}" in capsys.readouterr().out
+    assert len(list(output.glob("*.old1"))) == 1
 
 
 def quantize(trained, output, *flags):
@@ -179,6 +194,7 @@ def test_quantization_goes_on_with_the_same_layers_and_phases(images, trained, t
     for flags, code, words in (
         (["--epochs", "3", "--retrain-epochs", "1"], 2, "--retrain-epochs"),
         (["--epochs", "1", "--retrain-epochs", "3", "--ternarize", "conv1"], 5, "--ternarize"),
+        (["--epochs", "1", "--levels", "5", "--resume", str(last)], 5, "--levels"),
     ):
         assert quantize(trained, tmp_path, *again, *flags) == code
         error = capsys.readouterr().err
@@ -243,6 +259,10 @@ def test_memory_that_is_not_there_is_said_in_one_line():
     assert isinstance(error, UserError) and "--batch-size" in str(error)
     assert "\n" not in str(error)
     assert out_of_memory(RuntimeError("size mismatch")) is None
+    with pytest.raises(RuntimeError) as real:
+        torch.empty(10**16)
+    assert "can't allocate memory" in str(out_of_memory(real.value))
+    assert "out of memory" in str(out_of_memory(MemoryError()))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
