@@ -154,7 +154,7 @@ class Follower(fx.Interpreter):
         inputs = [t for n in node.all_input_nodes for t in _tensors(self.env[n])]
         versions = [t._version for t in inputs]
         with torch.device("meta"):
-            result = super().run_node(node)
+            result = self._shaped(node, inputs)
         rule = self._rule(node)
         fact = rule(self, node, result) if rule else None
         self.facts[node] = self._opaque(node, result) if fact is None else fact
@@ -165,6 +165,14 @@ class Follower(fx.Interpreter):
         }
         self._forget(written, self.facts[node])
         return result
+
+    def _shaped(self, node: fx.Node, inputs: list[Tensor]) -> object:
+        """The node's result; that of BatchNorm, which has the shape of its input, without the
+        many operations that it consists of."""
+        norms = (nn.BatchNorm1d, nn.BatchNorm2d)
+        if node.op == "call_module" and type(self.network.get_submodule(node.target)) in norms:
+            return torch.empty_like(inputs[0])
+        return super().run_node(node)
 
     def _rule(self, node: fx.Node) -> Rule | None:
         if node.op == "call_module":

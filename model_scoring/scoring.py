@@ -12,7 +12,7 @@ from model_scoring.counting import Count
 from model_scoring.records import Record, Trace
 from model_scoring.storage import WORD, Settings
 from model_scoring.tracing import one_thread, trace
-from model_scoring.unread import without_unread
+from model_scoring.unread import may_be_unread, without_unread
 from model_scoring.weights import distinct_values
 
 # parameters and operations of the challenge's reference networks
@@ -120,7 +120,7 @@ def score(
         if "published" in rules:
             counts["published"] = published.count(traced, settings, family=family)
         if "strict" in rules:
-            used = without_unread(network, shape)
+            used = without_unread(network, shape) if may_be_unread(traced) else network
             alike = traced if used is network else trace(used, shape)
             counts["strict"] = strict.count(alike, settings)
     parameters, nonzeros = (sum(column) for column in zip(*sizes, strict=True))

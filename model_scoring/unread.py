@@ -11,7 +11,16 @@ from torch import nn
 
 from model_scoring.flow import graph_of
 from model_scoring.flow_rules import follow
+from model_scoring.records import Trace
 from model_scoring.thin import dead_channels
+
+
+def may_be_unread(trace: Trace) -> bool:
+    """Whether some channel is constant or meets no weights, without which all filters are read."""
+    layers = (record.weights.counts for record in trace.records if record.weights is not None)
+    return any(record.constants is not None for record in trace.records) or any(
+        not bool((counts > 0).any(1).all()) for counts in layers
+    )
 
 
 @torch.no_grad()
