@@ -12,6 +12,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -329,8 +330,9 @@ def body(args: argparse.Namespace) -> None:
     try:
         found = search.run(grid, phis)
     except UserError:
-        if search.trained:  # what there is, before the error
-            conclude(search, args, log, None)
+        if search.trained:  # what there is, before the error, which is the one that counts
+            with suppress(UserError):
+                conclude(search, args, log, None)
         raise
     conclude(search, args, log, found)
 

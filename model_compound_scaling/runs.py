@@ -80,12 +80,13 @@ class Run(History):
     ) -> tuple[dict, list[str]]:
         """The state to go on from, empty for none, and what is to be said about it."""
         own, named = folder / "last.pt", None
-        if resume not in ("auto", "none") and not has_generation(own):
-            named = self._named(Path(resume), spec, phases)  # before the folder is touched
+        source = None if resume in ("auto", "none") else Path(resume)
+        if source and not has_generation(own):
+            named = self._named(source, spec, phases)  # before the folder is touched
         self._lock = hold_folder(folder)
         begun = self._begun(own, resume)
-        if not begun and not named and resume not in ("auto", "none"):
-            named = self._named(Path(resume), spec, phases)
+        if source and not begun and not named:
+            named = self._named(source, spec, phases)
         found = begun or named
         if begun:
             _require_run(*begun[:2])

@@ -19,7 +19,7 @@ Array = np.ndarray
 MOST_VALUES = 15
 MOST_TAPS = 1024
 TOGETHER = 8192  # lanes coded side by side: more no longer fit the processor's cache
-LEARNING = 1.003  # codes that take more than so many times their entropy are tried again
+MANY = 1 << 20  # weights of which a second try takes time
 WEIGHTS_PER_BYTE = 40_000  # the coder's probabilities end at 1/4096: no layer gets smaller
 
 
@@ -155,11 +155,13 @@ def _encode(layers: Mapping[str, Quantized], *, informed: bool) -> dict[str, byt
 def pack_layers(layers: Mapping[str, Quantized]) -> dict[str, bytes]:
     """The bytes of each layer."""
     packed = _encode(layers, informed=True)
-    # nothing may come of what weights tell of others; that is seen only now
+    # nothing may come of what weights tell of others; that is seen only now, and a second try is
+    # worth its time for 1 % of many weights, or less of few
+    limit = 1.003 if sum(layer.codes.size for layer in layers.values()) < MANY else 1.01
     random = {
         name: layer
         for name, layer in layers.items()
-        if len(packed[name]) - _overhead(layer) > LEARNING * _entropy(layer)
+        if len(packed[name]) - _overhead(layer) > limit * _entropy(layer)
         and layer.value_count < MOST_VALUES
     }
     for name, content in _encode(random, informed=False).items():
