@@ -19,15 +19,21 @@ from pathlib import Path
 import torch
 
 from data import Data
+from data.datasets import find_dataset
 from data.errors import UserError
-from data.load import find_dataset, folder_classes
-from model_compound_scaling import cli, distributed, flag_types, opening
-from model_compound_scaling.full_precision import require_memory, train_point
-from model_compound_scaling.history import History, copy_best, finished
-from model_compound_scaling.locks import turn
-from model_compound_scaling.logs import Log
-from model_compound_scaling.recipes import DEFAULT_RECIPE, RECIPES, SCHEDULES
-from model_compound_scaling.registry import (
+from data.sources import folder_classes
+from model_compound_scaling.checkpoints.atomic_save import make_folder, write_text
+from model_compound_scaling.command_line import flag_values, inputs
+from model_compound_scaling.command_line.entry import configuration, require_single, run, start
+from model_compound_scaling.command_line.parser import Parser
+from model_compound_scaling.command_line.shared_flags import (
+    add_data_flags,
+    add_machine_flags,
+    add_run_flags,
+)
+from model_compound_scaling.machine import processes
+from model_compound_scaling.machine.log import Log
+from model_compound_scaling.networks.registry import (
     REGISTRY,
     THESIS_SCALING,
     NetworkSpec,
@@ -35,28 +41,29 @@ from model_compound_scaling.registry import (
     canonical_name,
     table_row,
 )
-from model_compound_scaling.search import (
+from model_compound_scaling.runs.folder_lock import turn
+from model_compound_scaling.runs.history import History, copy_best, finished
+from model_compound_scaling.runs.save_interval import Interval
+from model_compound_scaling.search.points import (
     Multipliers,
     Point,
-    Search,
     parse_grid,
     possible_points,
-    rows,
     scaled_point,
     single_point,
-    to_csv,
-    to_text,
 )
-from model_compound_scaling.steps import AMP
-from model_compound_scaling.storage import make_folder, write_text
-from model_compound_scaling.training import Interval
+from model_compound_scaling.search.recipes import DEFAULT_RECIPE, RECIPES
+from model_compound_scaling.search.results_table import rows, to_csv, to_text
+from model_compound_scaling.search.search import Search
+from model_compound_scaling.search.train_network import require_memory, train_point
+from model_compound_scaling.training.recipe import AMP, SCHEDULES
 
 TARGET_PHIS = [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
 OUTPUT = Path(__file__).parent / "model_compound_scaling" / "saved_models"
 
 
-def build_parser() -> cli.Parser:
-    parser = cli.Parser(prog="run_compound_scaling.py", description=__doc__)
+def build_parser() -> Parser:
+    parser = Parser(prog="run_compound_scaling.py", description=__doc__)
     network = parser.add_argument_group("network")
     network.add_argument(
         "--model",
@@ -67,7 +74,7 @@ def build_parser() -> cli.Parser:
     search = parser.add_argument_group("search (MicroNets)")
     search.add_argument(
         "--grid",
-        type=flag_types.grid_value,
+        type=flag_values.grid_value,
         nargs="+",
         metavar="D W",
         help="pairs of depth and width multipliers, one after the other; auto: all with "
@@ -76,7 +83,7 @@ def build_parser() -> cli.Parser:
     )
     search.add_argument(
         "--phi",
-        type=flag_types.exponent,
+        type=flag_values.exponent,
         nargs="+",
         metavar="PHI",
         help="exponents of the best pair's multipliers, 0 for the baseline (default: 3.5; with "
@@ -89,7 +96,7 @@ def build_parser() -> cli.Parser:
     )
     search.add_argument(
         "--target-accuracy",
-        type=flag_types.percent,
+        type=flag_values.percent,
         metavar="A",
         help="walk phi upward and stop at the first network with A percent top-1",
     )
@@ -100,7 +107,7 @@ def build_parser() -> cli.Parser:
     )
     search.add_argument(
         "--shard",
-        type=flag_types.shard,
+        type=flag_values.shard,
         default="1/1",
         metavar="I/N",
         help="train each N-th network, from the I-th on; other machines train the others into "
@@ -109,26 +116,30 @@ def build_parser() -> cli.Parser:
     training = parser.add_argument_group("training (SGD with Nesterov momentum)")
     training.add_argument(
         "--epochs",
-        type=flag_types.positive,
+        type=flag_values.positive,
         metavar="N",
         help="passes over the training images (default: 200, EfficientNet 90)",
     )
     training.add_argument(
         "--start-epoch",
-        type=flag_types.natural,
+        type=flag_values.natural,
         default=0,
         metavar="N",
         help="epochs to leave out, schedule included; a resumed run knows its own",
     )
     training.add_argument(
-        "--lr", type=flag_types.non_negative, default=0.1, metavar="X", help="first learning rate"
+        "--lr", type=flag_values.non_negative, default=0.1, metavar="X", help="first learning rate"
     )
     training.add_argument(
-        "--momentum", type=flag_types.non_negative, default=0.9, metavar="X", help="0 for plain SGD"
+        "--momentum",
+        type=flag_values.non_negative,
+        default=0.9,
+        metavar="X",
+        help="0 for plain SGD",
     )
     training.add_argument(
         "--weight-decay",
-        type=flag_types.non_negative,
+        type=flag_values.non_negative,
         metavar="X",
         help="L2 penalty (default: 5e-4, EfficientNet 1e-4)",
     )
@@ -140,21 +151,21 @@ def build_parser() -> cli.Parser:
     )
     training.add_argument(
         "--warmup-epochs",
-        type=flag_types.natural,
+        type=flag_values.natural,
         default=0,
         metavar="N",
         help="epochs in which the learning rate rises to --lr",
     )
     training.add_argument(
         "--label-smoothing",
-        type=flag_types.decay,
+        type=flag_values.decay,
         default=0.0,
         metavar="X",
         help="share of each label that goes to all classes alike",
     )
     training.add_argument(
         "--ema",
-        type=flag_types.decay,
+        type=flag_values.decay,
         default=0.0,
         metavar="DECAY",
         help="evaluate and keep the exponential moving average of the weights, as 0.999; 0: off",
@@ -162,7 +173,7 @@ def build_parser() -> cli.Parser:
     for name, what in (("mixup", "mix pairs of images"), ("cutmix", "paste a part of one another")):
         training.add_argument(
             f"--{name}",
-            type=flag_types.non_negative,
+            type=flag_values.non_negative,
             default=0.0,
             metavar="ALPHA",
             help=f"{what} with shares from Beta(ALPHA, ALPHA); 0: off",
@@ -179,9 +190,9 @@ def build_parser() -> cli.Parser:
     training.add_argument(
         "--compile", action="store_true", help="compile the network with torch.compile"
     )
-    cli.add_data_flags(parser, training=True, default="CIFAR100")
-    cli.add_machine_flags(parser, training=True)
-    cli.add_run_flags(parser, output=OUTPUT)
+    add_data_flags(parser, training=True, default="CIFAR100")
+    add_machine_flags(parser, training=True)
+    add_run_flags(parser, output=OUTPUT)
     return parser
 
 
@@ -238,10 +249,10 @@ class Trainer:
     def __call__(self, point: Point) -> History | None:
         """The point's history; None if it is another machine's, which has not finished it."""
         args, mine = self.args, next(self.mine)
-        config = cli.config(args, network=point.name, classes=self.classes)
+        config = configuration(args, network=point.name, classes=self.classes)
         done = None
         if args.resume == "auto":
-            done = distributed.from_main(
+            done = processes.from_main(
                 lambda: finished(args.output / point.name, config=config, epochs=args.epochs)
             )
         if done:
@@ -257,7 +268,7 @@ class Trainer:
             resume=args.resume,
             override=args.resume_override,
             data=data,
-            recorded=opening.describe(data),
+            recorded=inputs.describe(data),
             device=self.device,
             interval=Interval.parse(args.checkpoint_every),
         )
@@ -266,7 +277,7 @@ class Trainer:
         """The data at the point's image size; the last one stays open."""
         if self.data is None or self.data.image_size != point.image_size:
             self.data = None  # make room first
-            self.data = opening.open_data(
+            self.data = inputs.open_data(
                 self.args,
                 spec=point.spec,
                 recorded={},
@@ -284,7 +295,7 @@ def conclude(search: Search, args: argparse.Namespace, log: Log, found: Point | 
         winner = copy_best(histories, args.output / "best_model.pt")
         table = rows(search.trained, search.missing)
         log(to_text(table))
-        if distributed.is_main():
+        if processes.is_main():
             write_text(to_csv(table), args.output / "results.csv")
     if search.missing:
         names = ", ".join(point.name for point in search.missing)
@@ -312,11 +323,11 @@ def body(args: argparse.Namespace) -> None:
         names = folder_classes(dataset, args.data_path)
     classes = dataset.classes or len(names)
     make = scaled_point if row.family == "micronet" else single_point
-    size = opening.input_size(args, NetworkSpec(args.model, classes), {})
+    size = inputs.input_size(args, NetworkSpec(args.model, classes), {})
     point = partial(make, args.model, num_classes=classes, image_size=size)
     points = possible_points(point, grid, phis)
-    cli.require_single(args.resume, len(points))
-    device = cli.start(args)
+    require_single(args.resume, len(points))
+    device = start(args)
     if args.dry_run:
         Log()(to_text(rows(dict.fromkeys(points), predicted=True), predicted=True))
         return
@@ -325,7 +336,7 @@ def body(args: argparse.Namespace) -> None:
     for possible in points:
         require_memory(possible, device, averaged=args.ema > 0)
     log = Log(args.output)
-    trainer = Trainer(args, classes=opening.fingerprint(names), device=device, log=log)
+    trainer = Trainer(args, classes=inputs.fingerprint(names), device=device, log=log)
     search = Search(trainer, point, target=args.target_accuracy)
     try:
         found = search.run(grid, phis)
@@ -339,7 +350,7 @@ def body(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
-    return cli.run(body, build_parser(), argv)
+    return run(body, build_parser(), argv)
 
 
 if __name__ == "__main__":

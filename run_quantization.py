@@ -14,27 +14,34 @@ from pathlib import Path
 from torch import nn
 
 from data.errors import UserError
-from model_compound_scaling import cli, distributed, flag_types, opening
-from model_compound_scaling.history import copy_best
-from model_compound_scaling.locks import turn
-from model_compound_scaling.logs import Log
-from model_compound_scaling.registry import NetworkSpec, table_row
-from model_compound_scaling.storage import write_text
-from model_compound_scaling.training import Interval
+from model_compound_scaling.checkpoints.atomic_save import write_text
+from model_compound_scaling.command_line import flag_values, inputs
+from model_compound_scaling.command_line.entry import configuration, require_single, run, start
+from model_compound_scaling.command_line.parser import Parser
+from model_compound_scaling.command_line.shared_flags import (
+    add_data_flags,
+    add_machine_flags,
+    add_network_flags,
+    add_run_flags,
+)
+from model_compound_scaling.machine import processes
+from model_compound_scaling.machine.log import Log
+from model_compound_scaling.networks.registry import NetworkSpec, table_row
+from model_compound_scaling.runs.folder_lock import turn
+from model_compound_scaling.runs.history import copy_best
+from model_compound_scaling.runs.save_interval import Interval
 from model_quantization.grid import grid_points, results, results_csv, results_table
 from model_quantization.plots import plot_pareto, plot_ternarization, require_matplotlib
-from model_quantization.schedule import quantize_point
-from model_scoring import score
+from model_quantization.two_phases import quantize_point
+from model_scoring.counting.scoring import score
 
 STAGE = Path(__file__).parent / "model_quantization"
 METHODS = ("ec2t", "ttq", "nearest")
 SOURCES, OUTPUT = STAGE / "trained_fp_models", STAGE / "saved_models"
 
 
-def build_parser() -> cli.Parser:
-    parser = cli.Parser(
-        prog="run_quantization.py", required="--model-dict FILE", description=__doc__
-    )
+def build_parser() -> Parser:
+    parser = Parser(prog="run_quantization.py", required="--model-dict FILE", description=__doc__)
     what = parser.add_argument_group("what is quantized")
     what.add_argument(
         "--model-dict",
@@ -44,7 +51,7 @@ def build_parser() -> cli.Parser:
     )
     what.add_argument(
         "--ternarize",
-        type=flag_types.regex,
+        type=flag_values.regex,
         metavar="REGEX",
         help="ternarize the weights whose name matches (default: the convolutions inside the "
         "blocks; of EfficientNets expand, project and head; of other networks all but the first)",
@@ -81,7 +88,7 @@ def build_parser() -> cli.Parser:
     )
     method.add_argument(
         "--ttq-threshold",
-        type=flag_types.non_negative,
+        type=flag_values.non_negative,
         nargs="+",
         default=[0.05],
         metavar="T",
@@ -90,7 +97,7 @@ def build_parser() -> cli.Parser:
     strength = parser.add_argument_group("EC2T: lists span a grid")
     strength.add_argument(
         "--ini-c-divrs",
-        type=flag_types.non_negative,
+        type=flag_values.non_negative,
         nargs="+",
         default=[0.15, 0.3, 0.5],
         metavar="S",
@@ -98,7 +105,7 @@ def build_parser() -> cli.Parser:
     )
     strength.add_argument(
         "--lambda-max-divrs",
-        type=flag_types.non_negative,
+        type=flag_values.non_negative,
         nargs="+",
         default=[0.125, 0.15, 0.175],
         metavar="GAMMA",
@@ -107,13 +114,13 @@ def build_parser() -> cli.Parser:
     goal = strength.add_mutually_exclusive_group()
     goal.add_argument(
         "--target-sparsity",
-        type=flag_types.percent,
+        type=flag_values.percent,
         metavar="P",
         help="find gamma instead: so that P percent (+-1) of the quantized weights are zero",
     )
     goal.add_argument(
         "--target-params",
-        type=flag_types.non_negative,
+        type=flag_values.non_negative,
         metavar="N",
         help="find gamma instead: so that the network has N (+-2 %) published scoring parameters",
     )
@@ -128,31 +135,31 @@ def build_parser() -> cli.Parser:
     training = parser.add_argument_group("training (Adam)")
     training.add_argument(
         "--epochs",
-        type=flag_types.natural,
+        type=flag_values.natural,
         default=20,
         metavar="N",
         help="epochs with moving codes",
     )
     training.add_argument(
         "--retrain-epochs",
-        type=flag_types.natural,
+        type=flag_values.natural,
         default=15,
         metavar="N",
         help="epochs with frozen codes, from the best ternary epoch on",
     )
     training.add_argument(
         "--lr",
-        type=flag_types.non_negative,
+        type=flag_values.non_negative,
         default=1e-4,
         metavar="X",
         help="of all but the centroids",
     )
     training.add_argument(
-        "--lr2", type=flag_types.non_negative, default=1e-5, metavar="X", help="of the centroids"
+        "--lr2", type=flag_values.non_negative, default=1e-5, metavar="X", help="of the centroids"
     )
     training.add_argument(
         "--weight-decay",
-        type=flag_types.non_negative,
+        type=flag_values.non_negative,
         default=5e-6,
         metavar="X",
         help="of the layers that are not quantized",
@@ -163,10 +170,10 @@ def build_parser() -> cli.Parser:
         default=False,
         help="also measure the accuracy before quantization and before training",
     )
-    cli.add_network_flags(parser)
-    cli.add_data_flags(parser, training=True, default="the checkpoint's, else CIFAR100")
-    cli.add_machine_flags(parser, training=True)
-    cli.add_run_flags(parser, output=OUTPUT)
+    add_network_flags(parser)
+    add_data_flags(parser, training=True, default="the checkpoint's, else CIFAR100")
+    add_machine_flags(parser, training=True)
+    add_run_flags(parser, output=OUTPUT)
     group = parser.add_argument_group("plots (need matplotlib)")
     group.add_argument(
         "--plot-pareto",
@@ -176,7 +183,7 @@ def build_parser() -> cli.Parser:
     )
     group.add_argument(
         "--plot-ternarization",
-        type=flag_types.boolean,
+        type=flag_values.boolean,
         nargs="?",
         const=True,
         default=False,
@@ -222,16 +229,16 @@ def count_parameters(spec: NetworkSpec, size: int) -> Callable:
 
 def body(args: argparse.Namespace) -> None:
     check(args)
-    points = grid_points(cli.config(args))
-    cli.require_single(args.resume, len(points))
-    device = cli.start(args)
-    checkpoint, spec = opening.open_checkpoint(
+    points = grid_points(configuration(args))
+    require_single(args.resume, len(points))
+    device = start(args)
+    checkpoint, spec = inputs.open_checkpoint(
         args, name=args.model_dict, folder=SOURCES, flag="--model-dict"
     )
     if not args.dataset and "dataset" not in checkpoint.data:
         args.dataset = "CIFAR100"
-    data = opening.open_data(args, spec=spec, recorded=checkpoint.data, device=device)
-    classes = opening.fingerprint(data.class_names)
+    data = inputs.open_data(args, spec=spec, recorded=checkpoint.data, device=device)
+    classes = inputs.fingerprint(data.class_names)
     method = "ecp_" + "_".join(args.prune) if args.prune else "ec2t"
     method += f"_levels{args.levels}" if args.levels > 3 else ""
     runs = []
@@ -242,25 +249,25 @@ def body(args: argparse.Namespace) -> None:
             checkpoint=checkpoint,
             spec=spec,
             folder=args.output / name,
-            config=cli.config(args, model=spec.model, point=point.name, classes=classes),
+            config=configuration(args, model=spec.model, point=point.name, classes=classes),
             resume=args.resume,
             override=args.resume_override,
             data=data,
-            recorded=opening.describe(data),
+            recorded=inputs.describe(data),
             device=device,
             scoring_params=count_parameters(spec, data.image_size),
             interval=Interval.parse(args.checkpoint_every),
         )
-        if args.plot_ternarization and distributed.is_main():
+        if args.plot_ternarization and processes.is_main():
             plot_ternarization(run)
         runs.append(run)
     log = Log(args.output)
     log(results_table(runs))
     with turn(args.output):
-        if distributed.is_main():
+        if processes.is_main():
             write_text(results_csv(runs), args.output / "results.csv")
         winner = copy_best(runs, args.output / "Ternary_best_acc.pt")
-    if args.plot_pareto and distributed.is_main():
+    if args.plot_pareto and processes.is_main():
         plot_pareto(results(runs), args.plot_pareto)
     if winner:
         log(f"best network: {args.output / 'Ternary_best_acc.pt'}")
@@ -268,7 +275,7 @@ def body(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
-    return cli.run(body, build_parser(), argv)
+    return run(body, build_parser(), argv)
 
 
 if __name__ == "__main__":

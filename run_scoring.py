@@ -20,18 +20,29 @@ from torch import nn
 
 from data import Data
 from data.errors import UserError
-from model_compound_scaling import cli, flag_types, opening
-from model_compound_scaling.checkpoints import load_network
-from model_compound_scaling.devices import choose_device
-from model_compound_scaling.evaluation import Evaluation, evaluate
-from model_compound_scaling.manifests import manifest_path
-from model_compound_scaling.registry import table_row
-from model_scoring import Settings, onnx_export, packed_files, plots, report, score
-from model_scoring.files import Files, layer_files, write_all
-from model_scoring.forms import other_forms
-from model_scoring.packing import Packed, read_any
-from model_scoring.precision import half_precision
-from model_scoring.scoring import Score, prune_depthwise, ternary_layers, warnings
+from model_compound_scaling.checkpoints.manifest import manifest_path
+from model_compound_scaling.checkpoints.network_checkpoint import load_network
+from model_compound_scaling.command_line import flag_values, inputs
+from model_compound_scaling.command_line.entry import run
+from model_compound_scaling.command_line.parser import Parser
+from model_compound_scaling.command_line.shared_flags import (
+    add_data_flags,
+    add_machine_flags,
+    add_network_flags,
+)
+from model_compound_scaling.machine.devices import choose_device
+from model_compound_scaling.networks.registry import table_row
+from model_compound_scaling.training.evaluation import Evaluation, evaluate
+from model_scoring import command_line
+from model_scoring.counting import plot, report
+from model_scoring.counting.scoring import Score, prune_depthwise, score, ternary_layers, warnings
+from model_scoring.counting.settings import Settings
+from model_scoring.export import onnx_file
+from model_scoring.export.layer_masks import layer_files
+from model_scoring.export.output_files import Files, write_all
+from model_scoring.export.thin_and_onnx import other_forms
+from model_scoring.inference.half_precision import half_precision
+from model_scoring.packed_file.format import Packed, read_any
 
 STAGE = Path(__file__).parent / "model_scoring"
 SOURCES, SAVED_LAYERS = STAGE / "trained_t_models", STAGE / "saved_layers"
@@ -40,7 +51,7 @@ NEEDS = {"pt_sparse": "save", "export_precision": "export", "onnx_opset": "onnx"
 REFERENCES = {"ImageNet": "imagenet", "CIFAR10": "cifar", "CIFAR100": "cifar"}
 
 
-def add_counting_flags(parser: cli.Parser) -> None:
+def add_counting_flags(parser: Parser) -> None:
     group = parser.add_argument_group("counting")
     group.add_argument(
         "--halfprecision",
@@ -50,13 +61,13 @@ def add_counting_flags(parser: cli.Parser) -> None:
     )
     group.add_argument(
         "--mul-bits",
-        type=flag_types.positive,
+        type=flag_values.positive,
         metavar="N",
         help="operands of multiplications (default: 16, or 32 with --no-halfprecision)",
     )
     group.add_argument(
         "--add-bits",
-        type=flag_types.positive,
+        type=flag_values.positive,
         default=32,
         metavar="N",
         help="operands of additions outside the tree adder",
@@ -76,7 +87,7 @@ def add_counting_flags(parser: cli.Parser) -> None:
     )
     group.add_argument(
         "--prune-threshold",
-        type=flag_types.non_negative,
+        type=flag_values.non_negative,
         default=1.0,
         metavar="T",
         help="first zero depthwise weights below T x their layer's largest; 1 = off",
@@ -90,7 +101,7 @@ def add_counting_flags(parser: cli.Parser) -> None:
     )
 
 
-def add_output_flags(parser: cli.Parser) -> None:
+def add_output_flags(parser: Parser) -> None:
     group = parser.add_argument_group("output")
     for name, what in (
         ("json", "everything that is printed, in units"),
@@ -121,7 +132,7 @@ def add_output_flags(parser: cli.Parser) -> None:
     )
 
 
-def add_network_file_flags(parser: cli.Parser) -> None:
+def add_network_file_flags(parser: Parser) -> None:
     group = parser.add_argument_group("the network in other forms")
     group.add_argument(
         "--thin",
@@ -139,14 +150,14 @@ def add_network_file_flags(parser: cli.Parser) -> None:
     group.add_argument(
         "--onnx-opset",
         type=int,
-        choices=onnx_export.OPSETS,
+        choices=onnx_file.OPSETS,
         metavar="N",
         help="13 to 25 (default); codes take 2 bits in 25, 4 bits from 21 on, 8 bits below",
     )
 
 
-def build_parser() -> cli.Parser:
-    parser = cli.Parser(prog="run_scoring.py", required="--t-model FILE", description=__doc__)
+def build_parser() -> Parser:
+    parser = Parser(prog="run_scoring.py", required="--t-model FILE", description=__doc__)
     what = parser.add_argument_group("what is scored")
     what.add_argument(
         "--t-model",
@@ -163,10 +174,10 @@ def build_parser() -> cli.Parser:
     add_counting_flags(parser)
     add_output_flags(parser)
     add_network_file_flags(parser)
-    packed_files.add_flags(parser)
-    cli.add_network_flags(parser)
-    cli.add_data_flags(parser, training=False, default="what the checkpoint was trained on")
-    cli.add_machine_flags(parser, training=False)
+    command_line.add_flags(parser)
+    add_network_flags(parser)
+    add_data_flags(parser, training=False, default="what the checkpoint was trained on")
+    add_machine_flags(parser, training=False)
     return parser
 
 
@@ -202,7 +213,7 @@ def outputs(args: argparse.Namespace, result: Score, content: dict, packed: Pack
         files[args.csv] = report.to_csv(result, args.rules).encode()
     if args.plot:
         title = f"{content['model']}, {100 * content['zeros']:.1f} % zeros"
-        files[args.plot] = plots.plot(result, args.rules, title=title)
+        files[args.plot] = plot.plot(result, args.rules, title=title)
     if args.save:
         files |= layer_files(ternary_layers(result), args.output, sparse=args.pt_sparse)
     return files
@@ -211,9 +222,9 @@ def outputs(args: argparse.Namespace, result: Score, content: dict, packed: Pack
 def check(args: argparse.Namespace) -> list[Path]:
     """The output files that flags name. UserError for flags that contradict each other."""
     if args.plot:
-        plots.require_matplotlib()
+        plot.require_matplotlib()
     if args.onnx:
-        onnx_export.require_packages()
+        onnx_file.require_packages()
     for flag, needed in NEEDS.items():
         if getattr(args, flag) not in (None, False) and not getattr(args, needed):
             given = f"--{flag.replace('_', '-')}"
@@ -232,7 +243,7 @@ def body(args: argparse.Namespace) -> None:
     named = check(args)
     torch.manual_seed(args.seed)
     device = choose_device(args.cuda)
-    checkpoint, spec = opening.open_checkpoint(
+    checkpoint, spec = inputs.open_checkpoint(
         args,
         name=args.t_model,
         folder=SOURCES,
@@ -241,19 +252,19 @@ def body(args: argparse.Namespace) -> None:
     )
     if checkpoint.path.resolve() in named:
         raise UserError(f"{checkpoint.path} is the checkpoint itself: name another output file")
-    row, known = table_row(spec.model), opening.known_input(args, spec, checkpoint.data)
+    row, known = table_row(spec.model), inputs.known_input(args, spec, checkpoint.data)
     size = known["image_size"]
     network = load_network(checkpoint, spec).eval()
     pruned = prune_depthwise(network, args.prune_threshold)
     data, predictions = None, ()
     if args.predict:
-        predictions = packed_files.predict(args, network, spec=spec, data=known, device=device)
+        predictions = command_line.predict(args, network, spec=spec, data=known, device=device)
     if args.eval:
-        data = opening.open_data(
+        data = inputs.open_data(
             args, spec=spec, recorded=checkpoint.data, device=device, splits=("val",)
         )
-        known = opening.describe(data)
-    packed = packed_files.export(args, network, spec, known)
+        known = inputs.describe(data)
+    packed = command_line.export(args, network, spec, known)
     result = score(
         network,
         (row.channels, size, size),
@@ -286,7 +297,7 @@ def body(args: argparse.Namespace) -> None:
         result,
         thin_path=args.thin,
         onnx_path=args.onnx,
-        opset=args.onnx_opset or onnx_export.OPSETS[-1],
+        opset=args.onnx_opset or onnx_file.OPSETS[-1],
     )
     for line in lines:
         print(line)
@@ -299,7 +310,7 @@ def body(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Score a checkpoint; returns the exit code."""
-    return cli.run(body, build_parser(), argv)
+    return run(body, build_parser(), argv)
 
 
 if __name__ == "__main__":

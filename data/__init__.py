@@ -1,7 +1,11 @@
-"""Stage 0: the dataset table, loaders and augmentation."""
+"""Images in, batches out: the table of data sets, how each is read, augmentation, loaders."""
 
-from data.load import Data, load_data
-from data.loaders import Loader
-from data.table import DATASETS
+from data.lazy_exports import lazy_exports
 
-__all__ = ["DATASETS", "Data", "Loader", "load_data"]
+__all__, __getattr__ = lazy_exports(
+    __name__,
+    datasets="DATASETS find_dataset",
+    loading="Data load_data",
+    batches="Loader Part",
+    errors="UserError DataError",
+)

@@ -5,38 +5,21 @@ torchvision's on the same parameters. All results are independent of the other i
 to the bit: nothing is fused or summed in an order that the shape of the batch could change.
 """
 
-from dataclasses import dataclass, replace
 from itertools import permutations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.randomness import uniform
+from data.datasets import LUMA, Recipe
+from data.stateless_random import uniform
 
-LUMA = (0.2989, 0.587, 0.114)
 JITTER_STRENGTH = (0.3, 0.3, 0.3)  # brightness, contrast, saturation: factor 1 ± strength
 HUE_STRENGTH = 0.075  # shift in turns of the colour circle
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 ORDERS = torch.tensor(list(permutations(range(4))))  # (24, 4): which operation comes at each step
 CUTOUT = 16
 DRAWS = 10  # flip, crop y and x, four jitter factors, jitter order, cutout y and x
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What is done to a training image held in memory, in this order."""
-
-    flip: bool = False
-    pad: int = 0
-    jitter: bool = False
-    cutout: bool = False
-
-
-def variant(recipe: Recipe, augment: str) -> Recipe | None:
-    """The recipe that `augment` ("default", "flip-crop", "none") makes of a data set's own one."""
-    flip_crop = replace(recipe, flip=True, pad=recipe.pad or 4, jitter=False, cutout=False)
-    return {"default": recipe, "flip-crop": flip_crop, "none": None}[augment]
 
 
 def per_image(values: Tensor) -> Tensor:

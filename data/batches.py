@@ -6,10 +6,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from data.augment import Recipe, augment, luma, normalize, to_float
-from data.randomness import shuffled
+from data.augmentation import augment, luma, normalize, to_float
+from data.datasets import Recipe, Stats
+from data.stateless_random import shuffled
 
-Stats = tuple[tuple[float, ...], tuple[float, ...]]
 Batch = tuple[Tensor, Tensor]  # float32 (B, C, H, W) and int64 (B,), both on the device
 
 

@@ -1,10 +1,14 @@
-"""The table of data sets. A new one is a new row."""
+"""The table of data sets, and what follows from a row of it. A new data set is a new row.
 
-from dataclasses import dataclass
+Plain values only, without torch: the command lines read names from here before they load it.
+"""
 
-from data.augment import Recipe
-from data.readers import Reader, cifar, mnist, read_shapes, read_tree
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from data.errors import UserError, choose
+
+Stats = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of each channel, 0..1
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR_STATS = (
     (125.3 / 255, 123.0 / 255, 113.9 / 255),
@@ -16,6 +20,18 @@ SHAPES_STATS = (
     (0.3454, 0.3473, 0.3459),
     (0.2017, 0.201, 0.2012),
 )  # measured on the training images
+LUMA = (0.2989, 0.587, 0.114)  # brightness as the eye sees it, of red, green and blue
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to a training image held in memory, in this order."""
+
+    flip: bool = False
+    pad: int = 0
+    jitter: bool = False
+    cutout: bool = False
+
 
 RESIZED_CROP = None  # what is read from files: torchvision's RandomResizedCrop and flip
 FLIP_CROP = Recipe(flip=True, pad=2)
@@ -32,8 +48,8 @@ class Dataset:
     """
 
     name: str
-    read: Reader
-    stats: tuple[tuple[float, ...], tuple[float, ...]]
+    source: str  # how it is read: a key of sources.READERS
+    stats: Stats
     classes: int | None
     channels: int
     image_size: int | None
@@ -44,14 +60,60 @@ class Dataset:
 
 # fmt: off
 ROWS = [
-    Dataset("CIFAR100", cifar("CIFAR100", "cifar-100-python"), CIFAR_STATS, 100, 3, 32, COLOUR),
-    Dataset("CIFAR10", cifar("CIFAR10", "cifar-10-batches-py"), CIFAR_STATS, 10, 3, 32, COLOUR),
-    Dataset("MNIST", mnist("MNIST"), MNIST_STATS, 10, 1, 28, Recipe(pad=2)),
-    Dataset("FashionMNIST", mnist("FashionMNIST"), FASHION_STATS, 10, 1, 28, FLIP_CROP),
-    Dataset("ImageNet", read_tree, IMAGENET_STATS, 1000, 3, 224, RESIZED_CROP, cached=False),
-    Dataset("ImageFolder", read_tree, IMAGENET_STATS, None, 3, None, RESIZED_CROP, cached=False,
-            small=Dataset("ImageFolder", read_tree, CIFAR_STATS, None, 3, None, COLOUR)),
-    Dataset("Shapes", read_shapes, SHAPES_STATS, 10, 3, 32, COLOUR),
+    Dataset("CIFAR100", "cifar", CIFAR_STATS, 100, 3, 32, COLOUR),
+    Dataset("CIFAR10", "cifar", CIFAR_STATS, 10, 3, 32, COLOUR),
+    Dataset("MNIST", "mnist", MNIST_STATS, 10, 1, 28, Recipe(pad=2)),
+    Dataset("FashionMNIST", "mnist", FASHION_STATS, 10, 1, 28, FLIP_CROP),
+    Dataset("ImageNet", "folders", IMAGENET_STATS, 1000, 3, 224, RESIZED_CROP, cached=False),
+    Dataset("ImageFolder", "folders", IMAGENET_STATS, None, 3, None, RESIZED_CROP, cached=False,
+            small=Dataset("ImageFolder", "folders", CIFAR_STATS, None, 3, None, COLOUR)),
+    Dataset("Shapes", "shapes", SHAPES_STATS, 10, 3, 32, COLOUR),
 ]
 # fmt: on
 DATASETS = {row.name: row for row in ROWS}
+AUGMENT = ("default", "flip-crop", "none")
+EVAL_CROPS = ("standard", "full")
+NORMALIZE = ("dataset", "imagenet", "none")
+
+
+def variant(recipe: Recipe, augment: str) -> Recipe | None:
+    """The recipe that `augment` ("default", "flip-crop", "none") makes of a data set's own one."""
+    flip_crop = replace(recipe, flip=True, pad=recipe.pad or 4, jitter=False, cutout=False)
+    return {"default": recipe, "flip-crop": flip_crop, "none": None}[augment]
+
+
+def find_dataset(name: str, image_size: int | None) -> Dataset:
+    """The row of the table for `name`, at this image size."""
+    by_lower = {key.lower(): key for key in DATASETS}
+    key = by_lower.get(name.lower(), name)
+    choose("--dataset", key, tuple(DATASETS))
+    row = DATASETS[key]
+    if image_size is not None and image_size < 1:
+        raise UserError(f"--image-size must be at least 1, not {image_size}")
+    if row.image_size is None and image_size is None:
+        raise UserError(f"--dataset {row.name} needs --image-size: its images have no common size")
+    return row.small if row.small and image_size <= SMALL else row
+
+
+def choose_stats(row: Dataset, normalize: str | Sequence[Sequence[float]], channels: int) -> Stats:
+    """Mean and standard deviation per channel for `normalize`, for 1 or 3 channels."""
+    if isinstance(normalize, str):
+        choose("--normalize", normalize, NORMALIZE)
+        no_change = ((0.0,) * row.channels, (1.0,) * row.channels)
+        named = {"dataset": row.stats, "imagenet": IMAGENET_STATS, "none": no_change}
+        normalize = named[normalize]
+    mean, std = (match_channels(tuple(map(float, values)), channels) for values in normalize)
+    return mean, std
+
+
+def match_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Statistics of RGB for grey images, or the reverse.
+
+    The luma of the means is exact; that of the deviations holds if the colours rise and fall
+    together, as they nearly do in photographs.
+    """
+    if len(values) < channels:
+        return values * channels
+    if len(values) > channels:
+        return (sum(w * v for w, v in zip(LUMA, values, strict=True)) / sum(LUMA),)
+    return values

@@ -1,5 +1,8 @@
 """Errors a user can cause and mend: one line on stderr and an exit code, never a traceback."""
 
+import difflib
+from collections.abc import Sequence
+
 
 class UserError(ValueError):
     """Something in the command line or its files is wrong; the message names it and the fix."""
@@ -8,32 +11,17 @@ class UserError(ValueError):
     shared = False  # raised alike in all processes of a run: the first one says it
 
 
-class FolderInUse(UserError):
-    """Another run owns the output folder."""
-
-    exit_code = 3
-
-
 class DataError(UserError):
     """A data set is missing, empty or has an unreadable file."""
 
     exit_code = 4
 
 
-class CheckpointError(UserError):
-    """A checkpoint is missing, damaged or belongs to another network."""
-
-    exit_code = 5
-
-
-class NonFiniteLoss(UserError):
-    """Training diverged."""
-
-    exit_code = 6
-    shared = True
-
-
-class DiskError(UserError):
-    """Results could not be written."""
-
-    exit_code = 7
+def choose(flag: str, value: str, choices: Sequence[str]) -> None:
+    """UserError, with the nearest choice, unless `value` is one of the choices."""
+    if value in choices:
+        return
+    by_lower = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(str(value).lower(), by_lower, n=1)
+    hint = f" (did you mean {by_lower[near[0]]}?)" if near else ""
+    raise UserError(f"unknown {flag} {value!r}: choose from {', '.join(choices)}{hint}")

@@ -3,17 +3,15 @@
 from collections.abc import Callable, Iterator
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 
+from data.batches import Batch, Preparation, Schedule, to_channels
 from data.errors import DataError
-from data.images import BadImages, Tree, read_image
-from data.loaders import Batch, Preparation, Schedule, to_channels
-from data.randomness import sample_seed
+from data.image_files import BadImages, Tree, read_image
+from data.stateless_random import sample_seed
+from data.transforms import Transform
 
-Transform = Callable[[Image.Image], Tensor]
 Item = tuple[Tensor, Tensor, int]  # uint8 (3, H, W), label, index
 Collated = tuple[tuple[Tensor, Tensor, Tensor] | None, list[DataError]]
 
@@ -122,22 +120,3 @@ def worker_death(error: Exception) -> DataError | None:
         "a process that reads images was killed, perhaps for want of memory: start again to go on, "
         "with fewer --workers if it happens again"
     )
-
-
-def train_transform(size: int) -> Transform:
-    """The usual ImageNet augmentation; PIL image -> uint8 (3, size, size)."""
-    return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()])
-
-
-def eval_transform(size: int, crop: str) -> Transform:
-    """The centre of an image for evaluation; PIL image -> uint8 (3, size, size).
-
-    crop "standard": 224 of 256 pixels, or in proportion, bilinear; "full" (EfficientNet): the whole
-    shorter side, bicubic; "fit": the whole shorter side, bilinear.
-    """
-    resize = {
-        "standard": v2.Resize(round(size * 256 / 224)),
-        "full": v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC),
-        "fit": v2.Resize(size),
-    }[crop]
-    return v2.Compose([resize, v2.CenterCrop(size), v2.PILToTensor()])

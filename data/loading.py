@@ -1,6 +1,5 @@
 """load_data: from a data set's name and the user's wishes to loaders."""
 
-import difflib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,26 +9,21 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
-from data.augment import LUMA, variant
-from data.errors import DataError, UserError
-from data.images import BadImages, Tree, class_folders, decode_all
-from data.loaders import (
-    WHOLE,
-    CachedLoader,
-    Loader,
-    Part,
-    Preparation,
-    Schedule,
-    Stats,
-    to_channels,
+from data.batches import WHOLE, CachedLoader, Loader, Part, Preparation, Schedule, to_channels
+from data.datasets import (
+    AUGMENT,
+    EVAL_CROPS,
+    Dataset,
+    choose_stats,
+    find_dataset,
+    variant,
 )
-from data.readers import Source, read_tree, require_path
-from data.streaming import FileLoader, eval_transform, train_transform
-from data.table import DATASETS, IMAGENET_STATS, SMALL, Dataset
+from data.errors import DataError, UserError, choose
+from data.file_loader import FileLoader
+from data.image_files import BadImages, Tree, decode_all
+from data.sources import READERS, Source
+from data.transforms import eval_transform, train_transform
 
-AUGMENT = ("default", "flip-crop", "none")
-EVAL_CROPS = ("standard", "full")
-NORMALIZE = ("dataset", "imagenet", "none")
 Splits = dict[str, Source | Tree]
 
 
@@ -88,7 +82,7 @@ def load_data(
     size, channels = image_size or row.image_size, channels or row.channels
     stats = choose_stats(row, normalize, channels)
     root = Path(data_path).expanduser() if data_path else None
-    sources = {split: row.read(split, root, size) for split in splits}
+    sources = {split: READERS[row.source](row, split, root) for split in splits}
     class_names = common_classes(row, sources)
     if "train" in sources:
         require_batches(row, len(sources["train"].labels), batch_size, part)
@@ -164,60 +158,6 @@ def decoded(tree: Tree, size: int, bad: BadImages) -> Source:
     if not len(images):
         raise DataError(f"no image can be read: {sorted(bad.names)[0]}")
     return Source(images, tree.labels[readable], tree.class_names)
-
-
-def choose(flag: str, value: str, choices: Sequence[str]) -> None:
-    """UserError, with the nearest choice, unless `value` is one of the choices."""
-    if value in choices:
-        return
-    by_lower = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(str(value).lower(), by_lower, n=1)
-    hint = f" (did you mean {by_lower[near[0]]}?)" if near else ""
-    raise UserError(f"unknown {flag} {value!r}: choose from {', '.join(choices)}{hint}")
-
-
-def find_dataset(name: str, image_size: int | None) -> Dataset:
-    """The row of the table for `name`, at this image size."""
-    by_lower = {key.lower(): key for key in DATASETS}
-    key = by_lower.get(name.lower(), name)
-    choose("--dataset", key, tuple(DATASETS))
-    row = DATASETS[key]
-    if image_size is not None and image_size < 1:
-        raise UserError(f"--image-size must be at least 1, not {image_size}")
-    if row.image_size is None and image_size is None:
-        raise UserError(f"--dataset {row.name} needs --image-size: its images have no common size")
-    return row.small if row.small and image_size <= SMALL else row
-
-
-def folder_classes(row: Dataset, data_path: Path | None) -> list[str] | None:
-    """Names of the class folders of a set that is read from them, else None; opens no image."""
-    if row.read is not read_tree:
-        return None
-    return [folder.name for folder in class_folders(require_path(data_path), "train")]
-
-
-def choose_stats(row: Dataset, normalize: str | Sequence[Sequence[float]], channels: int) -> Stats:
-    """Mean and standard deviation per channel for `normalize`, for 1 or 3 channels."""
-    if isinstance(normalize, str):
-        choose("--normalize", normalize, NORMALIZE)
-        no_change = ((0.0,) * row.channels, (1.0,) * row.channels)
-        named = {"dataset": row.stats, "imagenet": IMAGENET_STATS, "none": no_change}
-        normalize = named[normalize]
-    mean, std = (match_channels(tuple(map(float, values)), channels) for values in normalize)
-    return mean, std
-
-
-def match_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Statistics of RGB for grey images, or the reverse.
-
-    The luma of the means is exact; that of the deviations holds if the colours rise and fall
-    together, as they nearly do in photographs.
-    """
-    if len(values) < channels:
-        return values * channels
-    if len(values) > channels:
-        return (sum(w * v for w, v in zip(LUMA, values, strict=True)) / sum(LUMA),)
-    return values
 
 
 def common_classes(row: Dataset, sources: Splits) -> list[str]:

@@ -1,4 +1,4 @@
-"""How each data set is read: (split, data_path, image_size) -> Source."""
+"""How each kind of data set is read: (row of the table, split, data_path) -> Source or Tree."""
 
 import contextlib
 import fcntl
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 
+from data.datasets import Dataset
 from data.errors import DataError
-from data.images import Tree, list_tree
+from data.image_files import Tree, class_folders, list_tree
 from data.shapes import CLASS_NAMES as SHAPES
 from data.shapes import make_shapes
 
@@ -35,15 +35,12 @@ class Source:
     class_names: list[str]
 
 
-Reader = Callable[[str, Path | None, int], Source | Tree]
-
-
-def read_shapes(split: str, data_path: Path | None, image_size: int) -> Source:
+def read_shapes(row: Dataset, split: str, data_path: Path | None) -> Source:
     """The built-in set; needs no files."""
     return Source(*make_shapes(split), list(SHAPES))
 
 
-def read_tree(split: str, data_path: Path | None, image_size: int) -> Tree:
+def read_folders(row: Dataset, split: str, data_path: Path | None) -> Tree:
     """The files' names only: they are decoded while training."""
     return list_tree(require_path(data_path), split)
 
@@ -55,47 +52,46 @@ def require_path(data_path: Path | None) -> Path:
     return data_path
 
 
-def cifar(name: str, folder: str) -> Reader:
-    """Reader of torchvision's CIFAR classes, which check the files against their MD5 sums."""
-    dataset_class = getattr(torchvision.datasets, name)
+def _torchvision_class(name: str) -> type:
+    import torchvision  # not needed for the other data sets, and takes 1.5 s
 
-    def read(split: str, data_path: Path | None, image_size: int) -> Source:
-        train = split == "train"
-        if data_path is None:
-            dataset = download(name, lambda: dataset_class(DOWNLOADS, train, download=True), folder)
-        else:
-            try:
-                with quiet():
-                    dataset = dataset_class(data_path, train)
-            except Exception as error:
-                raise DataError(
-                    f"--data-path: no complete {name} in {data_path}: expected the unpacked folder "
-                    f"{data_path / folder}"
-                ) from error
-        images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
-        return Source(images, torch.tensor(dataset.targets), list(dataset.classes))
-
-    return read
+    return getattr(torchvision.datasets, name)
 
 
-def mnist(name: str) -> Reader:
-    """Reader of idx files, as torchvision lays them or plain .gz files in --data-path."""
-    dataset_class = getattr(torchvision.datasets, name)
+def read_cifar(row: Dataset, split: str, data_path: Path | None) -> Source:
+    """By torchvision's CIFAR classes, which check the files against their MD5 sums."""
+    train, dataset_class = split == "train", _torchvision_class(row.name)
+    folder = dataset_class.base_folder
+    if data_path is None:
+        dataset = download(row.name, lambda: dataset_class(DOWNLOADS, train, download=True), folder)
+    else:
+        try:
+            with quiet():
+                dataset = dataset_class(data_path, train)
+        except Exception as error:
+            raise DataError(
+                f"--data-path: no complete {row.name} in {data_path}: expected the unpacked folder "
+                f"{data_path / folder}"
+            ) from error
+    images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
+    return Source(images, torch.tensor(dataset.targets), list(dataset.classes))
 
-    def read(split: str, data_path: Path | None, image_size: int) -> Source:
-        raw = f"{name}/raw"
-        if data_path is None:
-            download(name, lambda: dataset_class(DOWNLOADS, download=True), raw)
-        folders = [data_path, data_path / raw] if data_path else [DOWNLOADS / raw]
-        prefix = IDX_FILES[split]
-        images = read_idx(find_idx(f"{prefix}-images-idx3-ubyte", folders))
-        labels = read_idx(find_idx(f"{prefix}-labels-idx1-ubyte", folders))
-        if len(images) != len(labels):
-            raise DataError(f"--data-path: {folders[0]} has {len(images)} images for "
-                            f"{len(labels)} labels in {prefix}-*: fetch {name} again")  # fmt: skip
-        return Source(images[:, None], labels.long(), list(dataset_class.classes))
 
-    return read
+def read_mnist(row: Dataset, split: str, data_path: Path | None) -> Source:
+    """From idx files, as torchvision lays them or plain .gz files in --data-path."""
+    raw, dataset_class = f"{row.name}/raw", _torchvision_class(row.name)
+    if data_path is None:
+        download(row.name, lambda: dataset_class(DOWNLOADS, download=True), raw)
+    folders = [data_path, data_path / raw] if data_path else [DOWNLOADS / raw]
+    prefix = IDX_FILES[split]
+    images = read_idx(find_idx(f"{prefix}-images-idx3-ubyte", folders))
+    labels = read_idx(find_idx(f"{prefix}-labels-idx1-ubyte", folders))
+    if len(images) != len(labels):
+        raise DataError(
+            f"--data-path: {folders[0]} has {len(images)} images for {len(labels)} labels in "
+            f"{prefix}-*: fetch {row.name} again"
+        )
+    return Source(images[:, None], labels.long(), list(dataset_class.classes))
 
 
 def find_idx(name: str, folders: list[Path]) -> Path:
@@ -148,3 +144,18 @@ def download(name: str, fetch: Callable[[], object], folder: str) -> object:
             f"cannot download {name} to {DOWNLOADS} ({reason}): fetch it elsewhere and name the "
             f"folder that holds {folder} with --data-path"
         ) from error
+
+
+READERS: dict[str, Callable[[Dataset, str, Path | None], Source | Tree]] = {
+    "cifar": read_cifar,
+    "mnist": read_mnist,
+    "folders": read_folders,
+    "shapes": read_shapes,
+}
+
+
+def folder_classes(row: Dataset, data_path: Path | None) -> list[str] | None:
+    """Names of the class folders of a set that is read from them, else None; opens no image."""
+    if row.source != "folders":
+        return None
+    return [folder.name for folder in class_folders(require_path(data_path), "train")]

@@ -1,1 +1,5 @@
-"""Stage 1: networks, checkpoints, training and the compound-scaling search."""
+"""Stage 1: compound scaling, and what all stages share.
+
+networks, machine < checkpoints < runs < training, command_line < search: a room imports from those
+left of it only.
+"""

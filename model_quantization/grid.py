@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from model_compound_scaling.history import History
+from model_compound_scaling.runs.history import History
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from types import ModuleType
 import numpy as np
 
 from data.errors import UserError
-from model_compound_scaling.checkpoints import read_file
-from model_compound_scaling.history import History
-from model_compound_scaling.logs import Log
+from model_compound_scaling.checkpoints.atomic_save import read_file
+from model_compound_scaling.machine.log import Log
+from model_compound_scaling.runs.history import History
 
 
 def require_matplotlib() -> None:

@@ -7,23 +7,29 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data import Data
-from data.errors import CheckpointError, UserError
-from model_compound_scaling import distributed
-from model_compound_scaling.checkpoints import Checkpoint, load_network, network_content
-from model_compound_scaling.devices import for_processes, lay_out
-from model_compound_scaling.evaluation import evaluate, require_fit
-from model_compound_scaling.history import History
-from model_compound_scaling.recipes import load_optimizer
-from model_compound_scaling.registry import NetworkSpec, table_row
-from model_compound_scaling.runs import Run
-from model_compound_scaling.steps import TrainStep
-from model_compound_scaling.training import Interval, run_epochs
-from model_quantization.ec2t import MIN_CENTROID
-from model_quantization.goals import Goal, solve_gamma
+from data.errors import UserError
+from data.loading import Data
+from model_compound_scaling.checkpoints.errors import CheckpointError
+from model_compound_scaling.checkpoints.network_checkpoint import (
+    Checkpoint,
+    load_network,
+    network_content,
+)
+from model_compound_scaling.machine import processes
+from model_compound_scaling.machine.devices import for_processes, lay_out
+from model_compound_scaling.networks.registry import NetworkSpec, table_row
+from model_compound_scaling.runs.history import History
+from model_compound_scaling.runs.run import Run
+from model_compound_scaling.runs.save_interval import Interval
+from model_compound_scaling.training.evaluation import evaluate, require_fit
+from model_compound_scaling.training.loop import run_epochs
+from model_compound_scaling.training.optimizers import load_optimizer
+from model_compound_scaling.training.step import TrainStep
+from model_quantization.ec2t.ternarizer import Ternarizer
+from model_quantization.ec2t.ternary_layers import MIN_CENTROID
+from model_quantization.gamma_search import Goal, solve_gamma
 from model_quantization.grid import Point
-from model_quantization.layers import freeze_quantized, pruned_names, ternarized_names
-from model_quantization.ternarizer import Ternarizer
+from model_quantization.layer_selection import freeze_quantized, pruned_names, ternarized_names
 
 
 def layer_names(network: nn.Module, *, family: str, config: dict) -> list[str]:
@@ -178,7 +184,7 @@ class Quantization:
     def figures(self) -> dict:
         """After an epoch: zeros, size, and each layer's clusters; names ailing layers, once."""
         layers = self.ternarizer.layers
-        distributed.require_equal([layers.codes(), layers.latent, layers.centroids], "codes")
+        processes.require_equal([layers.codes(), layers.latent, layers.centroids], "codes")
         layers, codes = self.ternarizer.figures(), self.ternarizer.codes()
         for layer, before, after in zip(layers, self.codes, codes, strict=True):
             layer["reassigned"] = float((before != after).double().mean())

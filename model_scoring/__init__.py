@@ -1,8 +1,13 @@
 """Stage 3: what a network costs in parameters, operations, bytes and energy."""
 
-from model_scoring.records import Record, Trace
-from model_scoring.scoring import Score, score
-from model_scoring.storage import Settings
-from model_scoring.tracing import trace
+from data.lazy_exports import lazy_exports
 
-__all__ = ["Record", "Score", "Settings", "Trace", "score", "trace"]
+__all__, __getattr__ = lazy_exports(
+    __name__,
+    **{
+        "tracing.operation_record": "Record Trace",
+        "tracing.recorder": "trace",
+        "counting.scoring": "Score score",
+        "counting.settings": "Settings",
+    },
+)

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from data.errors import UserError
-from model_compound_scaling import cli, flag_types
-from model_compound_scaling.registry import NetworkSpec, table_row
-from model_scoring import prediction
-from model_scoring.packing import Packed, pack
+from model_compound_scaling.command_line import flag_values
+from model_compound_scaling.command_line.parser import Parser
+from model_compound_scaling.networks.registry import NetworkSpec, table_row
+from model_scoring.inference import prediction
+from model_scoring.packed_file.format import Packed, pack
 
 
-def add_flags(parser: cli.Parser) -> None:
+def add_flags(parser: Parser) -> None:
     """--export and --predict, and what belongs to them."""
     group = parser.add_argument_group("packed files and predictions")
     group.add_argument(
@@ -38,7 +39,7 @@ def add_flags(parser: cli.Parser) -> None:
     )
     group.add_argument(
         "--top",
-        type=flag_types.positive,
+        type=flag_values.positive,
         metavar="K",
         help=f"classes that --predict prints (default: {prediction.TOP}, or all of fewer)",
     )

@@ -18,16 +18,16 @@ from typing import BinaryIO
 
 import torch
 
-from data.errors import CheckpointError, DiskError
-from model_compound_scaling.archives import check
-from model_compound_scaling.manifests import (
+from model_compound_scaling.checkpoints.errors import CheckpointError, DiskError
+from model_compound_scaling.checkpoints.manifest import (
     complaint,
     manifest_path,
     manifest_text,
     sum_of_file,
     waiting,
 )
-from model_compound_scaling.pickles import Refused
+from model_compound_scaling.checkpoints.untrusted.pickle_claims import Refused
+from model_compound_scaling.checkpoints.untrusted.zip_structure import check
 
 FILE_LIMIT = 16 << 30  # bytes; EfficientNet-B7 with Adam's state has 0.8 GB
 

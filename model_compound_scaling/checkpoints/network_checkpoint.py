@@ -5,7 +5,6 @@ Ours are plain dicts, so that they load with `weights_only=True`:
 with "widths" in "network" if some layers are narrower than the arguments say.
 """
 
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data.errors import CheckpointError, UserError
-from model_compound_scaling import efficientnet
-from model_compound_scaling.descriptions import Bounds, check_description, runs_foreign_code
-from model_compound_scaling.micronet import BASELINES, round_channels, scaled_shape
-from model_compound_scaling.registry import (
-    REGISTRY,
-    NetworkSpec,
-    build,
-    default_spec,
-    expected_tensors,
-    skeleton,
-    table_row,
+from model_compound_scaling.checkpoints.atomic_save import read_file, write_file
+from model_compound_scaling.checkpoints.errors import CheckpointError
+from model_compound_scaling.checkpoints.untrusted.description_limits import (
+    Bounds,
+    check_description,
 )
-from model_compound_scaling.storage import read_file, write_file
+from model_compound_scaling.networks import efficientnet_keys
+from model_compound_scaling.networks.building import build, skeleton
+from model_compound_scaling.networks.registry import NetworkSpec, table_row
 
 __all__ = ["read_file", "write_file"]  # whoever reads and writes checkpoints imports them here
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -89,10 +83,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         check_description(path, network=network, data=data, bounds=Bounds.of(state))
     return Checkpoint(
         path=path,
-        state=efficientnet.to_torchvision_keys(state),
+        state=efficientnet_keys.to_torchvision_keys(state),
         network=NetworkSpec(**network) if ours else None,
         content=content,
-        style=efficientnet.key_style(set(state)),
+        style=efficientnet_keys.key_style(set(state)),
     )
 
 
@@ -104,137 +98,6 @@ def network_content(network: nn.Module, spec: NetworkSpec, data: dict, **more: o
         for key, value in network.state_dict().items()
     }
     return {"network": spec.content(), "data": data, "state_dict": state, **more}
-
-
-def mismatches(state: dict[str, Tensor], spec: NetworkSpec) -> list[str]:
-    """How a state dict differs from a network, one phrase each; empty if it fits."""
-    expected = expected_tensors(spec)
-    counters = {key for key in expected if key.endswith("num_batches_tracked")}
-    phrases = [f"{key} is missing" for key in expected if key not in state and key not in counters]
-    phrases += [f"{key} does not belong" for key in state if key not in expected]
-    phrases += [
-        f"{key} is {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
-        for key in expected
-        if key in state and state[key].shape != expected[key].shape
-    ]
-    return phrases
-
-
-def _micronet_arguments(state: dict[str, Tensor]) -> dict | None:
-    """Blocks and channels of a MicroNet, read off its tensors; None if it is none."""
-    stages = 0
-    blocks, channels = [], []
-    while f"layer{stages + 1}.0.bn3.weight" in state:
-        stages += 1
-        firsts = [k for k in state if k.startswith(f"layer{stages}.") and k.endswith(".bn3.weight")]
-        blocks.append(len(firsts))
-        channels.append(len(state[f"layer{stages}.0.bn3.weight"]))
-    if not stages or "conv1.weight" not in state:
-        return None
-    head = state.get("conv2.weight")
-    return {
-        "blocks": blocks,
-        "channels": channels,
-        "stem": len(state["conv1.weight"]),
-        "head": None if head is None else len(head),
-    }
-
-
-def _candidate(model: str, checkpoint: Checkpoint, origin: str | None) -> NetworkSpec | None:
-    """The network `model` would be, if the checkpoint were one: arguments from shapes."""
-    row, arguments = table_row(model), {}
-    classifier = checkpoint.state.get(f"{row.classifier}.weight")
-    if classifier is None or classifier.dim() != 2:
-        return None
-    if row.family == "micronet":
-        arguments = _micronet_arguments(checkpoint.state)
-        if arguments is None or len(arguments["blocks"]) != len(BASELINES[model].blocks):
-            return None
-    elif row.family == "efficientnet":
-        if checkpoint.style is None:
-            return None
-        arguments = {"origin": origin or efficientnet.KEY_STYLES[checkpoint.style].origin}
-    return NetworkSpec(model, len(classifier), arguments)
-
-
-def recognise(checkpoint: Checkpoint, *, origin: str | None = None) -> NetworkSpec | None:
-    """The network of the table whose tensors are exactly these, None if there is none."""
-    candidates = (_candidate(model, checkpoint, origin) for model in REGISTRY)
-    return next((c for c in candidates if c and not mismatches(checkpoint.state, c)), None)
-
-
-def fitting_flags(spec: NetworkSpec) -> str:
-    """The command-line flags that describe a network, or that none do."""
-    if spec.widths:
-        return "what the file says: leave out --model and --dw-multps"
-    if "blocks" not in spec.arguments:
-        return f"--model {spec.model}"
-    base = BASELINES[spec.model]
-    depth = min(b / n for b, n in zip(spec.arguments["blocks"], base.blocks, strict=True))
-    depth = math.floor(1e4 * depth) / 1e4  # rounded up, it would be one block more
-    exact = spec.arguments["channels"]
-    widths = (w / 100 for w in range(10, 1000))
-    width = next((w for w in widths if [round_channels(w * c) for c in base.channels] == exact), 0)
-    return f"--model {spec.model} --dw-multps {depth:g} {width:g} --phi 1"
-
-
-def network_spec(
-    checkpoint: Checkpoint,
-    *,
-    model: str | None = None,
-    depth_width: tuple[float, float] | None = None,
-    num_classes: int | None = None,
-    origin: str | None = None,
-) -> NetworkSpec:
-    """Which network a checkpoint holds: what the file says, else the flags, else its shapes.
-
-    `num_classes` (the data set's) must agree. Raises CheckpointError with the first mismatches
-    and the flags that would fit.
-    """
-    found = checkpoint.network or recognise(checkpoint, origin=origin)
-    if model is None and found and runs_foreign_code(found.model):
-        raise CheckpointError(
-            f"{checkpoint.path} says its network is built by {found.model}, which would run code "
-            f"that the file chose: confirm with --model {found.model}"
-        )
-    spec = found if model in (None, found and found.model) else None
-    if spec is None and model is None:
-        raise CheckpointError(
-            f"{checkpoint.path} is no network of the table: say what it is with --model "
-            "(for MicroNets also --dw-multps and --phi)"
-        )
-    if spec is None:
-        classes = num_classes or _last_size(checkpoint.state)
-        spec = _candidate(model, checkpoint, origin) or default_spec(model, classes)
-    if depth_width:
-        if table_row(spec.model).family != "micronet":
-            raise UserError(f"--dw-multps scales MicroNets; {spec.model} has one size")
-        depth, width = depth_width
-        shape = scaled_shape(spec.model, depth=depth, width=width)
-        spec = NetworkSpec(spec.model, spec.num_classes, shape)
-    _require_fit(checkpoint, spec, found)
-    if num_classes not in (None, spec.num_classes):
-        raise CheckpointError(
-            f"{checkpoint.path} has {spec.num_classes} classes, the data set has {num_classes}: "
-            "choose the --dataset it was trained on"
-        )
-    return spec
-
-
-def _last_size(state: dict[str, Tensor]) -> int:
-    """Classes of a network of unknown layers: size of its last bias or weight."""
-    return len([v for v in state.values() if v.dim() > 0][-1])
-
-
-def _require_fit(checkpoint: Checkpoint, spec: NetworkSpec, found: NetworkSpec | None) -> None:
-    wrong = mismatches(checkpoint.state, spec)
-    if not wrong:
-        return
-    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-    hint = f"; it fits {fitting_flags(found)}" if found else ""
-    raise CheckpointError(
-        f"{checkpoint.path} does not fit {spec.model}: {'; '.join(wrong[:3])}{more}{hint}"
-    )
 
 
 def load_network(checkpoint: Checkpoint, spec: NetworkSpec) -> nn.Module:

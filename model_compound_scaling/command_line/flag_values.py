@@ -4,7 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
-from model_compound_scaling.training import Interval
+from model_compound_scaling.runs.save_interval import Interval
 
 
 def positive(value: str) -> int:

@@ -7,13 +7,18 @@ from pathlib import Path
 
 import torch
 
-from data import Data, load_data
+from data.batches import Part
+from data.datasets import choose_stats, find_dataset
 from data.errors import DataError, UserError
-from data.load import choose_stats, find_dataset
-from data.loaders import Part
-from model_compound_scaling import distributed, interruption
-from model_compound_scaling.checkpoints import Checkpoint, find_file, network_spec, read_checkpoint
-from model_compound_scaling.registry import NetworkSpec, canonical_name, table_row
+from data.loading import Data, load_data
+from model_compound_scaling.checkpoints.network_checkpoint import (
+    Checkpoint,
+    find_file,
+    read_checkpoint,
+)
+from model_compound_scaling.checkpoints.recognition import network_spec
+from model_compound_scaling.machine import processes, signals
+from model_compound_scaling.networks.registry import NetworkSpec, canonical_name, table_row
 
 
 def open_checkpoint(
@@ -66,7 +71,7 @@ def open_data(
         training = {
             "augment": args.augment,
             "batch_size": args.batch_size,
-            "part": Part(distributed.rank(), distributed.world_size()),
+            "part": Part(processes.rank(), processes.world_size()),
         }
     data = load_data(
         name,
@@ -77,7 +82,7 @@ def open_data(
         eval_crop="full" if row.family == "efficientnet" else "standard",
         val_batch_size=args.val_batch_size,
         workers=args.workers,
-        worker_init=interruption.ignore_in_worker,
+        worker_init=signals.ignore_in_worker,
         cache_gb=args.cache_gb,
         skip_bad_images=args.skip_bad_images,
         seed=args.seed,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.errors import UserError
-from model_compound_scaling import distributed
+from model_compound_scaling.machine import processes
 
 
 def choose_device(cuda: bool | None) -> torch.device:
@@ -17,7 +17,7 @@ def choose_device(cuda: bool | None) -> torch.device:
         raise UserError("--cuda: no usable GPU here; leave it out or pass --no-cuda")
     if cuda is False or not torch.cuda.is_available():
         return torch.device("cpu")
-    local = distributed.find_place().local
+    local = processes.find_place().local
     if local >= torch.cuda.device_count():
         raise UserError(
             f"process {local} of this machine has no GPU of its own: {torch.cuda.device_count()} "
@@ -31,7 +31,7 @@ def choose_device(cuda: bool | None) -> torch.device:
 def unused_gpus(device: torch.device) -> str:
     """A hint for a single process that sees several GPUs, else nothing."""
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
-    if gpus < 2 or distributed.world_size() > 1:
+    if gpus < 2 or processes.world_size() > 1:
         return ""
     return f"{gpus} GPUs are visible, one is used; for all: torchrun --nproc_per_node {gpus}"
 
@@ -54,7 +54,7 @@ def memory_of(device: torch.device) -> int:
 def lay_out(network: nn.Module, device: torch.device, *, channels_last: bool = False) -> nn.Module:
     """The network on its device, with the same values in all processes."""
     network = network.to(device)
-    distributed.broadcast(list(network.state_dict().values()))
+    processes.broadcast(list(network.state_dict().values()))
     return network.to(memory_format=torch.channels_last) if channels_last else network
 
 
@@ -67,7 +67,7 @@ def for_processes(
     BatchNorm normalises each process' images by themselves; its running statistics are the first's.
     """
     forward = network
-    if distributed.world_size() > 1:
+    if processes.world_size() > 1:
         devices = [device.index] if device.type == "cuda" else None
         forward = DistributedDataParallel(network, device_ids=devices)
     return torch.compile(forward) if compiled else forward

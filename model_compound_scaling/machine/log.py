@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from model_compound_scaling import distributed
+from model_compound_scaling.machine import processes
 
 
 class Log:
@@ -18,7 +18,7 @@ class Log:
         self.path = folder and folder / "logfile.txt"
 
     def __call__(self, line: str) -> None:
-        if not distributed.is_main():
+        if not processes.is_main():
             return
         try:
             print(line)
@@ -34,3 +34,11 @@ class Log:
         except OSError as error:
             print(f"cannot write {self.path}: {error.strerror}", file=sys.stderr)
             self.path = None
+
+
+def say(line: str) -> None:
+    """One line on stderr: what all processes find wrong before they meet, only the first says."""
+    if processes.is_main():
+        print(line, file=sys.stderr)
+    elif processes.world_size() > 1:
+        print(f"process {processes.rank()}: {line}", file=sys.stderr)

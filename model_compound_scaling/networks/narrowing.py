@@ -10,11 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from data.errors import CheckpointError
-from model_compound_scaling.efficientnet import SameConv2d
-from model_compound_scaling.resnet import OptionA
+from data.errors import UserError
+from model_compound_scaling.networks.cifar_resnet import OptionA
+from model_compound_scaling.networks.efficientnet import SameConv2d
+from model_compound_scaling.networks.registry import Widths
 
-Widths = dict[str, dict[str, int]]
+
+class WidthsError(UserError):
+    """A description of widths that does not belong to its network."""
+
+    exit_code = 5
 
 
 @dataclass(frozen=True)
@@ -98,30 +103,30 @@ def describe(full: nn.Module, narrow: nn.Module) -> Widths:
 
 
 def _checked(name: str, layer: nn.Module | None, entry: object) -> dict[str, int]:
-    """All sizes of a narrowed layer. Raises CheckpointError if the entry describes none."""
+    """All sizes of a narrowed layer. Raises WidthsError if the entry describes none."""
     if type(layer) not in NARROWINGS:
-        raise CheckpointError(f"widths of {name!r}: the network has no such layer to narrow")
+        raise WidthsError(f"widths of {name!r}: the network has no such layer to narrow")
     full = sizes_of(layer)
     if not isinstance(entry, dict) or not set(entry) <= set(full):
-        raise CheckpointError(f"widths of {name!r}: expected some of {', '.join(full)}")
+        raise WidthsError(f"widths of {name!r}: expected some of {', '.join(full)}")
     for key, value in entry.items():
         least = 0 if key in ("bias", "before", "after") else 1
         most = 1 if key == "bias" else full[key]
         if type(value) is not int or not least <= value <= most:
-            raise CheckpointError(f"widths of {name!r}: {key} must be {least} to {most}")
+            raise WidthsError(f"widths of {name!r}: {key} must be {least} to {most}")
     sizes = full | entry
     uneven = any(sizes[k] % sizes.get("groups", 1) for k in sizes if k.endswith("_channels"))
     if uneven or sizes.get("bias", 1) < full.get("bias", 0):
-        raise CheckpointError(f"widths of {name!r}: no such layer can be built from the full one")
+        raise WidthsError(f"widths of {name!r}: no such layer can be built from the full one")
     if "groups" in full and sizes["in_channels"] // sizes["groups"] > layer.weight.shape[1]:
-        raise CheckpointError(f"widths of {name!r}: more inputs per group than the full layer has")
+        raise WidthsError(f"widths of {name!r}: more inputs per group than the full layer has")
     return sizes
 
 
 def narrowed(network: nn.Module, widths: Widths) -> nn.Module:
     """The network with the described layers made narrower, in place."""
     if not isinstance(widths, dict):
-        raise CheckpointError(f"widths must be a table of layers, not a {type(widths).__name__}")
+        raise WidthsError(f"widths must be a table of layers, not a {type(widths).__name__}")
     layers = dict(network.named_modules())
     with torch.no_grad():
         for name, entry in widths.items():

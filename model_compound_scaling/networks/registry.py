@@ -1,4 +1,7 @@
-"""The networks by name: one row each, and what a checkpoint needs to describe one of them."""
+"""The networks by name: one row each, and what a checkpoint needs to describe one of them.
+
+Without torch: the command lines read names from here before they load it. `building` builds.
+"""
 
 import difflib
 import importlib
@@ -7,16 +10,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
-import torch
-import torchvision
-from torch import Tensor, nn
+from data.errors import UserError
+from model_compound_scaling.networks.micronet_scaling import scaled_shape
 
-from data.errors import CheckpointError, UserError
-from model_compound_scaling.efficientnet import efficientnet
-from model_compound_scaling.lenet import LeNet5
-from model_compound_scaling.micronet import BASELINES, MicroNet, scaled_shape
-from model_compound_scaling.resnet import CifarResNet
-from model_compound_scaling.widths import Widths, narrowed
+Widths = dict[str, dict[str, int]]  # layer -> attribute -> value, see narrowing
 
 
 @dataclass(frozen=True)
@@ -38,41 +35,35 @@ class NetworkSpec:
 class Row:
     """A network of the table."""
 
-    build: Callable[..., nn.Module]  # takes num_classes and the spec's arguments
+    builder: str  # module:function, or "torchvision:NAME"; takes num_classes and the arguments
     family: str  # decides the layers that are ternarized and the training recipe
     image_size: int  # what it was made for
     classifier: str  # the layer whose rows are the classes
     channels: int = 3
+    arguments: dict = field(default_factory=dict)  # beside those of a NetworkSpec
+
+    def build(self, **arguments: object) -> object:
+        """The network, an nn.Module if the builder is as it should be."""
+        return importable(self.builder)(**self.arguments, **arguments)
 
 
-def _torchvision(name: str, **arguments: object) -> nn.Module:
-    return torchvision.models.get_model(name, weights=None, **arguments)
-
-
+HERE = __package__
 EFFICIENTNET_SIZES = (224, 240, 260, 300, 380, 456, 528, 600)
+# fmt: off
 REGISTRY: dict[str, Row] = {
-    "cifar_micronet": Row(
-        partial(MicroNet, base=BASELINES["cifar_micronet"]), "micronet", 32, "linear"
-    ),
-    "image_micronet": Row(
-        partial(MicroNet, base=BASELINES["image_micronet"]), "micronet", 200, "linear"
-    ),
-    **{
-        f"resnet{6 * n + 2}": Row(partial(CifarResNet, blocks=n), "resnet", 32, "linear")
-        for n in (3, 5, 7, 9)
-    },
-    **{
-        name: Row(partial(_torchvision, name), "resnet", 224, "fc")
-        for name in ("resnet18", "resnet34", "resnet50")
-    },
-    **{
-        f"efficientnet-b{i}": Row(
-            partial(efficientnet, f"b{i}"), "efficientnet", size, "classifier.1"
-        )
-        for i, size in enumerate(EFFICIENTNET_SIZES)
-    },
-    "lenet-5": Row(LeNet5, "lenet", 28, "fc3", channels=1),
+    **{name: Row(f"{HERE}.micronet:MicroNet", "micronet", size, "linear", arguments={"base": name})
+       for name, size in (("cifar_micronet", 32), ("image_micronet", 200))},
+    **{f"resnet{6 * n + 2}": Row(f"{HERE}.cifar_resnet:CifarResNet", "resnet", 32, "linear",
+                                 arguments={"blocks": n})
+       for n in (3, 5, 7, 9)},
+    **{name: Row(f"torchvision:{name}", "resnet", 224, "fc")
+       for name in ("resnet18", "resnet34", "resnet50")},
+    **{f"efficientnet-b{i}": Row(f"{HERE}.efficientnet:efficientnet", "efficientnet", size,
+                                 "classifier.1", arguments={"variant": f"b{i}"})
+       for i, size in enumerate(EFFICIENTNET_SIZES)},
+    "lenet-5": Row(f"{HERE}.lenet:LeNet5", "lenet", 28, "fc3", channels=1),
 }
+# fmt: on
 
 
 def canonical_name(name: str) -> str:
@@ -92,35 +83,39 @@ def canonical_name(name: str) -> str:
 
 
 def table_row(model: str) -> Row:
-    """Row of a network; networks from elsewhere get one of their own."""
+    """Row of a network; networks from elsewhere get one of their own. UserError if there is no such
+    builder."""
     if model in REGISTRY:
         return REGISTRY[model]
-    module, _, name = model.partition(":")
-    builder = _torchvision_builder(name) if module == "torchvision" else _builder(module, name)
-    return Row(builder, "other", 224, "")
+    importable(model)
+    return Row(model, "other", 224, "")
 
 
-def _torchvision_builder(name: str) -> Callable[..., nn.Module]:
-    names = torchvision.models.list_models(module=torchvision.models)
-    if name not in names:
-        close = difflib.get_close_matches(name, names, n=3)
-        raise UserError(
-            f"torchvision has no classification network {name!r}"
-            + (f"; close: {', '.join(close)}" if close else "")
-        )
-    return partial(_torchvision, name)
-
-
-def _builder(module: str, name: str) -> Callable[..., nn.Module]:
+def importable(name: str) -> Callable[..., object]:
+    """The builder that `torchvision:NAME` or `module:function` names."""
+    module, _, function = name.partition(":")
+    if module == "torchvision":
+        return _torchvision_builder(function)
     try:
-        builder = getattr(importlib.import_module(module), name)
+        builder = getattr(importlib.import_module(module), function)
         accepted = inspect.signature(builder).parameters.values()
     except Exception as error:  # importing runs the user's code, which may fail in any way
         reason = " ".join(str(error).split())
-        raise UserError(f"--model {module}:{name} is no importable function: {reason}") from error
+        raise UserError(f"--model {name} is no importable function: {reason}") from error
     if not any(p.name == "num_classes" or p.kind is p.VAR_KEYWORD for p in accepted):
-        raise UserError(f"--model {module}:{name} must take num_classes=")
+        raise UserError(f"--model {name} must take num_classes=")
     return builder
+
+
+def _torchvision_builder(name: str) -> Callable[..., object]:
+    from torchvision import models  # takes 1.5 s, which other networks need not wait for
+
+    names = models.list_models(module=models)
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=3)
+        hint = f"; close: {', '.join(close)}" if close else ""
+        raise UserError(f"torchvision has no classification network {name!r}{hint}")
+    return partial(models.get_model, name, weights=None)
 
 
 THESIS_SCALING = (1.4, 1.2, 3.5)  # depth and width multiplier, and the exponent of both
@@ -133,34 +128,3 @@ def default_spec(model: str, num_classes: int) -> NetworkSpec:
     depth, width, phi = THESIS_SCALING
     shape = scaled_shape(model, depth=depth**phi, width=width**phi)
     return NetworkSpec(model, num_classes, shape)
-
-
-def build(spec: NetworkSpec) -> nn.Module:
-    """A freshly initialised network."""
-    builder = table_row(spec.model).build
-    try:
-        network = builder(num_classes=spec.num_classes, **spec.arguments)
-    except Exception as error:
-        if spec.model in REGISTRY:
-            raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserError(f"--model {spec.model} cannot be built: {reason}") from error
-    if not isinstance(network, nn.Module):
-        raise UserError(f"--model {spec.model} returned a {type(network).__name__}, no nn.Module")
-    return narrowed(network, spec.widths)
-
-
-def skeleton(spec: NetworkSpec) -> nn.Module:
-    """The network, where possible without memory for its values."""
-    try:
-        with torch.device("meta"):
-            return build(spec)
-    except CheckpointError:
-        raise
-    except (UserError, NotImplementedError):  # constructors that look at values
-        return build(spec)
-
-
-def expected_tensors(spec: NetworkSpec) -> dict[str, Tensor]:
-    """Names and shapes of the state dict."""
-    return skeleton(spec).state_dict()

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from data.errors import DiskError, FolderInUse
+from model_compound_scaling.checkpoints.errors import DiskError
+from data.errors import UserError
 
 OWNER_LIMIT = 4096  # bytes read of what the owner wrote about itself
 UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -137,3 +138,9 @@ def _release(descriptor: int) -> None:
     with suppress(OSError):  # only a dead owner leaves its name to the next run
         os.ftruncate(descriptor, 0)
     os.close(descriptor)
+
+
+class FolderInUse(UserError):
+    """Another run owns the output folder."""
+
+    exit_code = 3

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from model_compound_scaling import distributed
-from model_compound_scaling.storage import read_file, write_file
+from model_compound_scaling.machine import processes
+from model_compound_scaling.checkpoints.atomic_save import read_file, write_file
 
 # these change neither the result nor what the run means
 INCIDENTAL = {
@@ -90,6 +90,6 @@ def copy_best(histories: Iterable[History], path: Path) -> History | None:
     """Copy the best network of several runs to `path`; returns the run it is from."""
     trained = [history for history in histories if history.epochs]
     winner = max(trained, key=lambda history: rank(history.best), default=None)
-    if winner and distributed.is_main():
+    if winner and processes.is_main():
         write_file(read_file(winner.folder / "best.pt"), path)
     return winner

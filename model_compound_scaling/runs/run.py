@@ -15,21 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.errors import CheckpointError, DiskError, UserError
-from model_compound_scaling import distributed
-from model_compound_scaling.checkpoints import mismatches
-from model_compound_scaling.history import History, differences
-from model_compound_scaling.locks import hold_folder
-from model_compound_scaling.logs import Log
-from model_compound_scaling.registry import NetworkSpec
-from model_compound_scaling.storage import (
-    has_generation,
-    read_file,
-    read_generation,
-    write_file,
-    write_generation,
-    write_text,
-)
+from model_compound_scaling.checkpoints.errors import CheckpointError, DiskError
+from data.errors import UserError
+from model_compound_scaling.machine import processes
+from model_compound_scaling.checkpoints.recognition import mismatches
+from model_compound_scaling.runs.history import History, differences
+from model_compound_scaling.runs.folder_lock import hold_folder
+from model_compound_scaling.machine.log import Log
+from model_compound_scaling.networks.registry import NetworkSpec
+from model_compound_scaling.checkpoints.atomic_save import has_generation, read_file, read_generation, write_file, write_generation, write_text
 
 
 class Run(History):
@@ -62,7 +56,7 @@ class Run(History):
         def opened() -> tuple[dict, list[str]]:
             return self._open(folder, spec=spec, phases=phases, resume=resume, override=override)
 
-        self.state, lines = distributed.from_main(opened)
+        self.state, lines = processes.from_main(opened)
         super().__init__(folder, self.state.get("history", []))
         self.best_network: dict = self.state.get("best", {})
         self._progress = self.state.get("progress")
@@ -152,7 +146,7 @@ class Run(History):
     def take_progress(self) -> dict | None:
         """How far the epoch was that the resumed checkpoint was saved in; asked for once."""
         progress, self._progress = self._progress, None
-        if progress and not distributed.is_main():  # the sums are those of all processes
+        if progress and not processes.is_main():  # the sums are those of all processes
             progress = progress | {"loss": 0.0, "hits": 0, "samples": 0}
         return progress
 
@@ -184,7 +178,7 @@ class Run(History):
 
     def _attempt(self, name: str, write: Callable[[Path], None]) -> None:
         """Write a file of the folder; if that fails, say so, remember it, and go on."""
-        if not distributed.is_main():
+        if not processes.is_main():
             return
         try:
             write(self.folder / name)
@@ -201,11 +195,11 @@ class Run(History):
             for error in self.failures.values():
                 raise error
 
-        distributed.from_main(check)
+        processes.from_main(check)
 
     def close(self) -> History:
         """Let others have the folder; what became of the run. DiskError if the last save failed."""
-        if distributed.is_main():
+        if processes.is_main():
             self._lock.release()
         self.require_saved()
         return History(self.folder, self.epochs)

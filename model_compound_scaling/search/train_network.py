@@ -4,18 +4,21 @@ from pathlib import Path
 
 import torch
 
-from data import Data
 from data.errors import UserError
-from model_compound_scaling.checkpoints import network_content
-from model_compound_scaling.devices import for_processes, lay_out, memory_of
-from model_compound_scaling.evaluation import require_fit
-from model_compound_scaling.history import History
-from model_compound_scaling.recipes import Average, load_optimizer, lr_factor, make_sgd
-from model_compound_scaling.registry import build, expected_tensors
-from model_compound_scaling.runs import Run
-from model_compound_scaling.search import Point, parameters
-from model_compound_scaling.steps import Options, TrainStep
-from model_compound_scaling.training import Interval, run_epochs
+from data.loading import Data
+from model_compound_scaling.checkpoints.network_checkpoint import network_content
+from model_compound_scaling.machine.devices import for_processes, lay_out, memory_of
+from model_compound_scaling.networks.building import build, expected_tensors
+from model_compound_scaling.runs.history import History
+from model_compound_scaling.runs.run import Run
+from model_compound_scaling.runs.save_interval import Interval
+from model_compound_scaling.search.points import Point, parameters
+from model_compound_scaling.training.evaluation import require_fit
+from model_compound_scaling.training.loop import run_epochs
+from model_compound_scaling.training.optimizers import load_optimizer, make_sgd
+from model_compound_scaling.training.recipe import Options, lr_factor
+from model_compound_scaling.training.step import TrainStep
+from model_compound_scaling.training.weight_average import Average
 
 PHASE = "training"
 

@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data import Data
 from data.errors import UserError
-from model_compound_scaling import distributed
-from model_compound_scaling.steps import hits
+from data.loading import Data
+from model_compound_scaling.machine import processes
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # (N, C, H, W) images, (N,) labels
 
@@ -27,7 +26,7 @@ class Evaluation:
 
 def progress(batches: Batches, label: str, total: int, first: int = 0) -> tqdm:
     """A bar on the terminal that vanishes at the end; none in other processes and where piped."""
-    hidden = None if distributed.is_main() else True
+    hidden = None if processes.is_main() else True
     return tqdm(batches, label, total, initial=first, leave=False, disable=hidden)
 
 
@@ -69,6 +68,12 @@ def evaluate(
             sums = sums.to(batch.device) + batch
             samples += len(labels)
         between()
-    sums = distributed.all_reduce_sum(torch.cat([sums.cpu(), torch.tensor([samples])]))
+    sums = processes.all_reduce_sum(torch.cat([sums.cpu(), torch.tensor([samples])]))
     loss, top1, top5 = (sums[:3] / sums[3]).tolist()
     return Evaluation(loss, 100 * top1, 100 * top5)
+
+
+def hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """How many labels are among the k largest logits, as a tensor: no wait for the device."""
+    best = logits.topk(min(k, logits.shape[1])).indices
+    return (best == labels[:, None]).sum()

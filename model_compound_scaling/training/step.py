@@ -1,36 +1,24 @@
 """One training step: forward, loss, backward, and an update that a non-finite gradient skips."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
-from model_compound_scaling.recipes import Average
-
-AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a step computes its loss; the defaults are the plain one.
-
-    amp: a key of AMP. mixup and cutmix: parameter of the Beta distribution of the shares
-    (arXiv 1710.09412 and 1905.04899), 0 for off; with both, one of them at random each step.
-    """
-
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    amp: str = "off"
+from model_compound_scaling.training.evaluation import hits
+from model_compound_scaling.training.recipe import AMP, Options
+from model_compound_scaling.training.weight_average import Average
 
 
-def hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """How many labels are among the k largest logits, as a tensor: no wait for the device."""
-    best = logits.topk(min(k, logits.shape[1])).indices
-    return (best == labels[:, None]).sum()
+def _mixer(options: Options, classes: int) -> Callable | None:
+    """(images, labels) -> the same, mixed in pairs; None for neither mixup nor cutmix."""
+    if not (options.mixup or options.cutmix):
+        return None
+    from torchvision.transforms import v2  # takes 1.5 s, which other steps need not wait for
+
+    shares = ((v2.MixUp, options.mixup), (v2.CutMix, options.cutmix))
+    return v2.RandomChoice([mix(alpha=a, num_classes=classes) for mix, a in shares if a])
 
 
 class TrainStep:
@@ -64,15 +52,11 @@ class TrainStep:
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         device = self.parameters[0].device
         self.first_bad = torch.full((), -1, device=device)
-        self.dtype = AMP[self.options.amp]
+        name = AMP[self.options.amp]
+        self.dtype = name and getattr(torch, name)
         half = self.dtype is torch.float16
         self.scaler = torch.amp.GradScaler(device.type) if half else None
-        mixers = [
-            mixer(alpha=alpha, num_classes=classes)
-            for mixer, alpha in ((v2.MixUp, self.options.mixup), (v2.CutMix, self.options.cutmix))
-            if alpha
-        ]
-        self.mix = v2.RandomChoice(mixers) if mixers else None
+        self.mix = _mixer(self.options, classes)
 
     def __call__(
         self, images: Tensor, labels: Tensor, *, seed: int, number: int, weight: float = 1.0

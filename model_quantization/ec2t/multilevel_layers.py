@@ -7,8 +7,8 @@ Each weight takes the centroid of least cost (W - w_c)^2 - lambda log2 P_c, foun
 import torch
 from torch import Tensor, nn
 
-from model_quantization.assignment import MIN_ZERO_SHARE, largest_lambda, statistics
-from model_quantization.ec2t import MIN_CENTROID, TernaryLayers
+from model_quantization.ec2t.assignment import MIN_ZERO_SHARE, largest_lambda, statistics
+from model_quantization.ec2t.ternary_layers import MIN_CENTROID, TernaryLayers
 
 
 class MultiLevelLayers(TernaryLayers):

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from model_quantization.ec2t import TernaryLayers
-from model_quantization.levels import MultiLevelLayers
+from model_quantization.ec2t.multilevel_layers import MultiLevelLayers
+from model_quantization.ec2t.ternary_layers import TernaryLayers
 
 
 class Ternarizer:

@@ -13,8 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from model_quantization.assignment import (
-    Segments,
+from model_quantization.ec2t.assignment import (
     assign,
     find_thresholds,
     largest_lambda,
@@ -22,6 +21,7 @@ from model_quantization.assignment import (
     shares,
     statistics,
 )
+from model_quantization.ec2t.flat_layers import Segments
 
 MIN_CENTROID = 0.675  # a centroid is at least this many standard deviations of its layer
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model_scoring.records import Record, Trace
-from model_scoring.storage import WORD, Settings, cheapest
-from model_scoring.weights import Weights
+from model_scoring.counting.settings import WORD, Settings
+from model_scoring.counting.weight_formats import cheapest
+from model_scoring.tracing.layer_weights import Weights
+from model_scoring.tracing.operation_record import Record, Trace
 
 # kind -> (multiplications, additions) per output element. A comparison, an exponential and a
 # division count as one multiplication each.

@@ -8,7 +8,7 @@ import io
 import math
 
 from data.errors import UserError
-from model_scoring.scoring import Score
+from model_scoring.counting.scoring import Score
 
 COLOURS = {
     "ternary weights": "#4477aa",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from model_scoring.counting import (
+from model_scoring.counting.costs import (
     Count,
     Live,
     channels,
@@ -20,8 +20,9 @@ from model_scoring.counting import (
     scaled,
     stored_layer,
 )
-from model_scoring.storage import WORD, Settings, tree_bits
-from model_scoring.tracing import Trace
+from model_scoring.counting.settings import WORD, Settings
+from model_scoring.counting.weight_formats import tree_bits
+from model_scoring.tracing.recorder import Trace
 
 RESIDUAL = ("resnet", "micronet")
 SHORTCUTS = (".shortcut.", ".downsample.")

@@ -4,9 +4,10 @@ import csv
 import io
 from collections.abc import Sequence
 
-from model_scoring.counting import Count
-from model_scoring.records import Record
-from model_scoring.scoring import RULE_SETS, Score, Total, layers, ternary_layers
+from model_scoring.counting.costs import Count
+from model_scoring.counting.scoring import Score, Total, layers, ternary_layers
+from model_scoring.counting.settings import RULE_SETS
+from model_scoring.tracing.operation_record import Record
 
 COLUMNS = ("layer", "kind", "output", "in", "out", "weights", "zeros", "format")
 NUMBERS = ("params", "adds", "mults")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from model_scoring.counting import (
+from model_scoring.counting.costs import (
     PER_ELEMENT,
     Count,
     Live,
@@ -22,9 +22,10 @@ from model_scoring.counting import (
     scaled,
     stored_layer,
 )
-from model_scoring.liveness import varying
-from model_scoring.records import Record, Trace
-from model_scoring.storage import WORD, Settings, tree_bits
+from model_scoring.counting.settings import WORD, Settings
+from model_scoring.counting.weight_formats import tree_bits
+from model_scoring.tracing.constant_channels import varying
+from model_scoring.tracing.operation_record import Record, Trace
 
 
 @dataclass(frozen=True)

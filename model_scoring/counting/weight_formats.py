@@ -5,20 +5,8 @@ precision). Sources: MicroNet challenge 2019 (bit mask); Becking 2020, section 4
 """
 
 import math
-from dataclasses import dataclass
 
-WORD = 32  # bits of one parameter, and of the operands of one operation
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the counted network computes and stores with."""
-
-    value_bits: int = 16
-    mul_bits: int = 16
-    add_bits: int = 32
-    tree_adder: bool = True
-    formats: bool = True  # CSR, CER and the denser ternary format too
+from model_scoring.counting.settings import WORD, Settings
 
 
 def dense_bits(n: int, z: int, bits: int) -> tuple[str, int]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torchvision.models.shufflenetv2 import channel_shuffle
 
-from model_compound_scaling.widths import NARROWINGS
+from model_compound_scaling.networks.narrowing import NARROWINGS
 
 NAN = float("nan")
 

@@ -3,11 +3,18 @@
 import torch
 from torch import Tensor, fx, nn
 
-from model_compound_scaling.efficientnet import SameConv2d
-from model_compound_scaling.resnet import OptionA
-from model_scoring.flow import Activation, Follower, Known, Layer, Rules, unary
-from model_scoring.liveness import of_batchnorm, of_filters
-from model_scoring.weights import grouped
+from model_compound_scaling.networks.cifar_resnet import OptionA
+from model_compound_scaling.networks.efficientnet import SameConv2d
+from model_scoring.dead_channels.channel_graph import (
+    Activation,
+    Follower,
+    Known,
+    Layer,
+    Rules,
+    unary,
+)
+from model_scoring.tracing.constant_channels import of_batchnorm, of_filters
+from model_scoring.tracing.layer_weights import grouped
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 

@@ -10,8 +10,18 @@ from torchvision.models.shufflenetv2 import channel_shuffle
 from torchvision.ops import StochasticDepth
 from torchvision.ops.stochastic_depth import stochastic_depth
 
-from model_scoring.flow import NAN, Activation, Flow, Follower, Known, Rule, Rules, Size, unary
-from model_scoring.flow_layers import LAYERS
+from model_scoring.dead_channels.channel_graph import (
+    NAN,
+    Activation,
+    Flow,
+    Follower,
+    Known,
+    Rule,
+    Rules,
+    Size,
+    unary,
+)
+from model_scoring.dead_channels.layer_rules import LAYERS
 
 
 def _same(follower: Follower, node: fx.Node, result: Tensor, x: Activation) -> Activation:

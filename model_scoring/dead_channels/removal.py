@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model_compound_scaling.efficientnet import SameConv2d
-from model_compound_scaling.resnet import OptionA
-from model_compound_scaling.widths import resize, sizes_of
-from model_scoring.flow import Flow, Layer, graph_of
-from model_scoring.flow_rules import follow
-from model_scoring.tracing import one_thread
-from model_scoring.weights import grouped
+from model_compound_scaling.networks.cifar_resnet import OptionA
+from model_compound_scaling.networks.efficientnet import SameConv2d
+from model_compound_scaling.networks.narrowing import resize, sizes_of
+from model_scoring.dead_channels.channel_graph import Flow, Layer, graph_of
+from model_scoring.dead_channels.operator_rules import follow
+from model_scoring.tracing.layer_weights import grouped
+from model_scoring.tracing.recorder import one_thread
 
 TOLERANCE = 1e-9  # of float64 logits, relative to the largest
 

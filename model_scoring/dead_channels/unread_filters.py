@@ -9,10 +9,10 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from model_scoring.flow import graph_of
-from model_scoring.flow_rules import follow
-from model_scoring.records import Trace
-from model_scoring.thin import dead_channels
+from model_scoring.dead_channels.channel_graph import graph_of
+from model_scoring.dead_channels.operator_rules import follow
+from model_scoring.dead_channels.removal import dead_channels
+from model_scoring.tracing.operation_record import Trace
 
 
 def may_be_unread(trace: Trace) -> bool:

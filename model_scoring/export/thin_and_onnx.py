@@ -4,12 +4,12 @@ from pathlib import Path
 
 from torch import nn
 
-from model_compound_scaling.registry import NetworkSpec, table_row
-from model_scoring import onnx_export
-from model_scoring.comparison import comparison, latencies
-from model_scoring.files import Files, checkpoint_files
-from model_scoring.scoring import Score, score
-from model_scoring.thin import thin
+from model_compound_scaling.networks.registry import NetworkSpec, table_row
+from model_scoring.counting.scoring import Score, score
+from model_scoring.dead_channels.removal import thin
+from model_scoring.export import onnx_file
+from model_scoring.export.output_files import Files, checkpoint_files
+from model_scoring.export.thin_comparison import comparison, latencies
 
 
 def thin_form(
@@ -36,7 +36,7 @@ def onnx_form(
 ) -> tuple[Files, list[str]]:
     """The network as an ONNX file, and how it compares."""
     properties = {"model": spec.model, "num_classes": spec.num_classes, **data}
-    exported = onnx_export.export(network, before.shape, opset=opset, properties=properties)
+    exported = onnx_file.export(network, before.shape, opset=opset, properties=properties)
     line = (
         f"ONNX opset {opset}: {len(exported.content):,} bytes, {exported.float_bytes:,} with "
         f"plain float weights; logits differ from PyTorch's by {exported.difference:.1e} of the "

@@ -7,9 +7,9 @@ import time
 import torch
 from torch import nn
 
-from model_scoring.counting import positions
-from model_scoring.report import aligned
-from model_scoring.scoring import Score, layers
+from model_scoring.counting.costs import positions
+from model_scoring.counting.report import aligned
+from model_scoring.counting.scoring import Score, layers
 
 RUNS, SECONDS = 301, 5.0  # timed passes of each network, and when to be content with fewer
 

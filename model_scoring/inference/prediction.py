@@ -9,12 +9,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from data.augment import normalize, to_float
+from data.augmentation import normalize, to_float
+from data.batches import to_channels
+from data.datasets import Stats, find_dataset
 from data.errors import DataError, UserError
-from data.images import SUFFIXES, read_image
-from data.load import find_dataset
-from data.loaders import Stats, to_channels
-from data.streaming import Transform, eval_transform
+from data.image_files import SUFFIXES, read_image
+from data.transforms import Transform, eval_transform
 
 BATCH = 64
 TOP = 5  # classes shown of each image

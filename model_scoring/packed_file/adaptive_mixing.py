@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from model_scoring.fixed_point import ONE, SPAN, UNIT, squash, stretch
+from model_scoring.packed_file.fixed_point import ONE, SPAN, UNIT, squash, stretch
 
 Array = np.ndarray
 COUNT = 16  # one observation

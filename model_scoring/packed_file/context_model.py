@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model_scoring.coder import Decoder, Encoder
-from model_scoring.fixed_point import ONE, UNIT
-from model_scoring.mixing import ContextCounts, LaneCounts, Model, Question
+from model_scoring.packed_file.adaptive_mixing import ContextCounts, LaneCounts, Model, Question
+from model_scoring.packed_file.fixed_point import ONE, UNIT
+from model_scoring.packed_file.rans_coder import Decoder, Encoder
 
 Array = np.ndarray
 MOST_LANES = 1024  # coded at once; keeps counts within the logarithm's table

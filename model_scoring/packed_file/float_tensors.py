@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data.errors import CheckpointError
-from model_scoring.varint import read_varint, varint
+from model_compound_scaling.checkpoints.errors import CheckpointError
+from model_scoring.packed_file.varint import read_varint, varint
 
 Array = np.ndarray
 LZMA = [{"id": lzma.FILTER_LZMA1, "preset": 6, "lc": 0, "lp": 0, "pb": 0, "dict_size": 1 << 20}]

@@ -21,13 +21,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.errors import CheckpointError, UserError
-from model_compound_scaling.checkpoints import Checkpoint, read_checkpoint, require_finite
-from model_compound_scaling.descriptions import WIDEST, Bounds, check_description, runs_foreign_code
-from model_compound_scaling.registry import NetworkSpec, expected_tensors
-from model_scoring.dense import pack_dense, unpack_dense
-from model_scoring.quantized import pack_layers, quantized, unpack_layers
-from model_scoring.varint import read_varint, varint
+from data.errors import UserError
+from model_compound_scaling.checkpoints.errors import CheckpointError
+from model_compound_scaling.checkpoints.network_checkpoint import (
+    Checkpoint,
+    read_checkpoint,
+    require_finite,
+)
+from model_compound_scaling.checkpoints.untrusted.description_limits import (
+    WIDEST,
+    Bounds,
+    check_description,
+    runs_foreign_code,
+)
+from model_compound_scaling.networks.building import expected_tensors
+from model_compound_scaling.networks.registry import NetworkSpec
+from model_scoring.packed_file.float_tensors import pack_dense, unpack_dense
+from model_scoring.packed_file.quantized_layers import pack_layers, quantized, unpack_layers
+from model_scoring.packed_file.varint import read_varint, varint
 
 MAGIC, VERSION = b"EC2T", 2
 START = len(MAGIC) + 1 + 4 + 4

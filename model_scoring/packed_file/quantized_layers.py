@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.errors import CheckpointError
-from model_scoring.contexts import Geometry, decode, encode, prior_of
+from model_compound_scaling.checkpoints.errors import CheckpointError
+from model_scoring.packed_file.context_model import Geometry, decode, encode, prior_of
 
 Array = np.ndarray
 MOST_VALUES = 15

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data.errors import CheckpointError
-from model_scoring.fixed_point import ONE
+from model_compound_scaling.checkpoints.errors import CheckpointError
+from model_scoring.packed_file.fixed_point import ONE
 
 LOWEST = 1 << 16  # a state's smallest value, and its first one
 MASK = ONE - 1

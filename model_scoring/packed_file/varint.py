@@ -1,6 +1,6 @@
 """Whole numbers in as few bytes as they need: seven bits each, the lowest first."""
 
-from data.errors import CheckpointError
+from model_compound_scaling.checkpoints.errors import CheckpointError
 
 
 def varint(number: int) -> bytes:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from model_scoring.weights import grouped
+from model_scoring.tracing.layer_weights import grouped
 
 NAN = float("nan")
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from model_scoring import liveness
-from model_scoring.operations import KINDS
-from model_scoring.records import UNKNOWN, Tag, Tagger
-from model_scoring.weights import examine
+from model_scoring.tracing import constant_channels
+from model_scoring.tracing.aten_operations import KINDS
+from model_scoring.tracing.layer_weights import examine
+from model_scoring.tracing.operation_record import UNKNOWN, Tag, Tagger
 
 
 def plain(args: tuple, record: dict, tag: Tagger) -> dict:
@@ -25,7 +25,7 @@ def _layer(weight: Tensor, bias: Tag | None, source: Tag, *, groups: int, padded
         "bias": bias is not None,
         "free_inputs": free,
         "folded": folded,
-        "constants": liveness.of_filters(
+        "constants": constant_channels.of_filters(
             weight, weights.counts, bias and bias.value, source.constants, padded=padded
         ),
     }
@@ -73,7 +73,7 @@ def _batchnorm(args: tuple, record: dict, tag: Tagger) -> dict:
     x, *state = args[:5]
     eps = next((a for a in reversed(args) if isinstance(a, float)), 0.0)
     values = [None if t is None else tag(t).value for t in state]
-    return {"constants": liveness.of_batchnorm(tag(x).constants, x.shape[1], values, eps)}
+    return {"constants": constant_channels.of_batchnorm(tag(x).constants, x.shape[1], values, eps)}
 
 
 def _covered(size: int, out: int) -> int:

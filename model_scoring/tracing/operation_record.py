@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from model_scoring.weights import Weights
+from model_scoring.tracing.layer_weights import Weights
 
 UNKNOWN = "unknown"
 STORED = "stored"  # a parameter that only takes part in a copy

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from model_compound_scaling.registry import build, default_spec, table_row
-from model_quantization.layers import ternarized_names
-from model_quantization.ternarizer import Ternarizer
+from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.registry import default_spec, table_row
+from model_quantization.ec2t.ternarizer import Ternarizer
+from model_quantization.layer_selection import ternarized_names
 from tests.benchmarks.pairing import paired
 
 CASES = [("resnet20", 10, 128), ("cifar_micronet", 100, 32)]  # network, classes, batch on a CPU

@@ -19,9 +19,15 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 import torch
 
-from model_compound_scaling.checkpoints import read_checkpoint
-from model_compound_scaling.registry import build, default_spec
-from model_scoring.quantized import Quantized, pack_layers, quantized, unpack_layers
+from model_compound_scaling.checkpoints.network_checkpoint import read_checkpoint
+from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.registry import default_spec
+from model_scoring.packed_file.quantized_layers import (
+    Quantized,
+    pack_layers,
+    quantized,
+    unpack_layers,
+)
 
 try:
     import zstandard

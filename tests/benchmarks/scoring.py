@@ -12,8 +12,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 from torch import nn
 
-from model_compound_scaling.registry import build, default_spec, table_row
-from model_scoring import score
+from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.registry import default_spec, table_row
+from model_scoring.counting.scoring import score
 
 SPARSITY = 0.9
 # network, classes, image size, seconds on 2 cores

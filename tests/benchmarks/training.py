@@ -19,14 +19,16 @@ from torchvision import transforms
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from data.augment import CUTOUT
-from data.loaders import WHOLE, CachedLoader, Preparation, Schedule
-from data.table import CIFAR_STATS, COLOUR
-from model_compound_scaling.micronet import scaled_shape
-from model_compound_scaling.recipes import make_sgd
-from model_compound_scaling.registry import NetworkSpec, build
-from model_compound_scaling.steps import TrainStep
-from model_compound_scaling.training import Progress, train_epoch
+from data.augmentation import CUTOUT
+from data.batches import WHOLE, CachedLoader, Preparation, Schedule
+from data.datasets import CIFAR_STATS, COLOUR
+from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.micronet_scaling import scaled_shape
+from model_compound_scaling.networks.registry import NetworkSpec
+from model_compound_scaling.training.loop import train_epoch
+from model_compound_scaling.training.optimizers import make_sgd
+from model_compound_scaling.training.progress import Progress
+from model_compound_scaling.training.step import TrainStep
 from tests.benchmarks.pairing import paired
 
 BATCH = 128

@@ -3,14 +3,17 @@
 import pytest
 from crafted import assert_refused
 
-from data.errors import CheckpointError
-from model_compound_scaling.checkpoints import (
+from model_compound_scaling.checkpoints.atomic_save import write_file
+from model_compound_scaling.checkpoints.errors import CheckpointError
+from model_compound_scaling.checkpoints.network_checkpoint import (
     network_content,
-    network_spec,
     read_checkpoint,
-    write_file,
 )
-from model_compound_scaling.registry import NetworkSpec, build
+from model_compound_scaling.checkpoints.recognition import network_spec
+from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.registry import NetworkSpec
+
+pytestmark = pytest.mark.faults
 
 SPEC = NetworkSpec("cifar_micronet", 10, {"blocks": [1, 1, 1], "channels": [8, 8, 8], "stem": 8})
 EDITS = {

@@ -5,18 +5,21 @@ import pickle
 import pytest
 import torch
 
-from data.errors import CheckpointError, DiskError
-from model_compound_scaling.checkpoints import (
+from model_compound_scaling.checkpoints.atomic_save import write_file
+from model_compound_scaling.checkpoints.errors import CheckpointError, DiskError
+from model_compound_scaling.checkpoints.network_checkpoint import (
     find_file,
-    fitting_flags,
     load_network,
     network_content,
-    network_spec,
     read_checkpoint,
-    write_file,
 )
-from model_compound_scaling.micronet import scaled_shape
-from model_compound_scaling.registry import NetworkSpec, build, default_spec
+from model_compound_scaling.checkpoints.recognition import (
+    fitting_flags,
+    network_spec,
+)
+from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.micronet_scaling import scaled_shape
+from model_compound_scaling.networks.registry import NetworkSpec, default_spec
 
 
 def save(tmp_path, content):
@@ -75,13 +78,14 @@ def test_equal_weights_give_equal_logits_in_each_key_style(tmp_path, source):
 @pytest.mark.parametrize("variant", range(8))
 def test_every_efficientnet_is_recognised_from_timm_keys(variant):
     timm = pytest.importorskip("timm")
-    from model_compound_scaling import checkpoints, efficientnet
+    from model_compound_scaling.checkpoints import network_checkpoint
+    from model_compound_scaling.networks import efficientnet_keys
 
     with torch.device("meta"):
         state = timm.create_model(f"efficientnet_b{variant}").state_dict()
-    renamed = efficientnet.to_torchvision_keys(state)
-    checkpoint = checkpoints.Checkpoint(
-        "net.pt", renamed, None, {}, efficientnet.key_style(set(state))
+    renamed = efficientnet_keys.to_torchvision_keys(state)
+    checkpoint = network_checkpoint.Checkpoint(
+        "net.pt", renamed, None, {}, efficientnet_keys.key_style(set(state))
     )
     assert network_spec(checkpoint).model == f"efficientnet-b{variant}"
 

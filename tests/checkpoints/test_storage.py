@@ -13,9 +13,7 @@ import time
 import pytest
 import torch
 
-from data.errors import CheckpointError, DiskError
-from model_compound_scaling.manifests import manifest_path
-from model_compound_scaling.storage import (
+from model_compound_scaling.checkpoints.atomic_save import (
     has_generation,
     previous_path,
     read_file,
@@ -23,6 +21,10 @@ from model_compound_scaling.storage import (
     write_file,
     write_generation,
 )
+from model_compound_scaling.checkpoints.errors import CheckpointError, DiskError
+from model_compound_scaling.checkpoints.manifest import manifest_path
+
+pytestmark = pytest.mark.faults
 
 
 def flip(raw, rng):

@@ -9,16 +9,18 @@ import random
 import pytest
 import torch
 
-from data.errors import DiskError
-from model_compound_scaling import storage
-from model_compound_scaling.manifests import manifest_path
-from model_compound_scaling.storage import (
+from model_compound_scaling.checkpoints import atomic_save
+from model_compound_scaling.checkpoints.atomic_save import (
     has_generation,
     read_file,
     read_generation,
     write_file,
     write_generation,
 )
+from model_compound_scaling.checkpoints.errors import DiskError
+from model_compound_scaling.checkpoints.manifest import manifest_path
+
+pytestmark = pytest.mark.faults
 
 
 class Killed(BaseException):
@@ -93,8 +95,8 @@ def attempt(write, content, path, monkeypatch, *, at, error, links):
     if not links:
         saboteur.link = no_links
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "os", saboteur)
-        patch.setattr(storage, "open", saboteur.open_file, raising=False)
+        patch.setattr(atomic_save, "os", saboteur)
+        patch.setattr(atomic_save, "open", saboteur.open_file, raising=False)
         try:
             write(content, path)
         except (Killed, DiskError):

@@ -12,17 +12,24 @@ import torch
 from crafted import LEGACY, Call, assert_refused, saved
 
 from data import load_data
-from data.errors import CheckpointError, DataError
-from model_compound_scaling import storage
-from model_compound_scaling.checkpoints import (
-    network_content,
-    network_spec,
-    read_checkpoint,
+from data.errors import DataError
+from model_compound_scaling.checkpoints import atomic_save
+from model_compound_scaling.checkpoints.atomic_save import (
+    read_file,
+    read_generation,
     write_file,
 )
-from model_compound_scaling.registry import NetworkSpec, build
-from model_compound_scaling.storage import read_file, read_generation
-from model_scoring.files import load_layer
+from model_compound_scaling.checkpoints.errors import CheckpointError
+from model_compound_scaling.checkpoints.network_checkpoint import (
+    network_content,
+    read_checkpoint,
+)
+from model_compound_scaling.checkpoints.recognition import network_spec
+from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.registry import NetworkSpec
+from model_scoring.export.layer_masks import load_layer
+
+pytestmark = pytest.mark.faults
 
 
 class Getstate:
@@ -106,7 +113,7 @@ def test_no_payload_is_executed(tmp_path, name):
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_torch_alone_is_safe_too(tmp_path, monkeypatch):
     """The second line of defence holds where the first is taken away."""
-    monkeypatch.setattr(storage, "check", lambda *_, **__: None)
+    monkeypatch.setattr(atomic_save, "check", lambda *_, **__: None)
     marker, path = tmp_path / "executed", tmp_path / "net.pt"
     for payload in PAYLOADS.values():
         path.write_bytes(payload(marker))

@@ -5,14 +5,19 @@ from collections import defaultdict
 
 import pytest
 import torch
-from test_scoring_tracing import filled
+from helpers import filled
 from torch import nn
 
-from model_compound_scaling.checkpoints import load_network, network_spec, read_checkpoint
-from model_compound_scaling.micronet import scaled_shape
-from model_compound_scaling.registry import NetworkSpec, build, default_spec, table_row
-from model_scoring import Settings, score
-from model_scoring.scoring import Score
+from model_compound_scaling.checkpoints.network_checkpoint import (
+    load_network,
+    read_checkpoint,
+)
+from model_compound_scaling.checkpoints.recognition import network_spec
+from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.micronet_scaling import scaled_shape
+from model_compound_scaling.networks.registry import NetworkSpec, default_spec, table_row
+from model_scoring.counting.scoring import Score, score
+from model_scoring.counting.settings import Settings
 
 FP32 = Settings(32, 32, 32)
 

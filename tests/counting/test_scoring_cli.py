@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 import run_scoring
-from model_compound_scaling.checkpoints import network_content
-from model_compound_scaling.registry import NetworkSpec, build
-from model_scoring import files, plots
-from model_scoring.precision import InType, Rounding, half_precision
-from model_scoring.scoring import prune_depthwise
+from model_compound_scaling.checkpoints.network_checkpoint import network_content
+from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.registry import NetworkSpec
+from model_scoring.counting import plot
+from model_scoring.counting.scoring import prune_depthwise
+from model_scoring.export import layer_masks
+from model_scoring.inference.half_precision import InType, Rounding, half_precision
 
 TOP_KEYS = ["model", "checkpoint", "image_size", "parameters", "zeros", "top1", "published"]
 TOP_KEYS += ["strict", "layers"]
@@ -94,7 +96,7 @@ def test_saved_layers_come_back_bit_for_bit(checkpoint, tmp_path, capsys, sparse
     folder = tmp_path / "layers"
     flags = ["--save", "--output", folder] + ["--pt-sparse"] * sparse
     assert run(capsys, "--t-model", checkpoint, *flags)[0] == 0
-    found = {path.stem: files.load_layer(path) for path in folder.iterdir()}
+    found = {path.stem: layer_masks.load_layer(path) for path in folder.iterdir()}
     network, _ = small_network()
     expected = {n: m.weight for n, m in network.named_modules() if ".conv" in n}
     assert found.keys() == expected.keys()
@@ -103,7 +105,7 @@ def test_saved_layers_come_back_bit_for_bit(checkpoint, tmp_path, capsys, sparse
 
 def test_masks_are_packed_eight_per_byte():
     weight = torch.tensor([[0.5, 0.0, -0.25, 0.5, 0.0, 0.0, 0.0, 0.5, 0.5]])
-    packed = files.pack(weight)
+    packed = layer_masks.pack(weight)
     assert packed["high_mask"].tolist() == [0b10010001, 0b10000000]
     assert packed["low_mask"].tolist() == [0b00100000, 0]
     assert packed["centroids"].tolist() == [-0.25, 0.5]
@@ -118,7 +120,7 @@ def test_plot(checkpoint, tmp_path, capsys):
 
 
 def test_plot_without_matplotlib(checkpoint, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(plot.importlib.util, "find_spec", lambda name: None)
     code, out, err = run(capsys, "--t-model", checkpoint, "--plot", tmp_path / "chart.png")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "pip install matplotlib" in err

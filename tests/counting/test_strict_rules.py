@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model_scoring import Settings, score
-from model_scoring.storage import cheapest, tree_bits
+from model_scoring.counting.scoring import score
+from model_scoring.counting.settings import Settings
+from model_scoring.counting.weight_formats import cheapest, tree_bits
 
 FP32 = Settings(32, 32, 32, tree_adder=False)
 

@@ -7,8 +7,9 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from data import augment as aug
-from data.randomness import bits, sample_seed, shuffled, uniform
+from data import augmentation as aug
+from data import datasets
+from data.stateless_random import bits, sample_seed, shuffled, uniform
 
 STATS = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
 FULL = aug.Recipe(flip=True, pad=4, jitter=True, cutout=True)
@@ -120,9 +121,9 @@ def test_cutout_shrinks_with_the_image():
 
 
 def test_variants():
-    assert aug.variant(FULL, "default") == FULL
-    assert aug.variant(FULL, "flip-crop") == aug.Recipe(flip=True, pad=4)
-    assert aug.variant(FULL, "none") is None
+    assert datasets.variant(FULL, "default") == FULL
+    assert datasets.variant(FULL, "flip-crop") == aug.Recipe(flip=True, pad=4)
+    assert datasets.variant(FULL, "none") is None
 
 
 def reference_bits(seed: int, epoch: int, index: int, draw: int) -> int:

@@ -5,22 +5,22 @@ import hashlib
 import pickle
 import shutil
 import struct
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers import unpack
 from PIL import Image
 
-from data import DATASETS, load_data, readers
+from data import DATASETS, load_data, sources
+from data.batches import CachedLoader, Part
+from data.datasets import CIFAR_STATS, IMAGENET_STATS
 from data.errors import DataError, UserError
-from data.images import read_image
-from data.loaders import CachedLoader, Part
+from data.file_loader import FileLoader
+from data.image_files import read_image
 from data.shapes import make_shapes
-from data.streaming import FileLoader
-from data.table import CIFAR_STATS, IMAGENET_STATS
 
 SHAPES_SHA256 = {
     "train": "67bc56166ac8806f4c938a4bfb2185ea85804fa4db05c141a61a6965968b3f02",
@@ -274,7 +274,7 @@ def test_failed_download_is_one_quiet_line(name, monkeypatch, capfd, tmp_path):
         print("Downloading")
         raise OSError("<urlopen error\nno route to host>")
 
-    monkeypatch.setattr(readers, "DOWNLOADS", tmp_path)
+    monkeypatch.setattr(sources, "DOWNLOADS", tmp_path)
     monkeypatch.setattr(getattr(torchvision.datasets, name), "__init__", no_network)
     with pytest.raises(DataError, match=rf"^cannot download {name} .*no route.*--data-path$"):
         load_data(name)
@@ -440,18 +440,6 @@ def test_bad_arguments_are_the_user_s(options, message):
 
 
 # Real images
-
-
-def unpack(archive: Path, target: Path, count: int, wanted: str) -> Path:
-    """The first `count` members of an archive whose names contain `wanted`."""
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            if member.isfile() and wanted in member.name:
-                tar.extract(member, target, filter="data")
-                count -= 1
-            if not count:
-                break
-    return next(target.iterdir())
 
 
 def test_real_cifar_jpegs(real_files, tmp_path):

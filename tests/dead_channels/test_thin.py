@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from test_data import unpack
+from helpers import unpack
 from torch import nn
 from torchvision.io import write_png
 from torchvision.ops import SqueezeExcitation
@@ -15,22 +15,23 @@ from torchvision.ops import SqueezeExcitation
 import run_quantization
 import run_scoring
 from data import DATASETS, load_data
-from data.errors import CheckpointError
-from model_compound_scaling.checkpoints import (
+from model_compound_scaling.checkpoints.atomic_save import write_file
+from model_compound_scaling.checkpoints.errors import CheckpointError
+from model_compound_scaling.checkpoints.network_checkpoint import (
     load_network,
     network_content,
-    network_spec,
     read_checkpoint,
-    write_file,
 )
-from model_compound_scaling.registry import NetworkSpec, build, default_spec, skeleton, table_row
-from model_compound_scaling.resnet import OptionA
-from model_compound_scaling.widths import describe, narrowed
-from model_scoring import score
-from model_scoring import thin as thin_module
-from model_scoring.comparison import multiply_accumulates
-from model_scoring.files import checkpoint_bytes
-from model_scoring.thin import thin
+from model_compound_scaling.checkpoints.recognition import network_spec
+from model_compound_scaling.networks.building import build, skeleton
+from model_compound_scaling.networks.cifar_resnet import OptionA
+from model_compound_scaling.networks.narrowing import describe, narrowed
+from model_compound_scaling.networks.registry import NetworkSpec, default_spec, table_row
+from model_scoring.counting.scoring import score
+from model_scoring.dead_channels import removal as thin_module
+from model_scoring.dead_channels.removal import thin
+from model_scoring.export.output_files import checkpoint_bytes
+from model_scoring.export.thin_comparison import multiply_accumulates
 
 
 class Graph(nn.Module):

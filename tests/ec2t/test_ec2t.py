@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model_quantization.assignment import (
-    Segments,
+from model_quantization.ec2t.assignment import (
     assign,
     find_thresholds,
     largest_lambda,
@@ -17,9 +16,10 @@ from model_quantization.assignment import (
     shares,
     statistics,
 )
-from model_quantization.goals import Goal, solve_gamma
-from model_quantization.levels import MultiLevelLayers
-from model_quantization.ternarizer import Ternarizer
+from model_quantization.ec2t.flat_layers import Segments
+from model_quantization.ec2t.multilevel_layers import MultiLevelLayers
+from model_quantization.ec2t.ternarizer import Ternarizer
+from model_quantization.gamma_search import Goal, solve_gamma
 
 DEGENERATE = {
     "equal": [0.3] * 7,

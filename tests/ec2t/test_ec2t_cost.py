@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model_compound_scaling.micronet import scaled_shape
-from model_compound_scaling.registry import NetworkSpec, build
-from model_quantization.layers import ternarized_names
-from model_quantization.ternarizer import Ternarizer
+from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.micronet_scaling import scaled_shape
+from model_compound_scaling.networks.registry import NetworkSpec
+from model_quantization.ec2t.ternarizer import Ternarizer
+from model_quantization.layer_selection import ternarized_names
 
 VIEWS = {
     f"aten.{name}"

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from data.errors import UserError
-from model_compound_scaling.registry import NetworkSpec, build, default_spec
-from model_quantization.layers import (
+from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.registry import NetworkSpec, default_spec
+from model_quantization.layer_selection import (
     freeze_quantized,
     is_quantized,
     pruned_names,

@@ -9,9 +9,13 @@ from torch import nn
 
 import run_scoring
 from data.errors import UserError
-from model_compound_scaling.checkpoints import network_content, read_checkpoint
-from model_compound_scaling.registry import NetworkSpec, build
-from model_scoring import onnx_export
+from model_compound_scaling.checkpoints.network_checkpoint import (
+    network_content,
+    read_checkpoint,
+)
+from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.registry import NetworkSpec
+from model_scoring.export import onnx_file
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -44,11 +48,11 @@ def network() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def plain(network):
-    return onnx_export.float_model(network, SHAPE, 25)
+    return onnx_file.float_model(network, SHAPE, 25)
 
 
 def logits(model, images: torch.Tensor) -> np.ndarray:
-    return onnx_export.run(model.SerializeToString(), images.numpy())
+    return onnx_file.run(model.SerializeToString(), images.numpy())
 
 
 def types(model) -> set[str]:
@@ -57,7 +61,7 @@ def types(model) -> set[str]:
 
 
 def check(network: nn.Module, plain, kinds: set[str]) -> None:
-    coded = onnx_export.with_codes(plain)
+    coded = onnx_file.with_codes(plain)
     onnx.checker.check_model(coded, full_check=True)
     assert types(coded) == kinds
     for batch in (1, 7):
@@ -75,7 +79,7 @@ def test_two_bit_codes_compute_the_same_bits(network, plain):
 
 @pytest.mark.parametrize(("opset", "kind"), [(21, "UINT4"), (18, "INT8"), (13, "INT8")])
 def test_older_opsets_store_wider_codes(network, opset, kind):
-    model = onnx_export.float_model(network, SHAPE, opset)
+    model = onnx_file.float_model(network, SHAPE, opset)
     assert [o.version for o in model.opset_import if o.domain == ""] == [opset]
     check(network, model, {kind})
 
@@ -83,12 +87,12 @@ def test_older_opsets_store_wider_codes(network, opset, kind):
 @pytest.mark.parametrize("levels", [5, 15])
 def test_more_levels_take_four_bits(levels):
     network = few_values(build(NetworkSpec("cifar_micronet", 10, TINY)), levels)
-    check(network, onnx_export.float_model(network, SHAPE, 25), {"UINT4"})
+    check(network, onnx_file.float_model(network, SHAPE, 25), {"UINT4"})
 
 
 def test_the_codes_are_the_layers(network, plain):
     """Unpacked by hand: four to a byte, the first in the lowest bits."""
-    tensors = {t.name: t for t in onnx_export.with_codes(plain).graph.initializer}
+    tensors = {t.name: t for t in onnx_file.with_codes(plain).graph.initializer}
     layers = [n for n, m in network.named_modules() if ".conv" in n]
     assert {n.removesuffix(".weight.codes") for n in tensors if n.endswith("codes")} == {*layers}
     for name in layers:
@@ -104,9 +108,9 @@ def test_the_codes_are_the_layers(network, plain):
 
 def test_an_odd_number_of_codes():
     codes = np.array([1, 2, 0, 2, 1], dtype=np.int64)
-    assert onnx_export._packed(codes, 2) == bytes([0b10001001, 0b01])
-    assert onnx_export._packed(codes, 4) == bytes([0x21, 0x20, 0x01])
-    assert onnx_export._packed(codes, 8) == bytes(codes.tolist())
+    assert onnx_file._packed(codes, 2) == bytes([0b10001001, 0b01])
+    assert onnx_file._packed(codes, 4) == bytes([0x21, 0x20, 0x01])
+    assert onnx_file._packed(codes, 8) == bytes(codes.tolist())
 
 
 def test_batchnorm_and_relu_survive(network, plain):
@@ -119,13 +123,13 @@ def test_batchnorm_and_relu_survive(network, plain):
 
 
 def test_full_precision_and_tiny_layers_stay_floats(plain):
-    coded = onnx_export.with_codes(plain)
+    coded = onnx_file.with_codes(plain)
     names = {t.name for t in coded.graph.initializer}
     assert {"conv1.weight", "linear.weight", "bn1.weight"} <= names
     few = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)).eval()
     few[0].weight.data.fill_(0.5)
-    model = onnx_export.float_model(few, (3, 2, 2), 25)
-    assert onnx_export.with_codes(model) == model
+    model = onnx_file.float_model(few, (3, 2, 2), 25)
+    assert onnx_file.with_codes(model) == model
 
 
 @pytest.mark.parametrize("model", ["resnet20", "lenet-5"])
@@ -135,7 +139,7 @@ def test_networks(model):
         if isinstance(layer, nn.Conv2d):
             layer.weight.data = 0.1 * layer.weight.sign() * (layer.weight.abs() > 0.05)
     shape = {"lenet-5": (1, 28, 28)}.get(model, SHAPE)
-    exported = onnx_export.export(network, shape, opset=25, properties={})
+    exported = onnx_file.export(network, shape, opset=25, properties={})
     assert exported.difference < 1e-5 and len(exported.content) < exported.float_bytes
 
 
@@ -156,7 +160,7 @@ class Branch(nn.Module):
 )
 def test_a_network_that_cannot_be_exported(network, opset, capfd):
     with pytest.raises(UserError, match="cannot be exported") as caught:
-        onnx_export.export(network.eval(), (1, 2, 2), opset=opset, properties={})
+        onnx_file.export(network.eval(), (1, 2, 2), opset=opset, properties={})
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == ""
 
@@ -220,7 +224,7 @@ def test_mistakes(checkpoint, tmp_path, monkeypatch, capsys, flags, words):
 
 
 def test_absent_packages_are_named(checkpoint, monkeypatch, capsys):
-    monkeypatch.setattr(onnx_export, "PACKAGES", ("onnx", "no_such_package"))
+    monkeypatch.setattr(onnx_file, "PACKAGES", ("onnx", "no_such_package"))
     assert run_scoring.main(["--t-model", str(checkpoint), "--onnx", "net.onnx"]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1

@@ -5,11 +5,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.errors import UserError
-from model_compound_scaling.micronet import round_channels, scaled_shape
-from model_compound_scaling.registry import (
+from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.micronet_scaling import round_channels, scaled_shape
+from model_compound_scaling.networks.registry import (
     REGISTRY,
     NetworkSpec,
-    build,
     canonical_name,
     default_spec,
     table_row,

@@ -13,16 +13,22 @@ from torch import nn
 
 import run_scoring
 from data import load_data
-from data.errors import CheckpointError
-from data.images import read_image
-from model_compound_scaling.checkpoints import load_network, network_content, network_spec
-from model_compound_scaling.registry import NetworkSpec, build
-from model_scoring import packing, prediction
-from model_scoring.coder import Decoder, Encoder
-from model_scoring.dense import pack_dense, unpack_dense
-from model_scoring.fixed_point import LOG2, ONE, SPAN, UNIT, squash, stretch
-from model_scoring.packing import PackedFile, pack, read_any
-from model_scoring.quantized import pack_layers, quantized, unpack_layers
+from data.image_files import read_image
+from model_compound_scaling.checkpoints.errors import CheckpointError
+from model_compound_scaling.checkpoints.network_checkpoint import (
+    load_network,
+    network_content,
+)
+from model_compound_scaling.checkpoints.recognition import network_spec
+from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.registry import NetworkSpec
+from model_scoring.inference import prediction
+from model_scoring.packed_file import format
+from model_scoring.packed_file.fixed_point import LOG2, ONE, SPAN, UNIT, squash, stretch
+from model_scoring.packed_file.float_tensors import pack_dense, unpack_dense
+from model_scoring.packed_file.format import PackedFile, pack, read_any
+from model_scoring.packed_file.quantized_layers import pack_layers, quantized, unpack_layers
+from model_scoring.packed_file.rans_coder import Decoder, Encoder
 
 
 def entropy_bytes(values: np.ndarray) -> float:
@@ -382,8 +388,8 @@ def test_false_claims_are_rejected_before_memory_is_taken(tmp_path):
 )
 def test_crafted_descriptions_are_errors(tmp_path, monkeypatch, text):
     network, spec = random_network(1)
-    crafted = packing.varint(len(text)) + zlib.compress(text, wbits=-15)
-    monkeypatch.setattr(packing, "_json", lambda description: crafted)
+    crafted = format.varint(len(text)) + zlib.compress(text, wbits=-15)
+    monkeypatch.setattr(format, "_json", lambda description: crafted)
     path = write(tmp_path, pack(network.state_dict(), spec, {}).content)
     with pytest.raises(CheckpointError, match="cannot be read: its description") as error:
         read_any(path)
@@ -391,7 +397,7 @@ def test_crafted_descriptions_are_errors(tmp_path, monkeypatch, text):
 
 
 def test_nothing_large_is_built_to_see_that_it_is_not_in_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "expected_tensors", lambda spec: pytest.fail("was built"))
+    monkeypatch.setattr(format, "expected_tensors", lambda spec: pytest.fail("was built"))
     state = random_network(0)[0].state_dict()
     shape = {"blocks": [9000, 1, 1], "channels": [8, 8, 8], "stem": 8}
     wide = {"blocks": [1, 1, 1], "channels": [8, 8, 10**6], "stem": 8}
@@ -410,15 +416,15 @@ def test_codes_where_none_can_be(tmp_path, monkeypatch):
     network, spec = random_network(1)
     state = network.state_dict()
     some = next(name for name, t in state.items() if t.dim() == 1)
-    table = packing._table
+    table = format._table
     monkeypatch.setattr(
-        packing,
+        format,
         "_table",
         lambda names, sections, layers: table(
             names, {some: b"", **sections} if names[0] == some else sections, {*layers, some}
         ),
     )
-    monkeypatch.setattr(packing, "ALONE", 1)
+    monkeypatch.setattr(format, "ALONE", 1)
     path = write(tmp_path, pack(state, spec, {}).content)
     with pytest.raises(CheckpointError, match="codes where none can be") as error:
         read_any(path)

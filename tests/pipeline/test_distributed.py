@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.batches import Part, Schedule
 from data.errors import UserError
-from data.loaders import Part, Schedule
-from model_compound_scaling import distributed
-from model_compound_scaling.distributed import Place, checksum, find_place, rendezvous
+from model_compound_scaling.machine import processes
+from model_compound_scaling.machine.processes import Place, checksum, find_place, rendezvous
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_places():
@@ -71,12 +71,12 @@ def test_checksums_see_any_bit_and_the_order():
 
 
 def test_alone_everything_is_local():
-    assert (distributed.all_reduce_max(7), distributed.world_size(), distributed.is_main()) == (
+    assert (processes.all_reduce_max(7), processes.world_size(), processes.is_main()) == (
         7,
         1,
         True,
     )
-    assert distributed.from_main(lambda: "x") == "x"
+    assert processes.from_main(lambda: "x") == "x"
 
 
 def run(processes, script, *flags):
@@ -119,17 +119,18 @@ import sys
 sys.path.insert(0, {root!r})
 import torch
 torch.manual_seed(0)
-from model_compound_scaling import distributed
-from model_compound_scaling.devices import for_processes, lay_out
-from model_compound_scaling.registry import build, default_spec
-from model_compound_scaling.steps import TrainStep
-from model_quantization.layers import ternarized_names
-from model_quantization.schedule import make_optimizer
-from model_quantization.ternarizer import Ternarizer
+from model_compound_scaling.machine import processes
+from model_compound_scaling.machine.devices import for_processes, lay_out
+from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.registry import default_spec
+from model_compound_scaling.training.step import TrainStep
+from model_quantization.layer_selection import ternarized_names
+from model_quantization.two_phases import make_optimizer
+from model_quantization.ec2t.ternarizer import Ternarizer
 
 device = torch.device("cpu")
-distributed.start(device)
-rank = distributed.rank()
+processes.start(device)
+rank = processes.rank()
 torch.manual_seed(rank)  # what process 0 has is what counts
 network = lay_out(build(default_spec("resnet20", 10)), device)
 ternarizer = Ternarizer(network, ternarized_names(network, family="resnet"), initial_scale=0.3,
@@ -143,15 +144,15 @@ for number in range(20):
     images = torch.randn(4, 3, 16, 16, generator=generator)
     step(images, torch.randint(0, 10, (4,), generator=generator), seed=number, number=number)
 layers = ternarizer.layers
-distributed.require_equal([layers.codes(), layers.latent, layers.centroids], "codes")
-distributed.require_equal(list(p for p in network.parameters()), "weights")
+processes.require_equal([layers.codes(), layers.latent, layers.centroids], "codes")
+processes.require_equal(list(p for p in network.parameters()), "weights")
 codes = torch.cat([c.flatten() for c in ternarizer.codes()])
 torch.save({{"codes": codes, "first": first, "latent": layers.latent.detach()}},
            f"{folder}/{{rank}}.pt")
 if {differ}:
     layers.latent.data[0, 0] += rank
-    distributed.require_equal([layers.latent], "latents")
-distributed.stop()
+    processes.require_equal([layers.latent], "latents")
+processes.stop()
 """
 
 

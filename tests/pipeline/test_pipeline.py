@@ -13,10 +13,10 @@ from torchvision.io import write_png
 import run_compound_scaling
 import run_quantization
 import run_scoring
-from model_compound_scaling.history import History, copy_best
-from model_compound_scaling.storage import write_file
+from model_compound_scaling.checkpoints.atomic_save import write_file
+from model_compound_scaling.runs.history import History, copy_best
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TINY = ["--grid", "0.1", "0.5", "--phi", "1", "--batch-size", "8", "--workers", "0", "--no-cuda"]
 
 
@@ -211,9 +211,9 @@ def killed_after(monkeypatch):
     """Interrupt a stage at the n-th start of an epoch, as a kill would."""
 
     def arm(epochs):
-        from model_compound_scaling import training
+        from model_compound_scaling.training import loop
 
-        original, calls = training.train_epoch, []
+        original, calls = loop.train_epoch, []
 
         def train_epoch(*args, **kwargs):
             calls.append(1)
@@ -221,7 +221,7 @@ def killed_after(monkeypatch):
                 raise Killed
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(training, "train_epoch", train_epoch)
+        monkeypatch.setattr(loop, "train_epoch", train_epoch)
 
     yield arm
 
@@ -353,8 +353,8 @@ def test_a_run_goes_on_from_the_checkpoint_alone(images, trained, tmp_path, caps
 
 
 def test_two_runs_do_not_share_a_folder(images, tmp_path, capsys):
-    from model_compound_scaling.registry import NetworkSpec
-    from model_compound_scaling.runs import Run
+    from model_compound_scaling.networks.registry import NetworkSpec
+    from model_compound_scaling.runs.run import Run
 
     folder = tmp_path / "cifar_micronet_d0.1_w0.5_phi1"
     run = Run(folder, config={}, spec=NetworkSpec("lenet-5", 10), phases=())

@@ -7,20 +7,20 @@ import torch
 
 import run_compound_scaling
 from data.errors import UserError
-from model_compound_scaling import micronet
-from model_compound_scaling.history import History
-from model_compound_scaling.micronet import Baseline
-from model_compound_scaling.registry import NetworkSpec, build
-from model_compound_scaling.search import (
+from model_compound_scaling.networks import micronet
+from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.micronet_scaling import Baseline
+from model_compound_scaling.networks.registry import NetworkSpec
+from model_compound_scaling.runs.history import History
+from model_compound_scaling.search.points import (
     Point,
-    Search,
     auto_grid,
     cost,
     parse_grid,
-    rows,
     scaled_point,
-    to_text,
 )
+from model_compound_scaling.search.results_table import rows, to_text
+from model_compound_scaling.search.search import Search
 
 
 def test_auto_grid_without_resolution_is_the_thesis_grid():

@@ -10,7 +10,7 @@ import run_compound_scaling
 import run_quantization
 import run_scoring
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "scripts" / "slurm").glob("*.sbatch"))
 STAGES = {
     "run_compound_scaling.py": run_compound_scaling,

@@ -12,7 +12,9 @@ import torch
 import run_compound_scaling
 import run_quantization
 from data import load_data
-from model_compound_scaling.steps import TrainStep
+from model_compound_scaling.training.step import TrainStep
+
+pytestmark = pytest.mark.faults
 
 COMMON = "--batch-size 200 --workers 0 --no-cuda --checkpoint-every 3steps --output"
 SCALING = f"--dataset Shapes --image-size 16 --grid 0.1 0.5 --phi 1 --epochs 2 {COMMON}"

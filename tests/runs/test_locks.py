@@ -11,13 +11,16 @@ import time
 import pytest
 from torch.utils.data import DataLoader
 
-from data.errors import DiskError, FolderInUse
-from model_compound_scaling import locks
-from model_compound_scaling.locks import hold_folder
+from model_compound_scaling.checkpoints.errors import DiskError
+from model_compound_scaling.runs.folder_lock import FolderInUse
+from model_compound_scaling.runs import folder_lock
+from model_compound_scaling.runs.folder_lock import hold_folder
+
+pytestmark = pytest.mark.faults
 
 OWNER = (
     "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
-    "from model_compound_scaling.locks import hold_folder\n"
+    "from model_compound_scaling.runs.folder_lock import hold_folder\n"
     "lock = hold_folder(Path(sys.argv[2])); print('held', flush=True); time.sleep(60)"
 )
 
@@ -51,7 +54,7 @@ def test_a_second_run_is_refused_and_told_by_whom(tmp_path, monkeypatch):
 
 
 def test_another_process_is_refused_until_it_dies(tmp_path):
-    repository = os.path.dirname(os.path.dirname(locks.__file__))
+    repository = str(Path(__file__).parents[2])
     command = [sys.executable, "-c", OWNER, repository, tmp_path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout.readline() == "held\n"

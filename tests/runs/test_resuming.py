@@ -14,13 +14,17 @@ from torchvision.io import write_png
 
 import run_compound_scaling
 import run_quantization
-from data.errors import DiskError, UserError
-from model_compound_scaling import runs
-from model_compound_scaling.cli import out_of_memory
-from model_compound_scaling.manifests import manifest_path
-from model_compound_scaling.recipes import make_sgd
-from model_compound_scaling.steps import Options, TrainStep
-from model_compound_scaling.training import CHECK_EVERY
+from model_compound_scaling.checkpoints.errors import DiskError
+from data.errors import UserError
+from model_compound_scaling.runs import run
+from model_compound_scaling.command_line.entry import out_of_memory
+from model_compound_scaling.checkpoints.manifest import manifest_path
+from model_compound_scaling.training.optimizers import make_sgd
+from model_compound_scaling.training.step import TrainStep
+from model_compound_scaling.training.recipe import Options
+from model_compound_scaling.training.loop import CHECK_EVERY
+
+pytestmark = pytest.mark.faults
 
 ROOT = Path(__file__).parents[2]
 POINT = "cifar_micronet_d0.1_w0.5_phi1"
@@ -66,7 +70,7 @@ def best_top1(output):
 def test_an_epoch_whose_network_was_not_saved_is_trained_again(
     images, tmp_path, monkeypatch, capsys
 ):
-    finish = runs.Run.finish_epoch
+    finish = run.Run.finish_epoch
 
     def rising(self, figures, content):
         figures["val_top1"] = 10.0 * figures["epoch"]  # so that the last epoch is the best
@@ -75,7 +79,7 @@ def test_an_epoch_whose_network_was_not_saved_is_trained_again(
     def full_disk(content, path):
         raise DiskError(f"cannot write {path}: No space left on device")
 
-    monkeypatch.setattr(runs.Run, "finish_epoch", rising)
+    monkeypatch.setattr(run.Run, "finish_epoch", rising)
     assert scale(images, tmp_path, epochs=1) == 0
     with monkeypatch.context() as patched:
         patched.setattr(runs, "write_file", full_disk)
@@ -267,13 +271,13 @@ def test_memory_that_is_not_there_is_said_in_one_line():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_of_several_processes_waits_to_be_asked_for(number):
-    from model_compound_scaling import interruption
+    from model_compound_scaling.machine import signals
 
-    with interruption.listening():
-        interruption.defer()
+    with signals.listening():
+        signals.defer()
         os.kill(os.getpid(), number)
-        assert interruption.received() == number
-    with interruption.listening(), pytest.raises(interruption.Stopped):
+        assert signals.received() == number
+    with signals.listening(), pytest.raises(signals.Stopped):
         os.kill(os.getpid(), number)  # alone again
 
 

@@ -18,8 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.io import write_png
 
 import run_compound_scaling
-from model_compound_scaling.recipes import make_sgd
-from model_compound_scaling.steps import TrainStep
+from model_compound_scaling.training.optimizers import make_sgd
+from model_compound_scaling.training.step import TrainStep
+
+pytestmark = pytest.mark.faults
 
 ROOT = Path(__file__).parents[2]
 FLAGS = (
@@ -86,15 +88,15 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_ends_with_7(
 
 
 def test_a_save_that_fails_once_is_made_up_for(whole, tmp_path, monkeypatch, capsys):
-    from model_compound_scaling import runs
-    from model_compound_scaling.storage import write_generation
+    from model_compound_scaling.runs import run
+    from model_compound_scaling.checkpoints.atomic_save import write_generation
 
     calls = []
 
     def fail_once(content, path):
         calls.append(path)
         if len(calls) == 2:
-            raise runs.DiskError(f"cannot write {path}: No space left on device")
+            raise run.DiskError(f"cannot write {path}: No space left on device")
         write_generation(content, path)
 
     monkeypatch.setattr(runs, "write_generation", fail_once)

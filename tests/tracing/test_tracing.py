@@ -4,15 +4,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from helpers import filled
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.errors import UserError
-from model_compound_scaling.micronet import scaled_shape
-from model_compound_scaling.registry import REGISTRY, NetworkSpec, build
-from model_scoring import Settings, score, trace
-from model_scoring.operations import FACTORIES, FOLLOWED, KINDS, MOVES
-from model_scoring.scoring import warnings
+from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.micronet_scaling import scaled_shape
+from model_compound_scaling.networks.registry import REGISTRY, NetworkSpec
+from model_scoring.counting.scoring import score, warnings
+from model_scoring.counting.settings import Settings
+from model_scoring.tracing.aten_operations import FACTORIES, FOLLOWED, KINDS, MOVES
+from model_scoring.tracing.recorder import trace
 
 FP32 = Settings(32, 32, 32)
 TORCHVISION = (
@@ -26,18 +29,6 @@ TORCHVISION = (
     "swin_t",
 )
 LAYERS = ("conv", "linear", "matmul")
-
-
-def filled(create) -> nn.Module:
-    """A network of ones: quick to make, and no weight is zero."""
-    try:
-        with torch.device("meta"):
-            network = create().to_empty(device="cpu").eval()
-    except NotImplementedError:  # RegNets compute their widths with tensors
-        network = create().eval()
-    for tensor in (*network.parameters(), *network.buffers()):
-        tensor.data.fill_(1)
-    return network
 
 
 def torch_mults(network: nn.Module, shape: tuple[int, ...]) -> int:

@@ -8,11 +8,15 @@ import torch.nn.functional as F
 from torch import nn
 
 import run_compound_scaling
-from data.loaders import WHOLE, CachedLoader, Preparation, Schedule
-from model_compound_scaling.evaluation import evaluate
-from model_compound_scaling.recipes import Average, load_optimizer, lr_factor, make_sgd
-from model_compound_scaling.steps import Options, TrainStep
-from model_compound_scaling.training import Clock, Interval, Progress, train_epoch
+from data.batches import WHOLE, CachedLoader, Preparation, Schedule
+from model_compound_scaling.runs.save_interval import Clock, Interval
+from model_compound_scaling.training.evaluation import evaluate
+from model_compound_scaling.training.loop import train_epoch
+from model_compound_scaling.training.optimizers import load_optimizer, make_sgd
+from model_compound_scaling.training.progress import Progress
+from model_compound_scaling.training.recipe import Options, lr_factor
+from model_compound_scaling.training.step import TrainStep
+from model_compound_scaling.training.weight_average import Average
 
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from data import DATASETS
-from data.errors import CheckpointError, UserError
-from model_compound_scaling.efficientnet import ORIGINS
-from model_compound_scaling.micronet import BASELINES
-from model_compound_scaling.registry import REGISTRY, table_row
+from data.datasets import DATASETS
+from data.errors import UserError
+from model_compound_scaling.checkpoints.errors import CheckpointError
+from model_compound_scaling.networks.efficientnet_keys import ORIGINS
+from model_compound_scaling.networks.micronet_scaling import BASELINES
+from model_compound_scaling.networks.registry import REGISTRY, table_row
 
 LARGEST_IMAGE = 4096  # pixels a side
 LARGEST_STATISTIC = 1e6  # of a mean or deviation

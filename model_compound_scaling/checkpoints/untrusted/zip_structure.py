@@ -10,7 +10,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from model_compound_scaling.pickles import Refused, Storage, claims
+from model_compound_scaling.checkpoints.untrusted.pickle_claims import Refused, Storage, claims
 
 ENTRY_LIMIT = 100_000
 PICKLE_LIMIT = 32 << 20  # bytes; a list takes up to 64 times its pickled size

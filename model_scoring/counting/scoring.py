@@ -7,20 +7,19 @@ import torch
 from torch import nn
 
 from data.errors import UserError
-from model_scoring import published, strict
-from model_scoring.counting import Count
-from model_scoring.records import Record, Trace
-from model_scoring.storage import WORD, Settings
-from model_scoring.tracing import one_thread, trace
-from model_scoring.unread import may_be_unread, without_unread
-from model_scoring.weights import distinct_values
+from model_scoring.counting import published_rules, strict_rules
+from model_scoring.counting.costs import Count
+from model_scoring.counting.settings import RULE_SETS, WORD, Settings
+from model_scoring.dead_channels.unread_filters import may_be_unread, without_unread
+from model_scoring.tracing.layer_weights import distinct_values
+from model_scoring.tracing.operation_record import Record, Trace
+from model_scoring.tracing.recorder import one_thread, trace
 
 # parameters and operations of the challenge's reference networks
 REFERENCES = {
     "imagenet": (6.9e6, 1170e6),  # MobileNetV2-1.4
     "cifar": (36.5e6, 10.49e9),  # WideResNet-28-10
 }
-RULE_SETS = ("published", "strict")
 PICOJOULE = {16: (1.1, 0.4), 32: (3.7, 0.9)}  # float mult, add; Horowitz 2014, 45 nm
 
 
@@ -118,11 +117,11 @@ def score(
     counts = {}
     with one_thread():
         if "published" in rules:
-            counts["published"] = published.count(traced, settings, family=family)
+            counts["published"] = published_rules.count(traced, settings, family=family)
         if "strict" in rules:
             used = without_unread(network, shape) if may_be_unread(traced) else network
             alike = traced if used is network else trace(used, shape)
-            counts["strict"] = strict.count(alike, settings)
+            counts["strict"] = strict_rules.count(alike, settings)
     parameters, nonzeros = (sum(column) for column in zip(*sizes, strict=True))
     return Score(
         trace=traced,

@@ -19,9 +19,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from data.errors import UserError
-from model_scoring import fields, liveness
-from model_scoring.operations import FACTORIES, FOLLOWED, KINDS, MOVES, plain_name
-from model_scoring.records import STORED, UNKNOWN, Record, Tag, Trace, set_tag, tag_of
+from model_scoring.tracing import constant_channels, layer_records
+from model_scoring.tracing.aten_operations import FACTORIES, FOLLOWED, KINDS, MOVES, plain_name
+from model_scoring.tracing.operation_record import (
+    STORED,
+    UNKNOWN,
+    Record,
+    Tag,
+    Trace,
+    set_tag,
+    tag_of,
+)
 
 
 @dataclass
@@ -75,7 +83,7 @@ class _Recorder(TorchDispatchMode):
         """Constant channels of each output of an operation that is neither layer nor BatchNorm."""
         known = any(t.from_image and t.constants is not None for t in tags)
         pads = args[1] if len(args) > 1 else None
-        if name not in FOLLOWED or not (known or liveness.changes_channels(name, pads)):
+        if name not in FOLLOWED or not (known or constant_channels.changes_channels(name, pads)):
             return []
 
         def real(leaf: object) -> object:
@@ -84,10 +92,10 @@ class _Recorder(TorchDispatchMode):
             tag = self._tag(leaf)
             if tag.value is not None:
                 return tag.value.clone()  # the operation may be in-place
-            return liveness.marked(leaf.shape, tag.constants)
+            return constant_channels.marked(leaf.shape, tag.constants)
 
         values, options = tree_map(real, (args, kwargs))
-        return liveness.through(lambda: func(*values, **options))
+        return constant_channels.through(lambda: func(*values, **options))
 
     def _note(self, func, name, args, kwargs, tags, shape, constants, result) -> None:
         """Tag the outputs of an operation and record it if it costs something."""
@@ -144,7 +152,7 @@ class _Recorder(TorchDispatchMode):
             "constants": constants[0] if constants else None,
         }
         self.owned |= parameters
-        common |= fields.SPECIAL.get(name, fields.plain)(args, common, self._tag)
+        common |= layer_records.SPECIAL.get(name, layer_records.plain)(args, common, self._tag)
         return Record(name=self._name(common), **common)
 
     def _name(self, record: dict) -> str:

@@ -1,0 +1,149 @@
+"""Which network a state dict holds."""
+
+import math
+
+from torch import Tensor
+
+from data.errors import UserError
+from model_compound_scaling.checkpoints.errors import CheckpointError
+from model_compound_scaling.checkpoints.network_checkpoint import Checkpoint
+from model_compound_scaling.checkpoints.untrusted.description_limits import runs_foreign_code
+from model_compound_scaling.networks import efficientnet_keys
+from model_compound_scaling.networks.building import expected_tensors
+from model_compound_scaling.networks.micronet_scaling import BASELINES, round_channels, scaled_shape
+from model_compound_scaling.networks.narrowing import WidthsError
+from model_compound_scaling.networks.registry import REGISTRY, NetworkSpec, default_spec, table_row
+
+
+def mismatches(state: dict[str, Tensor], spec: NetworkSpec) -> list[str]:
+    """How a state dict differs from a network, one phrase each; empty if it fits."""
+    try:
+        expected = expected_tensors(spec)
+    except WidthsError as error:
+        raise CheckpointError(str(error)) from None
+    counters = {key for key in expected if key.endswith("num_batches_tracked")}
+    phrases = [f"{key} is missing" for key in expected if key not in state and key not in counters]
+    phrases += [f"{key} does not belong" for key in state if key not in expected]
+    phrases += [
+        f"{key} is {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
+    ]
+    return phrases
+
+
+def _micronet_arguments(state: dict[str, Tensor]) -> dict | None:
+    """Blocks and channels of a MicroNet, read off its tensors; None if it is none."""
+    stages = 0
+    blocks, channels = [], []
+    while f"layer{stages + 1}.0.bn3.weight" in state:
+        stages += 1
+        firsts = [k for k in state if k.startswith(f"layer{stages}.") and k.endswith(".bn3.weight")]
+        blocks.append(len(firsts))
+        channels.append(len(state[f"layer{stages}.0.bn3.weight"]))
+    if not stages or "conv1.weight" not in state:
+        return None
+    head = state.get("conv2.weight")
+    return {
+        "blocks": blocks,
+        "channels": channels,
+        "stem": len(state["conv1.weight"]),
+        "head": None if head is None else len(head),
+    }
+
+
+def _candidate(model: str, checkpoint: Checkpoint, origin: str | None) -> NetworkSpec | None:
+    """The network `model` would be, if the checkpoint were one: arguments from shapes."""
+    row, arguments = table_row(model), {}
+    classifier = checkpoint.state.get(f"{row.classifier}.weight")
+    if classifier is None or classifier.dim() != 2:
+        return None
+    if row.family == "micronet":
+        arguments = _micronet_arguments(checkpoint.state)
+        if arguments is None or len(arguments["blocks"]) != len(BASELINES[model].blocks):
+            return None
+    elif row.family == "efficientnet":
+        if checkpoint.style is None:
+            return None
+        arguments = {"origin": origin or efficientnet_keys.KEY_STYLES[checkpoint.style].origin}
+    return NetworkSpec(model, len(classifier), arguments)
+
+
+def recognise(checkpoint: Checkpoint, *, origin: str | None = None) -> NetworkSpec | None:
+    """The network of the table whose tensors are exactly these, None if there is none."""
+    candidates = (_candidate(model, checkpoint, origin) for model in REGISTRY)
+    return next((c for c in candidates if c and not mismatches(checkpoint.state, c)), None)
+
+
+def fitting_flags(spec: NetworkSpec) -> str:
+    """The command-line flags that describe a network, or that none do."""
+    if spec.widths:
+        return "what the file says: leave out --model and --dw-multps"
+    if "blocks" not in spec.arguments:
+        return f"--model {spec.model}"
+    base = BASELINES[spec.model]
+    depth = min(b / n for b, n in zip(spec.arguments["blocks"], base.blocks, strict=True))
+    depth = math.floor(1e4 * depth) / 1e4  # rounded up, it would be one block more
+    exact = spec.arguments["channels"]
+    widths = (w / 100 for w in range(10, 1000))
+    width = next((w for w in widths if [round_channels(w * c) for c in base.channels] == exact), 0)
+    return f"--model {spec.model} --dw-multps {depth:g} {width:g} --phi 1"
+
+
+def network_spec(
+    checkpoint: Checkpoint,
+    *,
+    model: str | None = None,
+    depth_width: tuple[float, float] | None = None,
+    num_classes: int | None = None,
+    origin: str | None = None,
+) -> NetworkSpec:
+    """Which network a checkpoint holds: what the file says, else the flags, else its shapes.
+
+    `num_classes` (the data set's) must agree. Raises CheckpointError with the first mismatches
+    and the flags that would fit.
+    """
+    found = checkpoint.network or recognise(checkpoint, origin=origin)
+    if model is None and found and runs_foreign_code(found.model):
+        raise CheckpointError(
+            f"{checkpoint.path} says its network is built by {found.model}, which would run code "
+            f"that the file chose: confirm with --model {found.model}"
+        )
+    spec = found if model in (None, found and found.model) else None
+    if spec is None and model is None:
+        raise CheckpointError(
+            f"{checkpoint.path} is no network of the table: say what it is with --model "
+            "(for MicroNets also --dw-multps and --phi)"
+        )
+    if spec is None:
+        classes = num_classes or _last_size(checkpoint.state)
+        spec = _candidate(model, checkpoint, origin) or default_spec(model, classes)
+    if depth_width:
+        if table_row(spec.model).family != "micronet":
+            raise UserError(f"--dw-multps scales MicroNets; {spec.model} has one size")
+        depth, width = depth_width
+        shape = scaled_shape(spec.model, depth=depth, width=width)
+        spec = NetworkSpec(spec.model, spec.num_classes, shape)
+    _require_fit(checkpoint, spec, found)
+    if num_classes not in (None, spec.num_classes):
+        raise CheckpointError(
+            f"{checkpoint.path} has {spec.num_classes} classes, the data set has {num_classes}: "
+            "choose the --dataset it was trained on"
+        )
+    return spec
+
+
+def _last_size(state: dict[str, Tensor]) -> int:
+    """Classes of a network of unknown layers: size of its last bias or weight."""
+    return len([v for v in state.values() if v.dim() > 0][-1])
+
+
+def _require_fit(checkpoint: Checkpoint, spec: NetworkSpec, found: NetworkSpec | None) -> None:
+    wrong = mismatches(checkpoint.state, spec)
+    if not wrong:
+        return
+    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    hint = f"; it fits {fitting_flags(found)}" if found else ""
+    raise CheckpointError(
+        f"{checkpoint.path} does not fit {spec.model}: {'; '.join(wrong[:3])}{more}{hint}"
+    )

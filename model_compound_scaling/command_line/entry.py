@@ -1,0 +1,83 @@
+"""From a command line to an exit code."""
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from data.errors import UserError
+from data.file_loader import worker_death
+from model_compound_scaling.command_line.parser import Parser
+from model_compound_scaling.machine import processes, signals
+from model_compound_scaling.machine.devices import choose_device, make_deterministic, unused_gpus
+from model_compound_scaling.machine.log import say
+
+
+def run(body: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequence | None) -> int:
+    """Parse, run `body`, turn a user's mistake into one line and its exit code."""
+    args = parser.parse_args(argv)
+    sys.stdout.reconfigure(line_buffering=True)  # logs piped to a file stay current
+    try:
+        with signals.listening():
+            body(args)
+    except UserError as error:
+        if processes.is_main() or not error.shared:
+            say(f"{parser.prog}: error: {error}")
+        return error.exit_code
+    except signals.Stopped as stop:
+        if processes.is_main():  # all processes stop, and for the same reason
+            print(f"{parser.prog}: {stop}", file=sys.stderr)
+        return stop.exit_code
+    except BrokenPipeError:  # the reader of our output left, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        known = worker_death(error) or out_of_memory(error)
+        if known:
+            say(f"{parser.prog}: error: {known}")
+            return known.exit_code
+        # not raised: the interpreter would keep what the frames hold, such as processes that read
+        # images, and wait for them for ever
+        traceback.print_exc()
+        return 1
+    finally:
+        processes.stop()
+    return 0
+
+
+def out_of_memory(error: Exception) -> UserError | None:
+    """What torch's message about memory that is not there means; None for any other error."""
+    cpu = "DefaultCPUAllocator: "
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and cpu not in str(error):
+        return None
+    reason = str(error).rpartition(cpu)[2].partition(". ")[0].partition("\n")[0] or "out of memory"
+    return UserError(f"{reason}: lower --batch-size, --val-batch-size or the network's size")
+
+
+def configuration(args: argparse.Namespace, **more: object) -> dict:
+    """The flags, and how many processes share the batches, as plain values for config.json."""
+    plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    return plain | {"processes": processes.world_size()} | more
+
+
+def require_single(resume: str, points: int) -> None:
+    """A checkpoint named by --resume belongs to one run only."""
+    if resume not in ("auto", "none") and points > 1:
+        raise UserError(f"--resume {resume} belongs to one network, but the grid has {points}")
+
+
+def start(args: argparse.Namespace) -> torch.device:
+    """The device of this process, which then has met the others."""
+    device = choose_device(args.cuda)
+    make_deterministic(args.deterministic)
+    processes.start(device)
+    if processes.world_size() > 1:
+        signals.defer()
+    if hint := unused_gpus(device):
+        print(f"{hint} {' '.join(sys.argv)}")
+    return device

@@ -1,0 +1,119 @@
+"""The networks of a search: grids of multipliers, one point each, and what it costs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import product
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from data.errors import UserError
+from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.micronet_scaling import scaled_shape
+from model_compound_scaling.networks.registry import NetworkSpec, table_row
+
+Multipliers = tuple[float, float, float]  # of depth, width and image size
+
+
+BUDGET, TOLERANCE = 2.0, 0.1  # of d w^2 r^2 in a grid made by itself
+
+
+@dataclass(frozen=True)
+class Point:
+    """One network of the search: its folder's name, how to build it, what it was scaled by."""
+
+    name: str
+    spec: NetworkSpec = field(compare=False)
+    image_size: int
+    multipliers: Multipliers = (1.0, 1.0, 1.0)
+    phi: float = 1.0
+
+    @property
+    def predicted_cost(self) -> float:
+        """Operations as a multiple of the unscaled network's, by the rule of compound scaling."""
+        depth, width, resolution = self.multipliers
+        return (depth * width**2 * resolution**2) ** self.phi
+
+
+def auto_grid(*, resolution: bool) -> list[Multipliers]:
+    """All multipliers in steps of 0.1 with |d w^2 r^2 - 2| <= 0.1, 1 <= d < 2 and w, r >= 1.
+
+    Without `resolution` r is 1, which leaves the thesis' six pairs.
+    """
+    tenths, sizes = range(10, 20), range(10, 20) if resolution else [10]
+    budget, tolerance = int(BUDGET * 10**5), int(TOLERANCE * 10**5)  # whole numbers: no rounding
+    return [
+        (d / 10, w / 10, r / 10)
+        for r, w, d in product(sizes, reversed(tenths), tenths)
+        if abs(d * w**2 * r**2 - budget) <= tolerance
+    ]
+
+
+def parse_grid(values: list[float] | str, *, resolution: bool) -> list[Multipliers]:
+    """The grid that --grid names: "auto", pairs (d, w), or triples (d, w, r) with `resolution`."""
+    if values == "auto":
+        return auto_grid(resolution=resolution)
+    count, what = (3, "depth, width and image size") if resolution else (2, "depth and width")
+    if len(values) % count:
+        kind = "triples" if resolution else "pairs"
+        raise UserError(f"--grid takes {kind} of {what}, not {len(values)} values")
+    rows = (tuple(values[i : i + count]) for i in range(0, len(values), count))
+    grid = [(*row, 1.0)[:3] for row in rows]
+    if len(set(grid)) < len(grid):
+        raise UserError("--grid names the same network twice")
+    return grid
+
+
+def scaled_point(
+    model: str, multipliers: Multipliers, phi: float, *, num_classes: int, image_size: int
+) -> Point:
+    """A MicroNet of depth d^phi and width w^phi for images of r^phi times `image_size` pixels."""
+    depth, width, resolution = (m**phi for m in multipliers)
+    d, w, r = multipliers
+    size = f"_r{r:g}" if r != 1 else ""
+    shape = scaled_shape(model, depth=depth, width=width)
+    return Point(
+        f"{model}_d{d:g}_w{w:g}{size}_phi{phi:g}",
+        NetworkSpec(model, num_classes, shape),
+        round(resolution * image_size),
+        multipliers,
+        phi,
+    )
+
+
+def single_point(
+    model: str, multipliers: Multipliers, phi: float, *, num_classes: int, image_size: int
+) -> Point:
+    """A network that has one size, whatever it is to be scaled by."""
+    return Point(model.replace(":", "-"), NetworkSpec(model, num_classes), image_size)
+
+
+def possible_points(
+    point: Callable[[Multipliers, float], Point], grid: list[Multipliers], phis: list[float]
+) -> list[Point]:
+    """All points that a search may come to; those after the grid depend on which pair is best."""
+    first = [point(multipliers, 1.0) for multipliers in grid] if len(grid) > 1 else []
+    later = [point(multipliers, phi) for phi in phis for multipliers in grid]
+    return list(dict.fromkeys(first + later))
+
+
+def parameters(network: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def cost(point: Point) -> tuple[int, int]:
+    """(parameters, multiply-accumulates of convolutions and linear layers for one image), from
+    shapes alone where the network allows it."""
+    channels = table_row(point.spec.model).channels
+    for device in ("meta", "cpu"):  # constructors that look at values need real tensors
+        try:
+            with torch.device(device), FlopCounterMode(display=False) as counter:
+                network = build(point.spec).eval()
+                network(torch.zeros(1, channels, point.image_size, point.image_size))
+            return parameters(network), counter.get_total_flops() // 2
+        except (UserError, NotImplementedError, RuntimeError):
+            if device == "cpu":
+                raise
+    raise AssertionError("unreachable")

@@ -1,0 +1,13 @@
+"""One step and one loop for both training stages."""
+
+from data.lazy_exports import lazy_exports
+
+__all__, __getattr__ = lazy_exports(
+    __name__,
+    loop="NonFiniteLoss run_epochs",
+    step="TrainStep",
+    evaluation="Evaluation evaluate require_fit",
+    optimizers="load_optimizer make_sgd",
+    recipe="Options SCHEDULES lr_factor",
+    weight_average="Average",
+)

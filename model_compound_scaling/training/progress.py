@@ -1,0 +1,40 @@
+"""How far an epoch is."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from model_compound_scaling.machine import processes
+
+
+@dataclass
+class Progress:
+    """How far an epoch is: batches done, sums over their images, figures known before them."""
+
+    figures: dict
+    batch: int = 0
+    samples: int = 0
+    loss: Tensor | float = 0.0
+    hits: Tensor | int = 0
+
+    def add(self, loss: Tensor, hits: Tensor, samples: int) -> None:
+        """Count one more batch; the sums stay on the device, so that no step waits for it."""
+        self.loss = self.loss + loss.double() * samples
+        self.hits = self.hits + hits
+        self.samples += samples
+        self.batch += 1
+
+    def state(self) -> dict:
+        """Plain values for a checkpoint, the sums those of all processes."""
+        sums = torch.tensor([float(self.loss), float(self.hits), self.samples], dtype=torch.float64)
+        loss, hits, samples = processes.all_reduce_sum(sums).tolist()
+        return asdict(self) | {"loss": loss, "hits": int(hits), "samples": int(samples)}
+
+    def means(self) -> dict[str, float]:
+        """Mean loss, and accuracy in percent, over all processes."""
+        sums = self.state()
+        return {
+            "train_loss": sums["loss"] / sums["samples"],
+            "train_top1": 100 * sums["hits"] / sums["samples"],
+        }

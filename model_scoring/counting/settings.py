@@ -1,0 +1,19 @@
+"""What the counted network computes and stores with."""
+
+from dataclasses import dataclass
+
+WORD = 32  # bits of one parameter, and of the operands of one operation
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the counted network computes and stores with."""
+
+    value_bits: int = 16
+    mul_bits: int = 16
+    add_bits: int = 32
+    tree_adder: bool = True
+    formats: bool = True  # CSR, CER and the denser ternary format too
+
+
+RULE_SETS = ("published", "strict")

@@ -1,0 +1,64 @@
+"""Output files, each written beside its place and moved there: whole or not at all."""
+
+import hashlib
+import io
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from data.errors import UserError
+from model_compound_scaling.checkpoints.atomic_save import write_synced
+from model_compound_scaling.checkpoints.errors import DiskError
+from model_compound_scaling.checkpoints.manifest import manifest_path, manifest_text
+from model_compound_scaling.checkpoints.network_checkpoint import network_content
+from model_compound_scaling.networks.building import skeleton
+from model_compound_scaling.networks.narrowing import describe
+from model_compound_scaling.networks.registry import NetworkSpec
+
+Files = dict[Path, bytes]
+
+
+def write_all(files: Files) -> None:
+    """Write every file or, if one cannot be, none. Links are followed, devices and pipes written
+    to."""
+    folder = next((path for path in files if path.is_dir()), None)
+    if folder:
+        raise UserError(f"{folder} is a folder: name a file in it")
+    special = {path: files[path] for path in files if path.exists() and not path.is_file()}
+    regular = {path.resolve(): files[path] for path in files if path not in special}
+    temporaries = {path: path.with_name(f".{path.name}.tmp") for path in regular}
+    try:
+        for path, content in regular.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_synced(content, temporaries[path])
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
+        for path, content in special.items():
+            path.write_bytes(content)
+    except OSError as error:
+        for temporary in temporaries.values():
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        raise DiskError(f"cannot write {path}: {error.strerror}") from None
+
+
+def checkpoint_bytes(network: nn.Module, spec: NetworkSpec, data: dict) -> bytes:
+    """A checkpoint of ours of a network that may be narrower than `spec` says."""
+    full = skeleton(replace(spec, widths={}))
+    narrow = replace(spec, widths=describe(full, network))
+    buffer = io.BytesIO()
+    torch.save(network_content(network, narrow, data), buffer)
+    return buffer.getvalue()
+
+
+def checkpoint_files(path: Path, network: nn.Module, spec: NetworkSpec, data: dict) -> Files:
+    """The checkpoint and, where it will be a file, the manifest that vouches for it."""
+    content = checkpoint_bytes(network, spec, data)
+    if path.exists() and not path.is_file():
+        return {path: content}
+    place, digest = path.resolve(), hashlib.sha256(content).hexdigest()
+    text = manifest_text(place.name, size=len(content), sha256=digest)
+    return {path: content, manifest_path(place): text.encode()}
