@@ -1,0 +1,50 @@
+"""Layers of few values: what quantization leaves behind, known by its weights alone.
+
+The one definition of it: what is quantized is not pruned, is stored as codes, and, where it is
+ternary, is counted as such.
+"""
+
+import torch
+from torch import Tensor
+
+MOST_VALUES = 15
+WEIGHTS_PER_VALUE = 4  # fewer weights have few values by chance
+PROBE = 1024  # weights that tell nearly every full-precision layer from a quantized one
+
+
+def few_values(weight: Tensor) -> Tensor | None:
+    """The different values of a weight of any shape, ascending: at most three with 0 among them
+    (ternary), or at most 15 of which each has four weights on average. None: there are more."""
+    flat = weight.detach().flatten()
+    if len(flat[:PROBE].unique()) > MOST_VALUES:
+        return None
+    if (ternary := ternary_values(flat)) is not None:
+        return torch.tensor(sorted({*ternary, 0.0}), dtype=flat.dtype)
+    values = flat.unique()
+    most = min(MOST_VALUES, len(flat) // WEIGHTS_PER_VALUE)
+    return values if 0 < len(values) <= most else None
+
+
+def ternary_values(weight: Tensor) -> tuple[float, float] | None:
+    """Smallest and largest nonzero value of a ternary weight: at most one negative and one positive
+    value, or two of one sign, and a 0. None if it is not; (0, 0) if all are zero.
+
+    Linear in the number of weights, no sorting.
+    """
+    flat = weight.flatten()
+    probe = flat[:PROBE]
+    probe = probe[probe != 0]
+    if len(probe) and not _only(probe, *probe.aminmax()):
+        return None
+    values = flat[flat != 0]
+    if len(values) == len(flat):
+        return None
+    if len(values) == 0:
+        return 0.0, 0.0
+    low, high = values.aminmax()
+    return (float(low), float(high)) if _only(values, low, high) else None
+
+
+def _only(values: Tensor, low: Tensor, high: Tensor) -> bool:
+    """Whether all values are 0, low or high."""
+    return bool(((values == low) | (values == high) | (values == 0)).all())
