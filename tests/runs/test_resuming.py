@@ -82,8 +82,8 @@ def test_an_epoch_whose_network_was_not_saved_is_trained_again(
     monkeypatch.setattr(run.Run, "finish_epoch", rising)
     assert scale(images, tmp_path, epochs=1) == 0
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "write_file", full_disk)
-        patched.setattr(runs, "write_generation", full_disk)
+        patched.setattr(run, "write_file", full_disk)
+        patched.setattr(run, "write_generation", full_disk)
         assert scale(images, tmp_path, "--resume-override") == 7
     capsys.readouterr()
     assert scale(images, tmp_path, "--resume-override") == 0

@@ -99,7 +99,7 @@ def test_a_save_that_fails_once_is_made_up_for(whole, tmp_path, monkeypatch, cap
             raise run.DiskError(f"cannot write {path}: No space left on device")
         write_generation(content, path)
 
-    monkeypatch.setattr(runs, "write_generation", fail_once)
+    monkeypatch.setattr(run, "write_generation", fail_once)
     assert scale(tmp_path) == 0
     assert "No space left" in capsys.readouterr().out
     assert equal(state(tmp_path), state(whole))
