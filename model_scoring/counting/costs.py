@@ -9,7 +9,7 @@ from torch import Tensor
 from model_scoring.counting.settings import WORD, Settings
 from model_scoring.counting.weight_formats import cheapest
 from model_scoring.tracing.layer_weights import Weights
-from model_scoring.tracing.operation_record import Record, Trace
+from model_scoring.tracing.operation_record import Record
 
 # kind -> (multiplications, additions) per output element. A comparison, an exponential and a
 # division count as one multiplication each.
@@ -24,6 +24,8 @@ PER_ELEMENT = {
     "hardswish": (4, 1),  # hard sigmoid, times x
     "tanh": (3, 2),  # (e - 1) / (e + 1) with e = exp(2x)
     "gelu": (4, 1),  # x / 2 (1 + erf(x / sqrt 2)), erf as one
+    "softplus": (2, 1),  # log(1 + exp(x))
+    "mish": (6, 3),  # x tanh(softplus(x))
     "function": (1, 0),  # exp and the like, as in the challenge's sigmoid
     "compare": (1, 0),  # as ReLU
     "softmax": (3, 2),  # comparison and subtraction of the largest, exp, sum, division
@@ -114,17 +116,6 @@ def elementwise(record: Record, elements: float, settings: Settings) -> dict[str
 
 def channels(shape: tuple[int, ...]) -> int:
     return shape[1] if len(shape) > 1 else math.prod(shape)
-
-
-def consumers(trace: Trace) -> list[list[int]]:
-    """For each record the records that use its result; -1 stands for the network's output."""
-    users: list[list[int]] = [[] for _ in trace.records]
-    for i, record in enumerate(trace.records):
-        for source in record.inputs:
-            users[source].append(i)
-    for i in trace.outputs:
-        users[i].append(-1)
-    return users
 
 
 def full_mask(shape: tuple[int, int], like: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from model_scoring.counting.costs import (
     Count,
     Live,
     channels,
-    consumers,
     elementwise,
     full_mask,
     positions,
@@ -22,7 +21,7 @@ from model_scoring.counting.costs import (
 )
 from model_scoring.counting.settings import WORD, Settings
 from model_scoring.counting.weight_formats import tree_bits
-from model_scoring.tracing.recorder import Trace
+from model_scoring.tracing.operation_record import Trace
 
 RESIDUAL = ("resnet", "micronet")
 SHORTCUTS = (".shortcut.", ".downsample.")
@@ -34,10 +33,6 @@ class Structure:
 
     trace: Trace
     family: str
-
-    @cached_property
-    def users(self) -> list[list[int]]:
-        return consumers(self.trace)
 
     @cached_property
     def by_name(self) -> dict[str, int]:
@@ -124,7 +119,9 @@ class Structure:
 
     def merges_bias(self, i: int) -> bool:
         """A bias before a BatchNorm becomes part of the BatchNorm's."""
-        return any(j >= 0 and self.trace.records[j].kind == "batchnorm" for j in self.users[i])
+        return any(
+            j >= 0 and self.trace.records[j].kind == "batchnorm" for j in self.trace.consumers[i]
+        )
 
 
 def conv(i: int, structure: Structure, settings: Settings) -> Count:

@@ -10,8 +10,7 @@ from data.errors import UserError
 from model_scoring.counting import published_rules, strict_rules
 from model_scoring.counting.costs import Count
 from model_scoring.counting.settings import RULE_SETS, WORD, Settings
-from model_scoring.dead_channels.unread_filters import may_be_unread, without_unread
-from model_scoring.tracing.layer_weights import distinct_values
+from model_scoring.dead_channels.dead_code import dead_channels
 from model_scoring.tracing.operation_record import Record, Trace
 from model_scoring.tracing.recorder import one_thread, trace
 
@@ -119,9 +118,7 @@ def score(
         if "published" in rules:
             counts["published"] = published_rules.count(traced, settings, family=family)
         if "strict" in rules:
-            used = without_unread(network, shape) if may_be_unread(traced) else network
-            alike = traced if used is network else trace(used, shape)
-            counts["strict"] = strict_rules.count(alike, settings)
+            counts["strict"] = strict_rules.count(traced, settings, dead_channels(traced).gone)
     parameters, nonzeros = (sum(column) for column in zip(*sizes, strict=True))
     return Score(
         trace=traced,
@@ -150,7 +147,7 @@ def warnings(result: Score) -> list[str]:
     lines = []
     if not ternary_layers(result):
         found = layers(result)
-        named = ", ".join(f"{r.name} {distinct_values(r.weight)}" for r in found[:4])
+        named = ", ".join(f"{r.name} {len(r.weight.unique())}" for r in found[:4])
         more = f" and {len(found) - 4} more" if len(found) > 4 else ""
         lines.append(f"no layer is ternary, counted as it is (distinct values: {named}{more})")
     if result.trace.unknown:

@@ -15,9 +15,7 @@ from model_scoring.counting.costs import (
     Count,
     Live,
     channels,
-    consumers,
     elementwise,
-    full_mask,
     positions,
     scaled,
     stored_layer,
@@ -31,21 +29,29 @@ from model_scoring.tracing.operation_record import Record, Trace
 @dataclass(frozen=True)
 class _Context:
     trace: Trace
-    users: list[list[int]]
     settings: Settings
+    gone: Tensor  # bool (labels,): dead channels
+
+    def live(self, record: Record) -> Tensor:
+        """bool (c,): channels of a record's result that depend on the image and are needed."""
+        c = channels(record.out_shape)
+        live = torch.ones(c, dtype=torch.bool)
+        if record.constants is not None:
+            live &= record.constants.isnan()
+        if record.labels is not None:
+            live &= ~self.gone[record.labels]
+        return live
 
     def values(self, number: int) -> float:
         """Parameters of so many stored values."""
         return number * self.settings.value_bits / WORD
 
 
-def live_channels(record: Record) -> Live:
-    """Filters whose output depends on the image, inputs that take arithmetic in any of them."""
+def live_channels(record: Record, live: Tensor) -> Live:
+    """Filters that are `live` (c_out,), inputs that take arithmetic in any of them."""
     counts = record.weights.counts
     groups, filters, inputs = counts.shape
-    alive = full_mask((groups, filters), counts)
-    if record.constants is not None:
-        alive = record.constants.isnan().reshape(groups, filters)
+    alive = live.reshape(groups, filters)
     used = (counts * alive[:, :, None]).any(1)
     if record.free_inputs is not None:
         used &= ~record.free_inputs.reshape(groups, inputs)
@@ -55,11 +61,6 @@ def live_channels(record: Record) -> Live:
 def _nonzero_constants(constants: Tensor | None) -> int:
     """Constant channels whose value has to be stored."""
     return 0 if constants is None else int(((constants != 0) & ~constants.isnan()).sum())
-
-
-def _varying_channels(record: Record) -> int:
-    c = channels(record.out_shape)
-    return c if record.constants is None else int(record.constants.isnan().sum())
 
 
 def _filter_sums(per_filter: Tensor, cost: Callable[[int], float]) -> float:
@@ -93,9 +94,10 @@ def _ternary(record: Record, live: Live, settings: Settings) -> tuple[float, flo
     return trees / WORD + joined * full, mults
 
 
-def layer(record: Record, context: _Context) -> Count:
+def layer(i: int, record: Record, context: _Context) -> Count:
     """v N mults, (v - 1) N adds, with a bias N more; v nonzeros per filter, N outputs."""
-    settings, live, at = context.settings, live_channels(record), positions(record)
+    settings, at = context.settings, positions(record)
+    live = live_channels(record, context.live(record))
     count = stored_layer(record.weights, live, settings, whole=False)
     if record.weights.ternary:
         adds, mults = _ternary(record, live, settings)
@@ -104,7 +106,9 @@ def layer(record: Record, context: _Context) -> Count:
         nonzeros = live.keep(record.weights.counts).sum(-1)
         adds, mults = _plain_sums(nonzeros), float(nonzeros.sum())
     masks = sum(m.numel() for m in (live.inputs, live.filters) if not bool(m.all()))
-    biases = live.rows * (record.bias or (record.folded and not _before_batchnorm(record, context)))
+    biases = live.rows * (
+        record.bias or (record.folded and context.trace.batchnorm_after(i) is None)
+    )
     stored = biases + _nonzero_constants(record.constants)
     return replace(
         count,
@@ -113,26 +117,20 @@ def layer(record: Record, context: _Context) -> Count:
     )
 
 
-def _before_batchnorm(record: Record, context: _Context) -> bool:
-    """Whether BatchNorm alone takes a layer's result: it has a bias of its own."""
-    records = context.trace.records
-    users = next(u for r, u in zip(records, context.users, strict=True) if r is record)
-    return len(users) == 1 and users[0] >= 0 and records[users[0]].kind == "batchnorm"
-
-
 def folds(record: Record, context: _Context) -> Record | None:
     """The layer whose weights a BatchNorm can be multiplied into: full precision, no other user."""
     if len(record.inputs) != 1:
         return None
     source = context.trace.records[record.inputs[0]]
-    alone = len(context.users[record.inputs[0]]) == 1
+    alone = len(context.trace.consumers[record.inputs[0]]) == 1
     free = source.weights is not None and not source.weights.ternary and not source.shared
     return source if alone and free and source.out_shape == record.in_shape else None
 
 
-def batchnorm(record: Record, context: _Context) -> Count:
+def batchnorm(i: int, record: Record, context: _Context) -> Count:
     """Scale and bias per channel, a mult and an add per element; the scale is free if it folds."""
-    live, elements = _varying_channels(record), varying(record.constants, record.out_shape)
+    live = int(context.live(record).sum())
+    elements = varying(live, record.out_shape)
     source = folds(record, context)
     bias = 0 if source and source.bias else 1  # else it becomes part of the layer's own
     scale = 0 if source else 1
@@ -146,9 +144,10 @@ def batchnorm(record: Record, context: _Context) -> Count:
     )
 
 
-def plain(record: Record, context: _Context) -> Count:
+def plain(i: int, record: Record, context: _Context) -> Count:
     """Activations, sums, products, pooling: per element that depends on the image."""
-    live, elements = _varying_channels(record), varying(record.constants, record.out_shape)
+    live = int(context.live(record).sum())
+    elements = varying(live, record.out_shape)
     return Count(
         params=context.values(record.stored),
         **elementwise(record, elements, context.settings),
@@ -157,7 +156,7 @@ def plain(record: Record, context: _Context) -> Count:
     )
 
 
-RULES: dict[str, Callable[[Record, _Context], Count]] = {
+RULES: dict[str, Callable[[int, Record, _Context], Count]] = {
     "conv": layer,  # challenge: k k c_in h w c_out products of the nonzero weights
     "linear": layer,  # challenge: in out mults, (in - 1) out adds
     "batchnorm": batchnorm,  # challenge: "any values that are needed to perform inference"
@@ -171,12 +170,12 @@ RULES: dict[str, Callable[[Record, _Context], Count]] = {
 }
 
 
-def count(trace: Trace, settings: Settings) -> list[Count]:
-    """Cost of each record of a trace."""
-    context = _Context(trace, consumers(trace), settings)
+def count(trace: Trace, settings: Settings, gone: Tensor) -> list[Count]:
+    """Cost of each record of a trace; `gone`, bool (labels,): dead channels, which cost nothing."""
+    context = _Context(trace, settings, gone)
     counts = []
-    for record in trace.records:
-        cost = RULES[record.kind](record, context)
+    for i, record in enumerate(trace.records):
+        cost = RULES[record.kind](i, record, context)
         counts.append(replace(cost, params=0.0, format="shared") if record.shared else cost)
     assert torch.tensor([c.params for c in counts]).isfinite().all()
     return counts

@@ -2,8 +2,7 @@
 
 A constant channel is 0 for its readers once its value is in their bias, or in the mean that the
 BatchNorm after them subtracts. A reader that pads with zeros sees another value at its border, so
-there only a 0 can go. Taking one channel out can be the end of others: repeated until none is left.
-All is decided and folded in float64 and rounded once.
+there only a 0 can go. All is decided and folded in float64 and rounded once.
 """
 
 from collections.abc import Callable
@@ -16,10 +15,10 @@ from torch import Tensor, nn
 from model_compound_scaling.networks.cifar_resnet import OptionA
 from model_compound_scaling.networks.efficientnet import SameConv2d
 from model_compound_scaling.networks.narrowing import resize, sizes_of
-from model_scoring.dead_channels.channel_graph import Flow, Layer, graph_of
-from model_scoring.dead_channels.operator_rules import follow
+from model_scoring.dead_channels.dead_code import dead_channels, narrowable
 from model_scoring.tracing.layer_weights import grouped
-from model_scoring.tracing.recorder import one_thread
+from model_scoring.tracing.operation_record import Padding, Record, Trace
+from model_scoring.tracing.recorder import one_thread, trace
 
 TOLERANCE = 1e-9  # of float64 logits, relative to the largest
 
@@ -29,74 +28,40 @@ class Thin:
     """A network without its dead channels."""
 
     network: nn.Module
-    passes: int  # rounds in which channels went
+    passes: int  # rounds in which dead channels were found
     note: str = ""  # why nothing could be done
 
 
-def _groups(layer: Layer) -> int:
-    return getattr(layer.module, "groups", 1)
+def _shift(record: Record, gone: Tensor) -> Tensor:
+    """(c_out,) what the constant inputs that go add to each output."""
+    counts, constants = record.weights.counts, record.reads.constants
+    if constants is None:
+        return torch.zeros(len(record.labels))
+    values = torch.where(gone[record.reads.labels], constants.nan_to_num(0.0), 0.0)
+    sums = grouped(record.weight, len(counts)).sum(-1)
+    return (sums * values.reshape(len(counts), 1, -1)).sum(-1).flatten()
 
 
-def _needed_inputs(layer: Layer) -> Tensor:
-    """bool (C_in,): channels with weights whose values do not fold into this layer exactly."""
-    touched = (grouped(layer.module.weight, _groups(layer)) != 0).any(-1).any(1).flatten()
-    folds = (layer.constants == 0) | (~layer.constants.isnan() & (not layer.padded))
-    return touched & ~folds
-
-
-def _restore(gone: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Labels of `count` channels that have to stay after all."""
-    return labels[gone[labels]][:count]
-
-
-def _missed(flow: Flow, gone: Tensor) -> list[Tensor]:
-    """Labels without which a layer would be empty, or parts that must be equal would not be."""
-    missed = [
-        _restore(gone, layer.outputs, 1) for layer in flow.layers if bool(gone[layer.outputs].all())
-    ]
-    for parts in flow.labels.balanced:
-        kept = (~gone[parts]).sum(1)
-        for part, count in zip(parts, (kept.max().clamp(min=1) - kept).tolist(), strict=True):
-            missed.append(_restore(gone, part, count))
-    return [labels for labels in missed if len(labels)]
-
-
-def dead_channels(flow: Flow) -> Tensor:
-    """bool (labels,): channels that can leave all layers they pass through, exactly."""
-    roots = flow.labels.roots()
-    needed = torch.zeros(len(roots), dtype=torch.bool)
-    needed[roots[sorted(flow.labels.pinned)]] = True
-    for layer in flow.layers:
-        if layer.reads:
-            needed[roots[layer.inputs[_needed_inputs(layer)]]] = True
-    while missed := _missed(flow, ~needed[roots]):
-        for labels in missed:
-            needed[roots[labels]] = True
-    return ~needed[roots]
-
-
-def _shift(layer: Layer, gone: Tensor) -> Tensor:
-    """(C_out,) what the constant inputs that go add to each output."""
-    values = torch.where(gone[layer.inputs], layer.constants.nan_to_num(0.0), 0.0)
-    sums = grouped(layer.module.weight, _groups(layer)).sum(-1)
-    return (sums * values.reshape(len(sums), 1, -1)).sum(-1).flatten()
-
-
-def _fold(layer: Layer, network: nn.Module, shift: Tensor) -> None:
+def _fold(network: nn.Module, trace: Trace, i: int, shift: Tensor) -> None:
     """Keep what constant inputs contributed: never in the weights, which may be ternary."""
-    if layer.module.bias is None and layer.batchnorm:
-        network.get_submodule(layer.batchnorm).running_mean -= shift
-        return
-    if layer.module.bias is None:
-        resize(layer.module, sizes_of(layer.module) | {"bias": 1})
-    layer.module.bias += shift
+    record = trace.records[i]
+    layer, after = network.get_submodule(record.layer), trace.batchnorm_after(i)
+    norm = trace.records[after] if after is not None else None
+    if layer.bias is None and norm and norm.layer and torch.equal(norm.labels, record.labels):
+        batchnorm = network.get_submodule(norm.layer)
+        if batchnorm.running_mean is not None:
+            batchnorm.running_mean -= shift
+            return
+    if layer.bias is None:
+        resize(layer, sizes_of(layer) | {"bias": 1})
+    layer.bias += shift
 
 
-def _narrow_conv(layer: Layer, inputs: Tensor, outputs: Tensor) -> None:
-    """inputs (C_in,), outputs (C_out,) bool: channels that stay."""
-    conv, groups = layer.module, layer.module.groups
+def _narrow_conv(conv: nn.Conv2d, inputs: Tensor, outputs: Tensor, *, own: bool) -> None:
+    """inputs (c_in,), outputs (c_out,) bool: channels that stay; `own`: depthwise."""
+    groups = conv.groups
     kept = {"in_channels": int(inputs.sum()), "out_channels": int(outputs.sum())}
-    if layer.reads:
+    if not own:
         parts = conv.weight.unflatten(0, (groups, -1))
         sides = zip(parts, inputs.reshape(groups, -1), outputs.reshape(groups, -1), strict=True)
         weight = torch.cat([part[o][:, i] for part, i, o in sides])
@@ -106,24 +71,23 @@ def _narrow_conv(layer: Layer, inputs: Tensor, outputs: Tensor) -> None:
     _replace(conv, {**kept, "groups": groups}, tensors)
 
 
-def _narrow_linear(layer: Layer, inputs: Tensor, outputs: Tensor) -> None:
-    linear = layer.module
+def _narrow_linear(linear: nn.Linear, inputs: Tensor, outputs: Tensor, *, own: bool) -> None:
     sizes = {"in_features": int(inputs.sum()), "out_features": int(outputs.sum())}
     bias = None if linear.bias is None else linear.bias[outputs]
     _replace(linear, sizes, {"weight": linear.weight[outputs][:, inputs], "bias": bias})
 
 
-def _narrow_batchnorm(layer: Layer, inputs: Tensor, outputs: Tensor) -> None:
+def _narrow_batchnorm(norm: nn.Module, inputs: Tensor, outputs: Tensor, *, own: bool) -> None:
     names = ("weight", "bias", "running_mean", "running_var")
-    tensors = {name: getattr(layer.module, name) for name in names}
+    tensors = {name: getattr(norm, name) for name in names}
     kept = {name: t if t is None else t[outputs] for name, t in tensors.items()}
-    _replace(layer.module, {"num_features": int(outputs.sum())}, kept)
+    _replace(norm, {"num_features": int(outputs.sum())}, kept)
 
 
-def _narrow_option_a(layer: Layer, inputs: Tensor, outputs: Tensor) -> None:
-    before = layer.module.before
+def _narrow_option_a(shortcut: OptionA, inputs: Tensor, outputs: Tensor, *, own: bool) -> None:
+    before = shortcut.before
     sides = {"before": outputs[:before], "after": outputs[before + len(inputs) :]}
-    _replace(layer.module, {name: int(side.sum()) for name, side in sides.items()}, {})
+    _replace(shortcut, {name: int(side.sum()) for name, side in sides.items()}, {})
 
 
 def _replace(module: nn.Module, sizes: dict[str, int], tensors: dict[str, Tensor | None]) -> None:
@@ -133,7 +97,7 @@ def _replace(module: nn.Module, sizes: dict[str, int], tensors: dict[str, Tensor
             getattr(module, name).copy_(tensor)
 
 
-NARROW: dict[type[nn.Module], Callable[[Layer, Tensor, Tensor], None]] = {
+NARROW: dict[type[nn.Module], Callable[..., None]] = {
     nn.Conv2d: _narrow_conv,
     SameConv2d: _narrow_conv,
     nn.Linear: _narrow_linear,
@@ -143,15 +107,20 @@ NARROW: dict[type[nn.Module], Callable[[Layer, Tensor, Tensor], None]] = {
 }
 
 
-def remove(network: nn.Module, flow: Flow, gone: Tensor) -> None:
+def remove(network: nn.Module, trace: Trace, gone: Tensor) -> None:
     """Fold what the channels that go contribute, then narrow their layers, in place."""
-    for layer in flow.layers:
-        if layer.reads and bool((shift := _shift(layer, gone)).any()):
-            _fold(layer, network, shift)
-    for layer in flow.layers:
-        inputs, outputs = ~gone[layer.inputs], ~gone[layer.outputs]
-        if not bool(inputs.all() and outputs.all()):
-            NARROW[type(layer.module)](layer, inputs, outputs)
+    for i, record in enumerate(trace.records):
+        reads = record.layer and record.reads and not record.reads.own
+        if reads and bool((shift := _shift(record, gone)).any()):
+            _fold(network, trace, i, shift)
+    for part in narrowable(trace):
+        padding = isinstance(part, Padding)
+        own = not padding and part.reads is not None and part.reads.own
+        made = part.outputs if padding else part.labels
+        seen = part.inputs if padding else (part.reads.labels if part.reads else made)
+        if bool(gone[seen].any() or gone[made].any()):
+            layer = network.get_submodule(part.layer)
+            NARROW[type(layer)](layer, ~gone[seen], ~gone[made], own=own)
 
 
 def largest_difference(one: nn.Module, other: nn.Module, images: Tensor) -> float:
@@ -180,20 +149,15 @@ def thin(network: nn.Module, shape: tuple[int, int, int]) -> Thin:
     understood, and all of them, with a note, where the result would be another function.
     """
     original = deepcopy(network).cpu().double().eval()
-    graph = graph_of(original)
-    if graph is None:
-        return Thin(network, 0, "its code cannot be followed without an image")
-    work, passes = deepcopy(original), 0
     with one_thread():
-        while flow := follow(work, graph, shape):
-            gone = dead_channels(flow)
-            if not bool(gone.any()):
-                break
-            remove(work, flow, gone)
-            passes += 1
-    if not passes:
-        note = "" if flow else "its code does not run on shapes alone"
-        return Thin(network, 0, note or "no channel is dead")
-    if flow is None or not _same_function(original, work, shape):
+        traced = trace(original, shape)
+        dead = dead_channels(traced)
+        if not traced.followed:
+            return Thin(network, 0, "its code cannot be followed without an image")
+        if not dead.rounds:
+            return Thin(network, 0, "no channel is dead")
+        work = deepcopy(original)
+        remove(work, traced, dead.gone)
+    if not _same_function(original, work, shape):
         return Thin(network, 0, "its code counts on the widths it has")
-    return Thin(work.float(), passes)
+    return Thin(work.float(), dead.rounds)

@@ -1,14 +1,13 @@
-"""Which channels are the same whatever the image: followed through the network, value by value.
+"""Constant propagation by channel: which channels are the same whatever the image.
 
-A vector of one number per channel goes along with every activation: the channel's value where it
-is the same at every position for every input, NaN where it is not. A filter without weights gives
-such a channel; BatchNorm turns its 0 into another constant, ReLU may turn that back into 0. Only a
-channel that is 0 when it reaches the next layer can be left out there: with zero padding any other
-constant still tells the border from the inside.
+Beside every activation goes one number per channel: its value where it is the same at every
+position for every input, NaN where it is not. A filter without weights gives such a channel;
+BatchNorm turns its 0 into another constant, ReLU may turn that back into 0. Only a channel that is 0
+when it reaches the next layer can be left out there: with zero padding any other constant still
+tells the border from the inside.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -33,14 +32,14 @@ def of_filters(
         varies = touched.any(-1)
         if bool(varies.all()):
             return None
-        value = torch.zeros(varies.shape, device="cpu")
+        value = torch.zeros(varies.shape, dtype=weight.dtype, device="cpu")
     else:
         entry = constants.reshape(groups, 1, per_group)
         open_input = entry.isnan() | ((entry != 0) & padded)
         varies = (touched & open_input).any(-1)
         value = (grouped(weight, groups).sum(-1) * entry.nan_to_num(0.0)).sum(-1)
     value = value.flatten() if bias is None else value.flatten() + bias
-    return _or_none(value.masked_fill(varies.flatten(), NAN))
+    return none_if_varying(value.masked_fill(varies.flatten(), NAN))
 
 
 def of_batchnorm(
@@ -50,52 +49,19 @@ def of_batchnorm(
     weight, bias, mean, variance = state
     if mean is None or variance is None:
         return None
-    ones = torch.ones(channels, device="cpu")
+    ones = torch.ones_like(mean)
     scale = (ones if weight is None else weight) / (variance + eps).sqrt()
     shift = (0 * ones if bias is None else bias) - mean * scale
-    entry = torch.full((channels,), NAN, device="cpu") if constants is None else constants
-    return _or_none(torch.where(scale == 0, shift, entry * scale + shift))
+    entry = torch.full_like(mean, NAN) if constants is None else constants
+    return none_if_varying(torch.where(scale == 0, shift, entry * scale + shift))
 
 
-def marked(shape: torch.Size, constants: Tensor | None) -> Tensor:
-    """An activation of that shape: its constants, NaN elsewhere."""
-    if constants is None:
-        return torch.full(shape, NAN, device="cpu")
-    spread = [1, -1] + [1] * (len(shape) - 2)
-    return constants.reshape(spread).expand(shape).clone()
-
-
-def of_marked(values: Tensor) -> Tensor | None:
-    """Constants (C,) of a marked activation (N, C, ...)."""
-    if values.dim() < 2 or not values.is_floating_point() or values.numel() == 0:
-        return None
-    rows = values.transpose(0, 1).flatten(1)
-    low, high = rows.amin(1), rows.amax(1)
-    return _or_none(torch.where(low == high, low, NAN))
-
-
-def changes_channels(name: str, pads: object) -> bool:
-    """Whether an operation makes constant channels out of none: padding the channel dimension."""
-    return name == "constant_pad_nd" and isinstance(pads, list | tuple) and len(pads) > 4
-
-
-def through(operation: Callable[[], object]) -> list[Tensor | None]:
-    """Constants of each output of an operation applied to marked values; none if it cannot be."""
-    try:
-        outputs = operation()
-    except (RuntimeError, IndexError):  # e.g. a view that only the original strides allow
-        return [None]
-    outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
-    return [of_marked(o) if isinstance(o, Tensor) else None for o in outputs]
-
-
-def _or_none(constants: Tensor) -> Tensor | None:
+def none_if_varying(constants: Tensor) -> Tensor | None:
+    """The constants, or None if there is none among them."""
     return None if bool(constants.isnan().all()) else constants
 
 
-def varying(constants: Tensor | None, shape: tuple[int, ...]) -> int:
-    """Number of elements of an activation (N, C, ...) that depend on the image."""
-    total = math.prod(shape)
-    if constants is None:
-        return total
-    return total // len(constants) * int(constants.isnan().sum())
+def varying(live: int, shape: tuple[int, ...]) -> int:
+    """Elements of an activation (N, C, ...) of which so many channels are live."""
+    channels = shape[1] if len(shape) > 1 else math.prod(shape)
+    return math.prod(shape) // channels * live

@@ -1,79 +1,124 @@
-"""Fields of a record that depend on the operation: weights, windows, constant channels."""
+"""What a record says beyond its shapes: weights, windows, and the channels of layers."""
 
 import math
 from collections.abc import Callable
 
 from torch import Tensor
 
-from model_scoring.tracing import constant_channels
-from model_scoring.tracing.aten_operations import KINDS
+from model_scoring.tracing.aten_operations import OPERATIONS
+from model_scoring.tracing.channel_labels import Labels
+from model_scoring.tracing.channel_rules import Call, Shape
+from model_scoring.tracing.constant_channels import of_batchnorm, of_filters
 from model_scoring.tracing.layer_weights import examine
-from model_scoring.tracing.operation_record import UNKNOWN, Tag, Tagger
+from model_scoring.tracing.operation_record import UNKNOWN, Channels, Reads, Tag
+
+Fields = dict[str, object]
+TagOf = Callable[[Tensor], Tag]
 
 
-def plain(args: tuple, record: dict, tag: Tagger) -> dict:
+def plain(call: Call, shape: Shape, labels: Labels, tag: TagOf) -> Fields:
+    """Nothing more."""
     return {}
 
 
-def _layer(weight: Tensor, bias: Tag | None, source: Tag, *, groups: int, padded: bool) -> dict:
+def vector(known: Tensor | None, shape: Shape) -> Tensor | None:
+    """Labels or constants of an activation (N, C, ...) as (C,); None if they are not one for each
+    channel."""
+    if known is None or len(shape) < 2 or known.dim() != len(shape) or known.numel() != shape[1]:
+        return None
+    return known.flatten() if known.shape[1] == shape[1] else None
+
+
+def spread(per_channel: Tensor | None, rank: int) -> Tensor | None:
+    """The reverse of `vector`: (C,) -> (1, C, 1, ...)."""
+    return None if per_channel is None else per_channel.reshape(1, -1, *[1] * (rank - 2))
+
+
+def channels_of(fields: Fields, rank: int) -> Channels | None:
+    """The channels of a layer's result."""
+    if fields.get("labels") is None:
+        return None
+    return Channels(*(spread(fields.get(name), rank) for name in ("labels", "constants")))
+
+
+def _layer(
+    call: Call, weight: Tensor, bias: Tensor | None, x: Tensor, labels: Labels, tag: TagOf
+) -> Fields:
     """Fields of a convolution or linear layer. weight: (c_out, c_in / groups, ...)."""
+    groups, padded = call.arguments.get("groups", 1), any(call.arguments.get("padding", ()))
     weights = examine(weight, groups)
-    free, folded = _free_inputs(weights.counts, source.constants, padded=padded)
+    bias = None if bias is None else tag(bias)
+    source, shape, count = tag(x).channels, tuple(x.shape), len(weight)
+    seen = None if source is None else vector(source.labels, shape)
+    if understood := seen is not None:
+        known = vector(source.constants, shape)
+    else:  # channels in another dimension, or those of a tensor that was written to
+        seen, known = labels.new(shape[1], 1, pinned=True), None
+        if source is not None:
+            labels.pin(source.labels)
+    own = understood and 1 < groups == len(seen) == count
+    made = seen if own else labels.new(count, 1, pinned=not understood)
+    if groups > 1 and not own:
+        labels.balanced += [seen.reshape(groups, -1), made.reshape(groups, -1)]
+    constants = None
+    if bias is None or bias.value is not None:
+        value = bias and bias.value
+        constants = of_filters(weight, weights.counts, value, known, padded=padded)
     return {
         "weight": weight,
         "weights": weights,
         "bias": bias is not None,
-        "free_inputs": free,
-        "folded": folded,
-        "constants": constant_channels.of_filters(
-            weight, weights.counts, bias and bias.value, source.constants, padded=padded
-        ),
+        "reads": Reads(seen, known, padded, own),
+        "labels": made,
+        "layer": call.layer,
+        "constants": constants,
     }
 
 
-def _free_inputs(
-    counts: Tensor, constants: Tensor | None, *, padded: bool
-) -> tuple[Tensor | None, bool]:
-    """Inputs (c_in,) that take no arithmetic, and whether some of them add to the bias."""
-    if constants is None:
-        return None, False
-    constant = ~constants.isnan() & (not padded)
-    free = (constants == 0) | constant
-    touched = (counts > 0).any(1).flatten()
-    return (free if bool(free.any()) else None), bool((constant & (constants != 0) & touched).any())
+def _convolution(call: Call, shape: Shape, labels: Labels, tag: TagOf) -> Fields:
+    given = call.arguments
+    weight = tag(given["weight"]).value
+    if given["transposed"]:
+        return {"kind": UNKNOWN, "operation": "transposed convolution"}
+    if weight is None:
+        return {"kind": UNKNOWN, "operation": "conv"}
+    return _layer(call, weight, given["bias"], given["input"], labels, tag)
 
 
-def _optional(tensor: Tensor | None, tag: Tagger) -> Tag | None:
-    return None if tensor is None else tag(tensor)
-
-
-def _convolution(args: tuple, record: dict, tag: Tagger) -> dict:
-    x, weight, bias, _, padding, _, transposed, _, groups = args
-    value = tag(weight).value
-    if transposed or value is None:
-        return {"kind": UNKNOWN, "operation": "transposed convolution" if transposed else "conv"}
-    return _layer(value, _optional(bias, tag), tag(x), groups=groups, padded=any(padding))
-
-
-def _linear(args: tuple, record: dict, tag: Tagger) -> dict:
-    *bias, x, weight = args
+def _linear(call: Call, shape: Shape, labels: Labels, tag: TagOf) -> Fields:
+    """addmm(bias, x, weight) or mm(x, weight), the weight transposed."""
+    given = call.arguments
+    x, weight = given.get("mat1", given["self"]), given["mat2"]
     value = tag(weight).value
     if value is None:  # both operands depend on the image
-        return {"kind": "matmul", "window": weight.shape[0], "constants": None}
-    numbers = tag(bias[0]) if bias else None
-    fields = _layer(value.t(), numbers, tag(x), groups=1, padded=False)
+        return {"kind": "matmul", "window": weight.shape[0]}
+    bias = given["self"] if "mat1" in given else None
+    fields = _layer(call, value.t(), bias, x, labels, tag)
+    # F.linear of more than two dimensions: the channels come last, where no layer is narrowed
+    if call.caller.name == "linear" and call.caller.arguments[0].dim() != 2:
+        labels.pin(fields["reads"].labels)
+        labels.pin(fields["labels"])
     return fields | {"in_shape": tuple(x.shape)}
 
 
-def _matmul(args: tuple, record: dict, tag: Tagger) -> dict:
-    return {"window": args[-1].shape[-2]}
+def _matmul(call: Call, shape: Shape, labels: Labels, tag: TagOf) -> Fields:
+    return {"window": call.inputs[-1].shape[-2]}
 
 
-def _batchnorm(args: tuple, record: dict, tag: Tagger) -> dict:
-    x, *state = args[:5]
-    eps = next((a for a in reversed(args) if isinstance(a, float)), 0.0)
-    values = [None if t is None else tag(t).value for t in state]
-    return {"constants": constant_channels.of_batchnorm(tag(x).constants, x.shape[1], values, eps)}
+def _batchnorm(call: Call, shape: Shape, labels: Labels, tag: TagOf) -> Fields:
+    x, source = call.inputs[0], tag(call.inputs[0]).channels
+    seen = None if source is None else vector(source.labels, tuple(x.shape))
+    if seen is None:
+        return {}
+    given = call.arguments
+    names = ("weight", "bias", "running_mean", "running_var")
+    state = [None if given.get(n) is None else tag(given[n]).value for n in names]
+    known = vector(source.constants, tuple(x.shape))
+    return {
+        "labels": seen,
+        "layer": call.layer,
+        "constants": of_batchnorm(known, x.shape[1], state, given.get("eps", given.get("epsilon"))),
+    }
 
 
 def _covered(size: int, out: int) -> int:
@@ -81,24 +126,27 @@ def _covered(size: int, out: int) -> int:
     return sum(-(-(i + 1) * size // out) - i * size // out for i in range(out))
 
 
-def _pool(args: tuple, record: dict, tag: Tagger) -> dict:
+def _pool(call: Call, shape: Shape, labels: Labels, tag: TagOf) -> Fields:
     """Input elements per output element."""
-    before, after = record["in_shape"], record["out_shape"]
-    if record["operation"] in ("max_pool2d_with_indices", "avg_pool2d"):
-        size = args[1]
+    before = tuple(call.inputs[0].shape)
+    if call.name in ("max_pool2d_with_indices", "avg_pool2d"):
+        size = call.arguments["kernel_size"]
         return {"window": math.prod(size) if len(size) > 1 else size[0] ** 2}
-    if "adaptive" in record["operation"]:
-        axes = zip(before[-2:], after[-2:], strict=True)
+    if "adaptive" in call.name:
+        axes = zip(before[-2:], shape[-2:], strict=True)
         return {"window": math.prod(_covered(i, o) / o for i, o in axes)}
-    return {"window": math.prod(before) / max(1, math.prod(after))}
+    return {"window": math.prod(before) / max(1, math.prod(shape))}
 
 
-SPECIAL: dict[str, Callable[[tuple, dict, Tagger], dict]] = {
+LAYERS = ("convolution", "linear", "batchnorm")  # ways that have their rules here
+SPECIAL: dict[str, Callable[[Call, Shape, Labels, TagOf], Fields]] = {
     "convolution": _convolution,
     "addmm": _linear,
     "mm": _linear,
     "bmm": _matmul,
     "baddbmm": _matmul,
-    **{name: _batchnorm for name, kind in KINDS.items() if kind == "batchnorm"},
-    **{name: _pool for name, kind in KINDS.items() if kind in ("avgpool", "maxpool", "sum")},
+    **{name: _batchnorm for name, row in OPERATIONS.items() if row.kind == "batchnorm"},
+    **{
+        name: _pool for name, row in OPERATIONS.items() if row.kind in ("avgpool", "maxpool", "sum")
+    },
 }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PROBE = 1024  # weights that tell nearly every full-precision layer from a ternary one
+from model_compound_scaling.networks.few_values import ternary_values
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Weights:
 
     @property
     def ternary(self) -> bool:
+        """Whether it has at most two values beside 0."""
         return self.high is not None
 
     @property
@@ -31,38 +32,8 @@ class Weights:
 
     @property
     def total(self) -> int:
+        """Number of weights."""
         return self.counts.numel() * self.kernel
-
-
-def _only(values: Tensor, low: Tensor, high: Tensor) -> bool:
-    """Whether all values are 0, low or high."""
-    return bool(((values == low) | (values == high) | (values == 0)).all())
-
-
-def ternary_values(weight: Tensor) -> tuple[float, float] | None:
-    """Smallest and largest nonzero value if there are at most two and a zero, else None.
-
-    Linear in the number of weights, no sorting. An all-zero layer gives (0, 0).
-    """
-    flat = weight.flatten()
-    probe = flat[:PROBE]
-    probe = probe[probe != 0]
-    if len(probe) and not _only(probe, *probe.aminmax()):
-        return None
-    values = flat[flat != 0]
-    if len(values) == len(flat):
-        return None
-    if len(values) == 0:
-        return 0.0, 0.0
-    low, high = values.aminmax()
-    return (float(low), float(high)) if _only(values, low, high) else None
-
-
-def _count(mask: Tensor) -> Tensor:
-    """Number of True along the last dimension. float32 products are exact here, and fast."""
-    if mask.shape[-1] == 1:
-        return mask.squeeze(-1).int()
-    return mask.float().matmul(torch.ones(mask.shape[-1], device=mask.device)).int()
 
 
 def grouped(weight: Tensor, groups: int) -> Tensor:
@@ -82,6 +53,8 @@ def examine(weight: Tensor, groups: int) -> Weights:
     )
 
 
-def distinct_values(weight: Tensor) -> int:
-    """Number of different values."""
-    return len(weight.unique())
+def _count(mask: Tensor) -> Tensor:
+    """Number of True along the last dimension. float32 products are exact here, and fast."""
+    if mask.shape[-1] == 1:
+        return mask.squeeze(-1).int()
+    return mask.float().matmul(torch.ones(mask.shape[-1], device=mask.device)).int()

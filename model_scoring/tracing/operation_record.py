@@ -1,11 +1,12 @@
 """What a forward pass leaves behind: records of its operations, and tags on its tensors."""
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
+from model_scoring.tracing.channel_labels import Labels
 from model_scoring.tracing.layer_weights import Weights
 
 UNKNOWN = "unknown"
@@ -13,11 +14,38 @@ STORED = "stored"  # a parameter that only takes part in a copy
 
 
 @dataclass(frozen=True)
+class Channels:
+    """What is known of an activation's channels: tensors that broadcast to its shape, of size 1
+    along dimensions where nothing differs."""
+
+    labels: Tensor  # int64, see channel_labels
+    constants: Tensor | None = None  # see constant_channels; None: no channel is constant
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a convolution or linear layer sees of its input's channels."""
+
+    labels: Tensor  # (c_in,)
+    constants: Tensor | None  # (c_in,)
+    padded: bool  # with zeros, which tell a constant's border from its inside
+    own: bool = False  # depthwise: each output is made of the input that has its label
+
+    @cached_property
+    def folds(self) -> Tensor | None:
+        """bool (c_in,): inputs without arithmetic: 0, or a constant that belongs to the bias."""
+        if self.constants is None:
+            return None
+        free = (self.constants == 0) | (~self.constants.isnan() & (not self.padded))
+        return free if bool(free.any()) else None
+
+
+@dataclass(frozen=True)
 class Record:
     """One operation of the forward pass. Shapes include the batch dimension of 1."""
 
     name: str
-    kind: str  # as in operations.KINDS, or UNKNOWN or STORED
+    kind: str  # as in aten_operations, or UNKNOWN or STORED
     operation: str  # PyTorch's name for it
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
@@ -27,16 +55,38 @@ class Record:
     weight: Tensor | None = None  # convolutions and linear layers: (c_out, c_in / groups, ...)
     weights: Weights | None = None  # the same, counted
     bias: bool = False
-    # bool (c_in,): channels that are 0 for every image, or a constant that is the same at a border
-    free_inputs: Tensor | None = None
-    folded: bool = False  # such constants, times their weights, belong to the bias
-    constants: Tensor | None = None  # (c_out,) see liveness; None: no channel is constant
+    reads: Reads | None = None  # of convolutions and linear layers
+    labels: Tensor | None = None  # (c_out,) of its result; None: not one for each channel
+    constants: Tensor | None = None  # (c_out,) see constant_channels; None: no channel is constant
+    layer: str = ""  # name of the layer that can be narrowed, if it is one
     window: float = 1  # pooling: input elements per output element; matmul: length of the products
 
     @property
     def shared(self) -> bool:
         """Its weights are stored with an earlier record."""
         return bool(self.parameters) and self.stored == 0
+
+    @property
+    def free_inputs(self) -> Tensor | None:
+        """bool (c_in,): inputs that take no arithmetic; None: there are none."""
+        return self.reads and self.reads.folds
+
+    @property
+    def folded(self) -> bool:
+        """Whether constants other than 0, times their weights, belong to the bias."""
+        if self.free_inputs is None or self.reads.padded:
+            return False
+        touched = (self.weights.counts > 0).any(1).flatten()
+        return bool((self.free_inputs & (self.reads.constants != 0) & touched).any())
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Channels of zeros around an activation's own, as option-A shortcuts make them."""
+
+    layer: str  # "" where the code that pads cannot be narrowed
+    inputs: Tensor  # (c_in,) labels
+    outputs: Tensor  # (c_out,) labels
 
 
 @dataclass(frozen=True)
@@ -46,11 +96,32 @@ class Trace:
     records: list[Record]
     outputs: frozenset[int]  # records whose results leave the network
     unused: tuple[str, ...]  # parameters the pass never touches
+    labels: Labels = field(default_factory=Labels)
+    paddings: tuple[Padding, ...] = ()
+    # False: the pass needed an image's values, and another image may take another way
+    followed: bool = True
 
     @property
     def unknown(self) -> dict[str, int]:
         """Operations without a rule and how often they occur."""
         return dict(Counter(r.operation for r in self.records if r.kind == UNKNOWN))
+
+    @cached_property
+    def consumers(self) -> list[list[int]]:
+        """For each record the records that use its result; -1 stands for the network's output."""
+        users: list[list[int]] = [[] for _ in self.records]
+        for i, record in enumerate(self.records):
+            for source in record.inputs:
+                users[source].append(i)
+        for i in self.outputs:
+            users[i].append(-1)
+        return users
+
+    def batchnorm_after(self, i: int) -> int | None:
+        """The BatchNorm that alone takes a record's result."""
+        users = self.consumers[i]
+        alone = len(users) == 1 and users[0] >= 0
+        return users[0] if alone and self.records[users[0]].kind == "batchnorm" else None
 
 
 @dataclass
@@ -61,16 +132,16 @@ class Tag:
     producers: frozenset[int] = frozenset()
     parameters: frozenset[str] = frozenset()
     value: Tensor | None = None  # numbers, if it does not depend on the image
-    constants: Tensor | None = None
+    channels: Channels | None = None
+    source: str = ""  # the parameter or buffer that it is, or the transpose of
     writes: int = 0  # in-place operations on any tensor before it was tagged
 
 
 def tag_of(tensor: Tensor) -> Tag:
+    """A tensor's tag; one that has none came from nowhere known."""
     return getattr(tensor, "_scoring_tag", None) or Tag()
 
 
-Tagger = Callable[[Tensor], Tag]
-
-
 def set_tag(tensor: Tensor, tag: Tag) -> None:
+    """Tags ride on the tensors themselves."""
     tensor._scoring_tag = tag

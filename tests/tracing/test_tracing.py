@@ -12,9 +12,12 @@ from data.errors import UserError
 from model_compound_scaling.networks.building import build
 from model_compound_scaling.networks.micronet_scaling import scaled_shape
 from model_compound_scaling.networks.registry import REGISTRY, NetworkSpec
+from model_scoring.counting import strict_rules
 from model_scoring.counting.scoring import score, warnings
 from model_scoring.counting.settings import Settings
-from model_scoring.tracing.aten_operations import FACTORIES, FOLLOWED, KINDS, MOVES
+from model_scoring.tracing.aten_operations import FACTORIES, OPERATIONS
+from model_scoring.tracing.channel_rules import RULES
+from model_scoring.tracing.layer_records import LAYERS as LAYER_WAYS
 from model_scoring.tracing.recorder import trace
 
 FP32 = Settings(32, 32, 32)
@@ -208,9 +211,9 @@ def test_followed_operations_keep_not_a_number(function):
 
 
 def test_the_vocabulary_has_no_contradictions():
-    assert not MOVES & set(KINDS)
-    assert not FACTORIES & (MOVES | set(KINDS))
-    assert MOVES | set(KINDS) >= FOLLOWED
+    assert not FACTORIES & OPERATIONS.keys()
+    assert {row.way for row in OPERATIONS.values()} == {"", *RULES, *LAYER_WAYS}
+    assert {row.kind for row in OPERATIONS.values()} - {None} <= strict_rules.RULES.keys()
 
 
 def test_image_too_small_for_the_network():
