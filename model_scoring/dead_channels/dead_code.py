@@ -35,7 +35,7 @@ class _Reader:
 
     @classmethod
     def of(cls, record: Record) -> "_Reader":
-        groups, filters, inputs = record.weights.counts.shape
+        groups, _, inputs = record.weights.counts.shape
         touched = record.weights.counts > 0
         if record.reads.folds is not None:
             touched &= ~record.reads.folds.reshape(groups, 1, inputs)
@@ -49,8 +49,8 @@ def narrowable(trace: Trace) -> list[Record | Padding]:
 
 
 def dead_channels(trace: Trace) -> DeadChannels:
-    """Find them by a fixed point from the network's outputs backwards: at first all filters count as
-    read, then only those that are needed themselves."""
+    """Find them by a fixed point: in the first round all filters count as needed, in later ones
+    only those that are not dead themselves."""
     roots = trace.labels.roots()
     gone, rounds = torch.zeros(len(roots), dtype=torch.bool), 0
     if not trace.followed:

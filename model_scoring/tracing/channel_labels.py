@@ -77,19 +77,7 @@ def _pinning(name: str) -> Callable:
     return operation
 
 
-for _name in [
-    "add",
-    "radd",
-    "sub",
-    "rsub",
-    "mul",
-    "rmul",
-    "truediv",
-    "rtruediv",
-    "rfloordiv",
-    "mod",
-    "pow",
-    "float",
-    "neg",
-]:
+for _name in ("add", "sub", "mul", "truediv", "mod", "pow"):
     setattr(Width, f"__{_name}__", _pinning(f"__{_name}__"))
+    setattr(Width, f"__r{_name}__", _pinning(f"__r{_name}__"))
+Width.__float__, Width.__neg__ = _pinning("__float__"), _pinning("__neg__")

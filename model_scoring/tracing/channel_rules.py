@@ -1,7 +1,7 @@
 """What operations without weights do to the channels of their inputs: one rule for each way.
 
-A rule (call, output shapes, labels) gives the Channels of each output; None, where it does not apply
-to these arguments: then the channels are not understood, and stay.
+A rule (call, output shapes, labels) gives the Channels of each output. None: it does not apply to
+these arguments; then the channels are not understood, and stay.
 """
 
 import math
@@ -149,33 +149,24 @@ def reduction(call: Call, shapes: list[Shape], labels: Labels) -> list[Channels]
     return [Channels(channels.labels.amax(dims, keepdim=keep), constants)]
 
 
-def _moved(
-    channels: Channels, shape: Shape, move: Callable[[Tensor], Tensor], rank: int
-) -> Channels | None:
-    """Channels after values were moved, by moving labels and constants alike."""
-
-    def one(known: Tensor | None) -> Tensor | None:
-        if known is None:
-            return None
-        result = move(known.expand(shape))
-        for d in range(result.dim()):  # nothing differs along what was only expanded
-            if result.stride(d) == 0:
-                result = result.narrow(d, 0, 1)
-        return result
-
-    moved = Channels(one(channels.labels), one(channels.constants))
-    return moved if moved.labels.dim() == rank else None
-
-
 def move(call: Call, shapes: list[Shape], labels: Labels) -> list[Channels] | None:
     """Dimensions in another order, added, dropped or repeated."""
     found = call.only()
     if found is None:
         return None
-    rest = list(call.arguments.values())[1:]
-    shape, channels = found
-    moved = _moved(channels, shape, lambda t: call.function(t, *rest), len(shapes[0]))
-    return moved and [moved]
+    (shape, channels), rest = found, list(call.arguments.values())[1:]
+
+    def one(known: Tensor | None) -> Tensor | None:
+        """Labels or constants are moved as the activation is."""
+        if known is None:
+            return None
+        result = call.function(known.expand(shape), *rest)
+        for d in range(result.dim()):  # nothing differs along what was only expanded
+            if result.stride(d) == 0:
+                result = result.narrow(d, 0, 1)
+        return result
+
+    return [Channels(one(channels.labels), one(channels.constants))]
 
 
 def along(call: Call, shapes: list[Shape], labels: Labels) -> list[Channels] | None:
@@ -261,6 +252,7 @@ def view(call: Call, shapes: list[Shape], labels: Labels) -> list[Channels] | No
         return None
     (old, channels), new = found, shapes[0]
     differs, adapts = differing(channels.labels), _adapting(call.caller, len(new))
+    spread, moved = [1] * len(old), [1] * len(new)  # only where channels differ
     split_into = []
     for before, after in _factors(old, new):
         if not differs & set(before):
@@ -269,13 +261,17 @@ def view(call: Call, shapes: list[Shape], labels: Labels) -> list[Channels] | No
         if len(free) != 1 or (len(before) > 1 and len(after) > 1):
             return None
         split_into.append((after, free[0]))
-    result = _moved(channels, old, lambda t: t.reshape(new), len(new))
+        for shape, sizes, dims in ((spread, old, before), (moved, new, after)):
+            for d in dims:
+                shape[d] = sizes[d]
+    known = (t if t is None else t.expand(spread).reshape(moved)
+             for t in (channels.labels, channels.constants))  # fmt: skip
+    result = Channels(*known)
     for after, free in split_into:  # every part loses the same channels
-        for d in after:
-            if d != free and result.labels.shape[d] > 1:
-                first, *others = result.labels.unbind(d)
-                for other in others:
-                    labels.tie(first, other)
+        for d in set(after) - {free}:
+            first, *others = result.labels.unbind(d)
+            for other in others:
+                labels.tie(first, other)
     return [result]
 
 

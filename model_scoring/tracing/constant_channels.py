@@ -2,8 +2,8 @@
 
 Beside every activation goes one number per channel: its value where it is the same at every
 position for every input, NaN where it is not. A filter without weights gives such a channel;
-BatchNorm turns its 0 into another constant, ReLU may turn that back into 0. Only a channel that is 0
-when it reaches the next layer can be left out there: with zero padding any other constant still
+BatchNorm turns its 0 into another constant, ReLU may turn that back into 0. Only a channel that is
+0 when it reaches the next layer can be left out there: with zero padding any other constant still
 tells the border from the inside.
 """
 
