@@ -48,6 +48,15 @@ def _argument_names(function: object) -> tuple[str, ...]:
     return tuple(argument.name for argument in function._schema.arguments)
 
 
+def _shaped(call: Call) -> object:
+    """An operation on shapes; BatchNorm's result has its input's, without the many operations that
+    it consists of there."""
+    if OPERATIONS.get(call.name, NO_RULE).kind != "batchnorm":
+        return call.function(*call.args, **call.kwargs)
+    statistics = [call.inputs[0].new_empty(0) for _ in call.function._schema.returns[1:]]
+    return (torch.empty_like(call.inputs[0]), *statistics)
+
+
 @dataclass
 class _Recorder(TorchDispatchMode):
     """Sees every operation of the pass."""
@@ -85,7 +94,7 @@ class _Recorder(TorchDispatchMode):
         call.arguments.update(zip(_argument_names(func), args, strict=False), **kwargs)
         # bookkeeping is not the network's: no function mode sees it
         with torch._C.DisableTorchFunction():
-            result = func(*args, **kwargs)
+            result = _shaped(call) if inputs and inputs[0].is_meta else func(*args, **kwargs)
             outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
             if name in FACTORIES or not any(tag.from_image for tag in tags):
                 self._precompute(call, outputs)
