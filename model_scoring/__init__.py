@@ -6,7 +6,7 @@ __all__, __getattr__ = lazy_exports(
     __name__,
     **{
         "tracing.operation_record": "Record Trace",
-        "tracing.recorder": "trace",
+        "tracing.forward_pass": "trace",
         "counting.scoring": "Score score",
         "counting.settings": "Settings",
     },

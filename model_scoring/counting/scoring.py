@@ -11,8 +11,8 @@ from model_scoring.counting import published_rules, strict_rules
 from model_scoring.counting.costs import Count
 from model_scoring.counting.settings import RULE_SETS, WORD, Settings
 from model_scoring.dead_channels.dead_code import dead_channels
+from model_scoring.tracing.forward_pass import one_thread, trace
 from model_scoring.tracing.operation_record import Record, Trace
-from model_scoring.tracing.recorder import one_thread, trace
 
 # parameters and operations of the challenge's reference networks
 REFERENCES = {

@@ -4,6 +4,7 @@ Every filter is counted with its own nonzeros. Channels go only where the networ
 the same function, and a layer that loses channels stores one bit per channel of that side.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -22,7 +23,6 @@ from model_scoring.counting.costs import (
 )
 from model_scoring.counting.settings import WORD, Settings
 from model_scoring.counting.weight_formats import tree_bits
-from model_scoring.tracing.constant_channels import varying
 from model_scoring.tracing.operation_record import Record, Trace
 
 
@@ -130,7 +130,7 @@ def folds(record: Record, context: _Context) -> Record | None:
 def batchnorm(i: int, record: Record, context: _Context) -> Count:
     """Scale and bias per channel, a mult and an add per element; the scale is free if it folds."""
     live = int(context.live(record).sum())
-    elements = varying(live, record.out_shape)
+    elements = math.prod(record.out_shape) // channels(record.out_shape) * live
     source = folds(record, context)
     bias = 0 if source and source.bias else 1  # else it becomes part of the layer's own
     scale = 0 if source else 1
@@ -147,7 +147,7 @@ def batchnorm(i: int, record: Record, context: _Context) -> Count:
 def plain(i: int, record: Record, context: _Context) -> Count:
     """Activations, sums, products, pooling: per element that depends on the image."""
     live = int(context.live(record).sum())
-    elements = varying(live, record.out_shape)
+    elements = math.prod(record.out_shape) // channels(record.out_shape) * live
     return Count(
         params=context.values(record.stored),
         **elementwise(record, elements, context.settings),

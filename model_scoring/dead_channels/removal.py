@@ -16,9 +16,9 @@ from model_compound_scaling.networks.cifar_resnet import OptionA
 from model_compound_scaling.networks.efficientnet import SameConv2d
 from model_compound_scaling.networks.narrowing import resize, sizes_of
 from model_scoring.dead_channels.dead_code import dead_channels, narrowable
+from model_scoring.tracing.forward_pass import one_thread, trace
 from model_scoring.tracing.layer_weights import grouped
 from model_scoring.tracing.operation_record import Padding, Record, Trace
-from model_scoring.tracing.recorder import one_thread, trace
 
 TOLERANCE = 1e-9  # of float64 logits, relative to the largest
 
@@ -35,8 +35,6 @@ class Thin:
 def _shift(record: Record, gone: Tensor) -> Tensor:
     """(c_out,) what the constant inputs that go add to each output."""
     counts, constants = record.weights.counts, record.reads.constants
-    if constants is None:
-        return torch.zeros(len(record.labels))
     values = torch.where(gone[record.reads.labels], constants.nan_to_num(0.0), 0.0)
     sums = grouped(record.weight, len(counts)).sum(-1)
     return (sums * values.reshape(len(counts), 1, -1)).sum(-1).flatten()

@@ -56,9 +56,8 @@ OPERATIONS: dict[str, Operation] = {
     **_rows("clone alias detach lift_fresh _to_copy reflection_pad2d replication_pad2d "
             "native_dropout dropout", None, "same"),
     **_rows("view _unsafe_view reshape _reshape_alias", None, "view"),
-    **_rows("t transpose permute expand squeeze unsqueeze", None, "move"),
-    **_rows("slice select unbind", None, "along"),
-    **_rows("split split_with_sizes", None, "split"),
+    **_rows("t transpose permute expand squeeze unsqueeze slice select unbind split "
+            "split_with_sizes", None, "move"),
     **_rows("cat", None, "concatenation"),
     **_rows("constant_pad_nd", None, "padding"),
     **_rows("copy narrow unsafe_split chunk stack as_strided roll flip index _unsafe_index "

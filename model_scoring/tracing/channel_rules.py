@@ -1,7 +1,7 @@
 """What operations without weights do to the channels of their inputs: one rule for each way.
 
-A rule (call, output shapes, labels) gives the Channels of each output. None: it does not apply to
-these arguments; then the channels are not understood, and stay.
+A rule (call, shapes of the outputs, labels) gives the Channels of each output. None: it does not
+apply to these arguments; then the channels are not understood, and stay.
 """
 
 import math
@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from model_scoring.tracing.channel_labels import Labels, Width
-from model_scoring.tracing.constant_channels import NAN, none_if_varying
+from model_scoring.tracing.constant_channels import NAN
 from model_scoring.tracing.operation_record import Channels, Tag
 
 Shape = tuple[int, ...]
+Known = list[Channels] | None
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,10 @@ class Caller:
 
 @dataclass(frozen=True)
 class Call:
-    """One ATen operation: its arguments by their names in the schema, and what is known of them."""
+    """One ATen operation and what is known of its arguments."""
 
     function: Callable
-    name: str  # of the operation, see aten_operations
+    name: str  # as in aten_operations
     args: tuple
     kwargs: dict
     arguments: dict[str, object]  # both, by their names in the operation's schema
@@ -42,19 +43,8 @@ class Call:
     caller: Caller
     layer: str  # the layer at work, if it can be narrowed
 
-    def images(self) -> list[tuple[Tensor, Tag]]:
-        """The inputs that depend on the image."""
-        return [pair for pair in zip(self.inputs, self.tags, strict=True) if pair[1].from_image]
 
-    def only(self) -> tuple[Shape, Channels] | None:
-        """Shape and channels of the input, if a single one depends on the image."""
-        found = self.images()
-        if len(found) != 1 or found[0][1].channels is None:
-            return None
-        return tuple(found[0][0].shape), found[0][1].channels
-
-
-Rule = Callable[[Call, list[Shape], Labels], list[Channels] | None]
+Rule = Callable[[Call, list[Shape], Labels], Known]
 
 
 def differing(labels: Tensor) -> set[int]:
@@ -62,217 +52,176 @@ def differing(labels: Tensor) -> set[int]:
     return {d for d, size in enumerate(labels.shape) if size > 1}
 
 
-def same(call: Call, shapes: list[Shape], labels: Labels) -> list[Channels] | None:
-    """Copies, and padding that repeats what is there."""
-    found = call.only()
-    return found and [found[1]] * len(shapes)
+def unary(rule: Callable[[Call, Shape, Channels, list[Shape], Labels], Known]) -> Rule:
+    """A rule for operations of one input: it gets that input's shape and channels as well."""
 
-
-def elementwise(call: Call, shapes: list[Shape], labels: Labels) -> list[Channels] | None:
-    """Each number by itself; the channels of several operands can only leave together."""
-    images = call.images()
-    if any(tag.channels is None or x.dim() != len(shapes[0]) for x, tag in images):
-        return None
-    found = [tag.channels for _, tag in images]
-    for d in set.union(*(differing(c.labels) for c in found)):
-        if any(x.shape[d] != shapes[0][d] for x, _ in images):  # one channel meets several
+    def checked(call: Call, shapes: list[Shape], labels: Labels) -> Known:
+        images = [i for i, tag in enumerate(call.tags) if tag.from_image]
+        if len(images) != 1 or (known := call.tags[images[0]].channels) is None:
             return None
-    for other in found[1:]:
-        labels.tie(found[0].labels, other.labels)
-    pairs = zip(call.inputs, call.tags, strict=True)
-    if any(not tag.from_image and x.numel() > 1 for x, tag in pairs):
-        labels.pin(found[0].labels)  # stored values for each channel, which nobody narrows
-    return [Channels(found[0].labels, _applied(call, found))]
+        return rule(call, tuple(call.inputs[images[0]].shape), known, shapes, labels)
+
+    return checked
 
 
-def _applied(call: Call, found: list[Channels]) -> Tensor | None:
-    """The operation on its operands' constants."""
-    if all(c.constants is None for c in found):
+@unary
+def same(call: Call, shape: Shape, known: Channels, shapes: list[Shape], labels: Labels) -> Known:
+    """Copies, and padding that repeats what is there."""
+    return [known] * len(shapes)
+
+
+def elementwise(call: Call, shapes: list[Shape], labels: Labels) -> Known:
+    """Each number by itself; the channels of several operands can only leave together."""
+    operands = list(zip(call.inputs, call.tags, strict=True))
+    images = [(x, tag.channels) for x, tag in operands if tag.from_image]
+    if any(known is None or x.dim() != len(shapes[0]) for x, known in images):
         return None
-    numbers = [_numbers(tag).clone() for tag in call.tags]  # the operation may be in-place
-    operands = iter(numbers)
+    made, size = [known.labels for _, known in images], shapes[0]
+    for d in set.union(*map(differing, made)):
+        if any(x.shape[d] != size[d] for x, _ in images):  # one channel meets several
+            return None
+    for other in made[1:]:
+        labels.tie(made[0], other)
+    if any(not tag.from_image and x.numel() > 1 for x, tag in operands):
+        labels.pin(made[0])  # stored values for each channel, which nobody narrows
+    numbers = [tag.channels.constants if tag.from_image else tag.value for _, tag in operands]
+    constants = _applied(call, numbers)
+    if constants.shape != made[0].shape:  # stored values differ within a channel
+        return [Channels.varying(made[0])]
+    return [Channels(made[0], constants)]
+
+
+def _applied(call: Call, operands: list[Tensor | None]) -> Tensor:
+    """The operation on its operands' constants, NaN where one is not known."""
+    numbers = [torch.tensor(NAN) if n is None else n.clone() for n in operands]  # may be in-place
+    rest = iter(numbers)
     args, kwargs = tree_map(
-        lambda leaf: next(operands) if isinstance(leaf, Tensor) else leaf, (call.args, call.kwargs)
+        lambda leaf: next(rest) if isinstance(leaf, Tensor) else leaf, (call.args, call.kwargs)
     )
-    varies = sum(number.isnan() for number in numbers) > 0
+    varies, zero = (sum(test(n) for n in numbers) > 0 for test in (torch.isnan, torch.logical_not))
     try:
         result = call.function(*args, **kwargs)
-    except RuntimeError:  # not on numbers of this shape or type
-        return None
+    except RuntimeError:  # not on numbers of these types
+        return torch.full_like(varies, NAN, dtype=torch.get_default_dtype())
     constants = torch.where(varies, NAN, result)  # not every operation carries NaN on
-    if call.name == "mul":  # a 0 stays 0, whatever it is multiplied with
-        zero = sum(number == 0 for number in numbers) > 0
-        constants = constants.masked_fill(zero, 0.0)
-    return none_if_varying(constants)
+    # a 0 stays 0, whatever it is multiplied with
+    return constants.masked_fill(zero, 0.0) if call.name == "mul" else constants
 
 
-def _numbers(tag: Tag) -> Tensor:
-    """What is known of an operand's values, NaN elsewhere."""
-    number = tag.channels.constants if tag.from_image else tag.value
-    if number is None:
-        number = torch.full(tag.channels.labels.shape if tag.from_image else (), NAN)
-    return number
-
-
-def window(call: Call, shapes: list[Shape], labels: Labels) -> list[Channels] | None:
+@unary
+def window(call: Call, shape: Shape, known: Channels, shapes: list[Shape], labels: Labels) -> Known:
     """Pooling over pixels. An average that takes in a border of zeros leaves only a 0 constant."""
-    found = call.only()
-    if found is None or not differing(found[1].labels) <= {0, 1}:
+    if not differing(known.labels) <= {0, 1}:
         return None
-    channels, padding = found[1], call.arguments.get("padding", ())
-    borders = any(padding) or call.arguments.get("ceil_mode")
-    if call.name == "avg_pool2d" and (borders or call.arguments.get("divisor_override")):
-        channels = Channels(channels.labels, _only(channels.constants, 0.0))
-    return [channels] * len(shapes)
+    options = (call.arguments.get(name) for name in ("padding", "ceil_mode", "divisor_override"))
+    if call.name == "avg_pool2d" and any(tree_leaves(list(options))):
+        known = Channels(known.labels, _only(known.constants, 0.0))
+    return [known] * len(shapes)
 
 
-def _only(constants: Tensor | None, value: float) -> Tensor | None:
+def _only(constants: Tensor, value: float) -> Tensor:
     """The constants that have this value."""
-    if constants is None:
-        return None
-    return none_if_varying(torch.where(constants == value, constants, NAN))
+    return torch.where(constants == value, constants, NAN)
 
 
-def reduction(call: Call, shapes: list[Shape], labels: Labels) -> list[Channels] | None:
+@unary
+def reduction(
+    call: Call, shape: Shape, known: Channels, shapes: list[Shape], labels: Labels
+) -> Known:
     """Mean, sum or largest along dimensions in which the channels do not differ."""
-    found = call.only()
-    if found is None or not call.arguments.get("dim"):
+    dims = {d % len(shape) for d in call.arguments.get("dim") or range(len(shape))}
+    if differing(known.labels) & dims:
         return None
-    (shape, channels), keep = found, bool(call.arguments.get("keepdim"))
-    dims = [d % len(shape) for d in call.arguments["dim"]]
-    if differing(channels.labels) & set(dims):
-        return None
-    constants = channels.constants
-    if constants is not None:
-        count = math.prod(shape[d] for d in dims) if call.name == "sum" else 1
-        constants = (count * constants).amax(dims, keepdim=keep)
-    return [Channels(channels.labels.amax(dims, keepdim=keep), constants)]
+    count = math.prod(shape[d] for d in dims) if call.name == "sum" else 1
+    kept, keep = sorted(dims), bool(call.arguments.get("keepdim"))
+    parts = known.labels, count * known.constants
+    return [Channels(*(part.amax(kept, keepdim=keep) for part in parts))]
 
 
-def move(call: Call, shapes: list[Shape], labels: Labels) -> list[Channels] | None:
-    """Dimensions in another order, added, dropped or repeated."""
-    found = call.only()
-    if found is None:
-        return None
-    (shape, channels), rest = found, list(call.arguments.values())[1:]
+@unary
+def move(call: Call, shape: Shape, known: Channels, shapes: list[Shape], labels: Labels) -> Known:
+    """Dimensions in another order, added, dropped, repeated, or cut where channels do not differ.
 
-    def one(known: Tensor | None) -> Tensor | None:
-        """Labels or constants are moved as the activation is."""
-        if known is None:
+    Channels themselves are only cut by `chunk`, in parts that have to stay equal: parts of a given
+    size would be other channels once some have left.
+    """
+    differs = differing(known.labels)
+    cut = call.name in CUTS and shapes != [shape]
+    if cut and call.arguments.get("dim", 0) % len(shape) in differs:
+        if call.caller.name != "chunk" or len(set(shapes)) > 1 or len(differs) > 1:
             return None
-        result = call.function(known.expand(shape), *rest)
-        for d in range(result.dim()):  # nothing differs along what was only expanded
-            if result.stride(d) == 0:
-                result = result.narrow(d, 0, 1)
-        return result
-
-    return [Channels(one(channels.labels), one(channels.constants))]
+        labels.balanced.append(known.labels.reshape(len(shapes), -1))
+    rest = list(call.arguments.values())[1:]
+    parts = (call.function(part.expand(shape), *rest) for part in (known.labels, known.constants))
+    moved = ([_reduced(leaf) for leaf in tree_leaves(part)] for part in parts)
+    return [Channels(*pair) for pair in zip(*moved, strict=True)]
 
 
-def along(call: Call, shapes: list[Shape], labels: Labels) -> list[Channels] | None:
-    """Parts along a dimension in which the channels do not differ, or all of one."""
-    found = call.only()
-    if found is None:
-        return None
-    shape, channels = found
-    dim = call.arguments.get("dim", 0) % len(shape)
-    if dim not in differing(channels.labels):
-        parts = [channels.labels, channels.constants]
-        if call.name != "slice":
-            parts = [p if p is None else p.squeeze(dim) for p in parts]
-        return [Channels(*parts)] * len(shapes)
-    return [channels] if call.name == "slice" and shapes[0] == shape else None
+CUTS = ("slice", "select", "unbind", "split", "split_with_sizes")
 
 
-def split(call: Call, shapes: list[Shape], labels: Labels) -> list[Channels] | None:
-    """Equal parts of the channels, as `chunk` makes them, which have to stay equal. Parts of a
-    given size would be another number of them when channels leave."""
-    found = call.only()
-    if found is None:
-        return None
-    shape, channels = found
-    dim = call.arguments.get("dim", 0) % len(shape)
-    if dim not in differing(channels.labels):
-        return [channels] * len(shapes)
-    if call.caller.name != "chunk" or differing(channels.labels) != {dim}:
-        return None
-    if len({s[dim] for s in shapes}) > 1:
-        return None
-    labels.balanced.append(channels.labels.reshape(len(shapes), -1))
-    parts = [channels.labels.chunk(len(shapes), dim), [None] * len(shapes)]
-    if channels.constants is not None:
-        parts[1] = channels.constants.chunk(len(shapes), dim)
-    return [Channels(*pair) for pair in zip(*parts, strict=True)]
+def _reduced(moved: Tensor) -> Tensor:
+    """Without what was only expanded: nothing differs there."""
+    for d in range(moved.dim()):
+        if moved.stride(d) == 0:
+            moved = moved.narrow(d, 0, 1)
+    return moved
 
 
-def concatenation(call: Call, shapes: list[Shape], labels: Labels) -> list[Channels] | None:
+def concatenation(call: Call, shapes: list[Shape], labels: Labels) -> Known:
     """Channels one after the other."""
     dim = call.arguments.get("dim", 0) % len(shapes[0])
-    found = [tag.channels for tag in call.tags if tag.from_image]
-    whole = len(found) == len(call.inputs) and all(c and c.labels.dim() > dim for c in found)
-    if not whole or any(differing(c.labels) - {dim} for c in found):
+    known = [tag.channels for tag in call.tags]
+    if None in known or any(differing(k.labels) - {dim} for k in known):
         return None
-    if any(c.labels.shape[dim] != x.shape[dim] for c, x in zip(found, call.inputs, strict=True)):
+    if any(k.labels.shape[dim] != x.shape[dim] for k, x in zip(known, call.inputs, strict=True)):
         return None
-    constants = None
-    if any(c.constants is not None for c in found):
-        known = (torch.full(c.labels.shape, NAN) if c.constants is None else c.constants
-                 for c in found)  # fmt: skip
-        constants = torch.cat(list(known), dim)
-    return [Channels(torch.cat([c.labels for c in found], dim), constants)]
+    parts = ([k.labels for k in known], [k.constants for k in known])
+    return [Channels(*(torch.cat(part, dim) for part in parts))]
 
 
-def padding(call: Call, shapes: list[Shape], labels: Labels) -> list[Channels] | None:
+@unary
+def padding(
+    call: Call, shape: Shape, known: Channels, shapes: list[Shape], labels: Labels
+) -> Known:
     """A border of one value: a constant stays one if it has that value. Padded channels are new."""
-    found = call.only()
-    if found is None:
-        return None
-    (shape, channels), value = found, float(call.arguments.get("value", 0))
-    pads = list(call.arguments["pad"])
+    pads, value = list(call.arguments["pad"]), float(call.arguments.get("value", 0))
     sides = {len(shape) - 1 - i // 2: pads[i : i + 2] for i in range(0, len(pads), 2)}
     grown = {dim for dim, pair in sides.items() if any(pair)}
-    if grown & differing(channels.labels):
-        if grown != {1} or min(sides[1]) < 0 or differing(channels.labels) != {1}:
-            return None
-        before, after = (labels.new(n, len(shape), pinned=not call.layer) for n in sides[1])
-        known = torch.full(channels.labels.shape, NAN)
-        known = known if channels.constants is None else channels.constants
-        ends = [torch.full(t.shape, value, dtype=known.dtype) for t in (before, after)]
-        joined = torch.cat([before, channels.labels, after], 1)
-        return [Channels(joined, torch.cat([ends[0], known, ends[1]], 1))]
-    kept = _only(channels.constants, value) if grown else channels.constants
-    return [Channels(channels.labels, kept)]
+    if not grown & differing(known.labels):
+        return [Channels(known.labels, _only(known.constants, value))] if grown else [known]
+    if grown != {1} or min(sides[1]) < 0 or differing(known.labels) != {1}:
+        return None
+    before, after = (labels.new(n, len(shape), pinned=not call.layer) for n in sides[1])
+    ends = [torch.full(t.shape, value, dtype=known.constants.dtype) for t in (before, after)]
+    joined = torch.cat([before, known.labels, after], 1)
+    return [Channels(joined, torch.cat([ends[0], known.constants, ends[1]], 1))]
 
 
-def view(call: Call, shapes: list[Shape], labels: Labels) -> list[Channels] | None:
+@unary
+def view(call: Call, shape: Shape, known: Channels, shapes: list[Shape], labels: Labels) -> Known:
     """Dimensions that are split or merged; where channels are, only as the code lets them adapt:
     by `flatten`, by a size of -1, or by the input's own width."""
-    found = call.only()
-    if found is None:
-        return None
-    (old, channels), new = found, shapes[0]
-    differs, adapts = differing(channels.labels), _adapting(call.caller, len(new))
-    spread, moved = [1] * len(old), [1] * len(new)  # only where channels differ
-    split_into = []
-    for before, after in _factors(old, new):
+    new, differs = shapes[0], differing(known.labels)
+    adapts = _adapting(call.caller, len(new))
+    spread, moved = [1] * len(shape), [1] * len(new)  # only where channels differ
+    free_of: dict[int, int] = {}  # a split dimension's parts -> the one that shrinks
+    for before, after in _factors(shape, new):
         if not differs & set(before):
             continue
         free = [d for d in after if d in adapts]
         if len(free) != 1 or (len(before) > 1 and len(after) > 1):
             return None
-        split_into.append((after, free[0]))
-        for shape, sizes, dims in ((spread, old, before), (moved, new, after)):
+        free_of |= {d: free[0] for d in after if d != free[0]}
+        for sizes, full, dims in ((spread, shape, before), (moved, new, after)):
             for d in dims:
-                shape[d] = sizes[d]
-    known = (t if t is None else t.expand(spread).reshape(moved)
-             for t in (channels.labels, channels.constants))  # fmt: skip
-    result = Channels(*known)
-    for after, free in split_into:  # every part loses the same channels
-        for d in set(after) - {free}:
-            first, *others = result.labels.unbind(d)
-            for other in others:
-                labels.tie(first, other)
-    return [result]
+                sizes[d] = full[d]
+    result = [part.expand(spread).reshape(moved) for part in (known.labels, known.constants)]
+    for d in free_of:  # all parts lose the same channels
+        first, *others = result[0].unbind(d)
+        for other in others:
+            labels.tie(first, other)
+    return [Channels(*result)]
 
 
 def _adapting(caller: Caller, rank: int) -> set[int]:
@@ -291,11 +240,14 @@ def _factors(old: Shape, new: Shape) -> Iterator[tuple[list[int], list[int]]]:
     left, right = ([d for d, n in enumerate(shape) if n > 1] for shape in (old, new))
     while left:
         before, after = [left.pop(0)], [right.pop(0)]
-        while (one := math.prod(old[d] for d in before)) != (
-            other := math.prod(new[d] for d in after)
-        ):
-            grows, source = (before, left) if one < other else (after, right)
-            grows.append(source.pop(0))
+        one, other = old[before[0]], new[after[0]]
+        while one != other:
+            if one < other:
+                one *= old[left[0]]
+                before.append(left.pop(0))
+            else:
+                other *= new[right[0]]
+                after.append(right.pop(0))
         yield before, after
 
 
@@ -305,8 +257,6 @@ RULES: dict[str, Rule] = {
     "window": window,
     "reduction": reduction,
     "move": move,
-    "along": along,
-    "split": split,
     "concatenation": concatenation,
     "padding": padding,
     "view": view,

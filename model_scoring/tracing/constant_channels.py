@@ -7,9 +7,6 @@ BatchNorm turns its 0 into another constant, ReLU may turn that back into 0. Onl
 tells the border from the inside.
 """
 
-import math
-
-import torch
 from torch import Tensor
 
 from model_scoring.tracing.layer_weights import grouped
@@ -18,50 +15,29 @@ NAN = float("nan")
 
 
 def of_filters(
-    weight: Tensor, counts: Tensor, bias: Tensor | None, constants: Tensor | None, *, padded: bool
-) -> Tensor | None:
-    """Constants of a convolution's or linear layer's outputs.
+    weight: Tensor, counts: Tensor, bias: Tensor | None, constants: Tensor, *, padded: bool
+) -> Tensor:
+    """Constants (c_out,) of a convolution's or linear layer's outputs.
 
     weight (c_out, c_in / groups, ...), counts (groups, c_out / groups, c_in / groups) of nonzero
-    weights, constants (c_in,) or None -> (c_out,) or None. An output is constant if all its nonzero
-    weights meet constant inputs, and zeros only where the border is padded with zeros.
+    weights, constants (c_in,) of its inputs. An output is constant if all its nonzero weights meet
+    constant inputs, and zeros only where the border is padded with zeros.
     """
-    groups, _, per_group = counts.shape
-    touched = counts > 0
-    if constants is None:
-        varies = touched.any(-1)
-        if bool(varies.all()):
-            return None
-        value = torch.zeros(varies.shape, dtype=weight.dtype, device="cpu")
-    else:
-        entry = constants.reshape(groups, 1, per_group)
-        open_input = entry.isnan() | ((entry != 0) & padded)
-        varies = (touched & open_input).any(-1)
-        value = (grouped(weight, groups).sum(-1) * entry.nan_to_num(0.0)).sum(-1)
-    value = value.flatten() if bias is None else value.flatten() + bias
-    return none_if_varying(value.masked_fill(varies.flatten(), NAN))
+    entry = constants.reshape(len(counts), 1, -1)
+    open_input = entry.isnan() | ((entry != 0) & padded)
+    varies = ((counts > 0) & open_input).any(-1)
+    if bool(varies.all()):
+        return weight.new_full(weight.shape[:1], NAN)
+    value = (grouped(weight, len(counts)).sum(-1) * entry.nan_to_num(0.0)).sum(-1).flatten()
+    value = value if bias is None else value + bias
+    return value.masked_fill(varies.flatten(), NAN)
 
 
-def of_batchnorm(
-    constants: Tensor | None, channels: int, state: list[Tensor | None], eps: float
-) -> Tensor | None:
-    """Constants after BatchNorm; `state` is weight, bias, running mean, running variance."""
+def of_batchnorm(constants: Tensor, state: list[Tensor | None], eps: float) -> Tensor:
+    """Constants (c,) after BatchNorm; `state` is weight, bias, running mean, running variance."""
     weight, bias, mean, variance = state
-    if mean is None or variance is None:
-        return None
-    ones = torch.ones_like(mean)
-    scale = (ones if weight is None else weight) / (variance + eps).sqrt()
-    shift = (0 * ones if bias is None else bias) - mean * scale
-    entry = torch.full_like(mean, NAN) if constants is None else constants
-    return none_if_varying(torch.where(scale == 0, shift, entry * scale + shift))
-
-
-def none_if_varying(constants: Tensor) -> Tensor | None:
-    """The constants, or None if there is none among them."""
-    return None if bool(constants.isnan().all()) else constants
-
-
-def varying(live: int, shape: tuple[int, ...]) -> int:
-    """Elements of an activation (N, C, ...) of which so many channels are live."""
-    channels = shape[1] if len(shape) > 1 else math.prod(shape)
-    return math.prod(shape) // channels * live
+    if mean is None or variance is None:  # it normalises by the image's own statistics
+        return constants.new_full(constants.shape, NAN)
+    scale = (variance + eps).rsqrt() if weight is None else weight / (variance + eps).sqrt()
+    shift = (0 if bias is None else bias) - mean * scale
+    return (constants * scale).where(scale != 0, 0.0) + shift

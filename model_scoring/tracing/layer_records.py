@@ -3,14 +3,15 @@
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from model_scoring.tracing.aten_operations import OPERATIONS
 from model_scoring.tracing.channel_labels import Labels
 from model_scoring.tracing.channel_rules import Call, Shape
-from model_scoring.tracing.constant_channels import of_batchnorm, of_filters
+from model_scoring.tracing.constant_channels import NAN, of_batchnorm, of_filters
 from model_scoring.tracing.layer_weights import examine
-from model_scoring.tracing.operation_record import UNKNOWN, Channels, Reads, Tag
+from model_scoring.tracing.operation_record import UNKNOWN, Reads, Tag
 
 Fields = dict[str, object]
 TagOf = Callable[[Tensor], Tag]
@@ -29,18 +30,6 @@ def vector(known: Tensor | None, shape: Shape) -> Tensor | None:
     return known.flatten() if known.shape[1] == shape[1] else None
 
 
-def spread(per_channel: Tensor | None, rank: int) -> Tensor | None:
-    """The reverse of `vector`: (C,) -> (1, C, 1, ...)."""
-    return None if per_channel is None else per_channel.reshape(1, -1, *[1] * (rank - 2))
-
-
-def channels_of(fields: Fields, rank: int) -> Channels | None:
-    """The channels of a layer's result."""
-    if fields.get("labels") is None:
-        return None
-    return Channels(*(spread(fields.get(name), rank) for name in ("labels", "constants")))
-
-
 def _layer(
     call: Call, weight: Tensor, bias: Tensor | None, x: Tensor, labels: Labels, tag: TagOf
 ) -> Fields:
@@ -48,30 +37,30 @@ def _layer(
     groups, padded = call.arguments.get("groups", 1), any(call.arguments.get("padding", ()))
     weights = examine(weight, groups)
     bias = None if bias is None else tag(bias)
-    source, shape, count = tag(x).channels, tuple(x.shape), len(weight)
-    seen = None if source is None else vector(source.labels, shape)
+    known, shape, count = tag(x).channels, tuple(x.shape), len(weight)
+    seen = known and vector(known.labels, shape)
     if understood := seen is not None:
-        known = vector(source.constants, shape)
+        constants = vector(known.constants, shape)
     else:  # channels in another dimension, or those of a tensor that was written to
-        seen, known = labels.new(shape[1], 1, pinned=True), None
-        if source is not None:
-            labels.pin(source.labels)
+        seen, constants = labels.new(shape[1], 1, pinned=True), torch.full(shape[1:2], NAN)
+        labels.pin(known.labels if known else seen)
     own = understood and 1 < groups == len(seen) == count
     made = seen if own else labels.new(count, 1, pinned=not understood)
     if groups > 1 and not own:
         labels.balanced += [seen.reshape(groups, -1), made.reshape(groups, -1)]
-    constants = None
     if bias is None or bias.value is not None:
         value = bias and bias.value
-        constants = of_filters(weight, weights.counts, value, known, padded=padded)
+        made_of = of_filters(weight, weights.counts, value, constants, padded=padded)
+    else:  # it comes from the image
+        made_of = torch.full((count,), NAN)
     return {
         "weight": weight,
         "weights": weights,
         "bias": bias is not None,
-        "reads": Reads(seen, known, padded, own),
+        "reads": Reads(seen, constants, padded, own),
         "labels": made,
         "layer": call.layer,
-        "constants": constants,
+        "constants": made_of,
     }
 
 
@@ -106,19 +95,16 @@ def _matmul(call: Call, shape: Shape, labels: Labels, tag: TagOf) -> Fields:
 
 
 def _batchnorm(call: Call, shape: Shape, labels: Labels, tag: TagOf) -> Fields:
-    x, source = call.inputs[0], tag(call.inputs[0]).channels
-    seen = None if source is None else vector(source.labels, tuple(x.shape))
+    x, given = call.inputs[0], call.arguments
+    known = tag(x).channels
+    seen = known and vector(known.labels, tuple(x.shape))
     if seen is None:
         return {}
-    given = call.arguments
     names = ("weight", "bias", "running_mean", "running_var")
-    state = [None if given.get(n) is None else tag(given[n]).value for n in names]
-    known = vector(source.constants, tuple(x.shape))
-    return {
-        "labels": seen,
-        "layer": call.layer,
-        "constants": of_batchnorm(known, x.shape[1], state, given.get("eps", given.get("epsilon"))),
-    }
+    state = [None if given.get(name) is None else tag(given[name]).value for name in names]
+    constants = vector(known.constants, tuple(x.shape))
+    constants = of_batchnorm(constants, state, given.get("eps", given.get("epsilon")))
+    return {"labels": seen, "layer": call.layer, "constants": constants}
 
 
 def _covered(size: int, out: int) -> int:

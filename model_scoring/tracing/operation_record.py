@@ -4,9 +4,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from model_scoring.tracing.channel_labels import Labels
+from model_scoring.tracing.constant_channels import NAN
 from model_scoring.tracing.layer_weights import Weights
 
 UNKNOWN = "unknown"
@@ -19,7 +21,12 @@ class Channels:
     along dimensions where nothing differs."""
 
     labels: Tensor  # int64, see channel_labels
-    constants: Tensor | None = None  # see constant_channels; None: no channel is constant
+    constants: Tensor  # see constant_channels; NaN where the channel depends on the image
+
+    @classmethod
+    def varying(cls, labels: Tensor) -> "Channels":
+        """Channels that all depend on the image."""
+        return cls(labels, torch.full(labels.shape, NAN))
 
 
 @dataclass(frozen=True)
@@ -27,15 +34,13 @@ class Reads:
     """What a convolution or linear layer sees of its input's channels."""
 
     labels: Tensor  # (c_in,)
-    constants: Tensor | None  # (c_in,)
+    constants: Tensor  # (c_in,)
     padded: bool  # with zeros, which tell a constant's border from its inside
     own: bool = False  # depthwise: each output is made of the input that has its label
 
     @cached_property
     def folds(self) -> Tensor | None:
         """bool (c_in,): inputs without arithmetic: 0, or a constant that belongs to the bias."""
-        if self.constants is None:
-            return None
         free = (self.constants == 0) | (~self.constants.isnan() & (not self.padded))
         return free if bool(free.any()) else None
 

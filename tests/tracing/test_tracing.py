@@ -17,8 +17,8 @@ from model_scoring.counting.scoring import score, warnings
 from model_scoring.counting.settings import Settings
 from model_scoring.tracing.aten_operations import FACTORIES, OPERATIONS
 from model_scoring.tracing.channel_rules import RULES
+from model_scoring.tracing.forward_pass import trace
 from model_scoring.tracing.layer_records import LAYERS as LAYER_WAYS
-from model_scoring.tracing.recorder import trace
 
 FP32 = Settings(32, 32, 32)
 TORCHVISION = (
