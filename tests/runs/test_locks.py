@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from torch.utils.data import DataLoader
 
 from model_compound_scaling.checkpoints.errors import DiskError
-from model_compound_scaling.runs.folder_lock import FolderInUse
 from model_compound_scaling.runs import folder_lock
-from model_compound_scaling.runs.folder_lock import hold_folder
+from model_compound_scaling.runs.folder_lock import FolderInUse, hold_folder
 
 pytestmark = pytest.mark.faults
 
