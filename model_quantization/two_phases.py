@@ -18,7 +18,7 @@ from model_compound_scaling.checkpoints.network_checkpoint import (
 from model_compound_scaling.machine import processes
 from model_compound_scaling.machine.devices import for_processes, lay_out
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
-from model_compound_scaling.runs.history import History
+from model_compound_scaling.runs.history import Configuration, History
 from model_compound_scaling.runs.run import Run
 from model_compound_scaling.runs.save_interval import Interval
 from model_compound_scaling.training.evaluation import evaluate, require_fit
@@ -32,14 +32,16 @@ from model_quantization.grid import Point
 from model_quantization.layer_selection import freeze_quantized, pruned_names, ternarized_names
 
 
-def layer_names(network: nn.Module, *, family: str, config: dict) -> list[str]:
+def layer_names(network: nn.Module, *, family: str, config: Configuration) -> list[str]:
     """The parameters that a run quantizes, as its flags say."""
     if config["prune"]:
         return pruned_names(network, families=config["prune"])
     return ternarized_names(network, family=family, pattern=config["ternarize"])
 
 
-def make_optimizer(network: nn.Module, ternarizer: Ternarizer, config: dict) -> torch.optim.Adam:
+def make_optimizer(
+    network: nn.Module, ternarizer: Ternarizer, config: Configuration
+) -> torch.optim.Adam:
     """Adam with three groups: latents, centroids, and all other parameters."""
     quantized = set(ternarizer.weights)
     others = [p for p in network.parameters() if p not in quantized and p.requires_grad]
@@ -53,7 +55,7 @@ def make_optimizer(network: nn.Module, ternarizer: Ternarizer, config: dict) -> 
     )
 
 
-def require_continuable(state: dict, *, names: list[str], config: dict) -> None:
+def require_continuable(state: dict, *, names: list[str], config: Configuration) -> None:
     """UserError or CheckpointError for a checkpoint of other layers or levels, or one whose codes
     were frozen too early."""
     saved, old = state["resume"], state["config"]
@@ -97,7 +99,7 @@ class Quantization:
         ternarizer: Ternarizer,
         *,
         spec: NetworkSpec,
-        config: dict,
+        config: Configuration,
         data: Data,
         recorded: dict,
         scoring_params: Callable[[nn.Module], float],
@@ -218,7 +220,7 @@ def quantize_point(
     checkpoint: Checkpoint,
     spec: NetworkSpec,
     folder: Path,
-    config: dict,
+    config: Configuration,
     resume: str,
     override: bool,
     data: Data,

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from model_compound_scaling.machine import processes
+from model_compound_scaling.machine import place
 
 
 class Log:
@@ -18,7 +18,7 @@ class Log:
         self.path = folder and folder / "logfile.txt"
 
     def __call__(self, line: str) -> None:
-        if not processes.is_main():
+        if not place.is_main():
             return
         try:
             print(line)
@@ -38,7 +38,7 @@ class Log:
 
 def say(line: str) -> None:
     """One line on stderr: what all processes find wrong before they meet, only the first says."""
-    if processes.is_main():
+    if place.is_main():
         print(line, file=sys.stderr)
-    elif processes.world_size() > 1:
-        print(f"process {processes.rank()}: {line}", file=sys.stderr)
+    elif place.world_size() > 1:
+        print(f"process {place.rank()}: {line}", file=sys.stderr)

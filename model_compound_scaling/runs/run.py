@@ -15,15 +15,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model_compound_scaling.checkpoints.errors import CheckpointError, DiskError
 from data.errors import UserError
-from model_compound_scaling.machine import processes
+from model_compound_scaling.checkpoints.atomic_save import (
+    has_generation,
+    read_file,
+    read_generation,
+    write_file,
+    write_generation,
+    write_text,
+)
+from model_compound_scaling.checkpoints.errors import CheckpointError, DiskError
 from model_compound_scaling.checkpoints.recognition import mismatches
-from model_compound_scaling.runs.history import History, differences
-from model_compound_scaling.runs.folder_lock import hold_folder
+from model_compound_scaling.machine import processes
 from model_compound_scaling.machine.log import Log
 from model_compound_scaling.networks.registry import NetworkSpec
-from model_compound_scaling.checkpoints.atomic_save import has_generation, read_file, read_generation, write_file, write_generation, write_text
+from model_compound_scaling.runs.folder_lock import hold_folder
+from model_compound_scaling.runs.history import Configuration, History
 
 
 class Run(History):
@@ -41,7 +48,7 @@ class Run(History):
         self,
         folder: Path,
         *,
-        config: dict,
+        config: Configuration,
         spec: NetworkSpec,
         phases: tuple[str, ...],
         resume: str = "auto",
@@ -49,7 +56,7 @@ class Run(History):
         check: Callable[[dict], None] = lambda state: None,
     ) -> None:
         self.check = check
-        self.config = json.loads(json.dumps(config))
+        self.config = config
         self.failures: dict[str, DiskError] = {}  # of the files whose last save failed
         self.log = Log(folder)
 
@@ -91,7 +98,7 @@ class Run(History):
         if self._lock.taken_from:
             lines.append(f"taking over from a run that died: {self._lock.taken_from}")
         if source:
-            different = differences(state["config"], self.config)
+            different = self.config.differences(state["config"])
             if resume == "auto" and different and not override:
                 raise _other_configuration(folder, different)
             if different:
@@ -100,7 +107,7 @@ class Run(History):
             lines.append(f"resuming {source} {_position(state)}")
             _restore_best(state, folder)
         _write_history(folder / "metrics.jsonl", state.get("history", []))
-        text = json.dumps(self.config, indent=2, sort_keys=True) + "\n"
+        text = json.dumps(self.config.values, indent=2, sort_keys=True) + "\n"
         write_text(text, folder / "config.json")
         return state, lines
 
@@ -115,7 +122,7 @@ class Run(History):
         except CheckpointError:
             return None  # it is set aside, as any other run
         old = found[0].get("config")
-        same = isinstance(old, dict) and not differences(old, self.config)
+        same = isinstance(old, dict) and not self.config.differences(old)
         same = same and old.get("resume") == resume
         again = resume != "none" or (_restarted() and found[0].get("job") == _job())
         return found if same and again else None
@@ -156,10 +163,10 @@ class Run(History):
             "history": self.epochs,
             "best": self.best_network,
             "progress": progress,
-            "config": self.config,
+            "config": self.config.values,
             "job": _job(),
             "config_hash": hashlib.sha256(
-                json.dumps(self.config, sort_keys=True).encode()
+                json.dumps(self.config.values, sort_keys=True).encode()
             ).hexdigest(),
             "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
         }

@@ -9,7 +9,7 @@ from data.loading import Data
 from model_compound_scaling.checkpoints.network_checkpoint import network_content
 from model_compound_scaling.machine.devices import for_processes, lay_out, memory_of
 from model_compound_scaling.networks.building import build, expected_tensors
-from model_compound_scaling.runs.history import History
+from model_compound_scaling.runs.history import Configuration, History
 from model_compound_scaling.runs.run import Run
 from model_compound_scaling.runs.save_interval import Interval
 from model_compound_scaling.search.points import Point, parameters
@@ -39,7 +39,7 @@ def train_point(
     point: Point,
     *,
     folder: Path,
-    config: dict,
+    config: Configuration,
     resume: str,
     override: bool,
     data: Data,

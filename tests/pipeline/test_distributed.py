@@ -14,7 +14,8 @@ import torch
 from data.batches import Part, Schedule
 from data.errors import UserError
 from model_compound_scaling.machine import processes
-from model_compound_scaling.machine.processes import Place, checksum, find_place, rendezvous
+from model_compound_scaling.machine.place import Place, find_place, rendezvous
+from model_compound_scaling.machine.processes import checksum
 
 ROOT = Path(__file__).parents[2]
 

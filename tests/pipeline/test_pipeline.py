@@ -14,7 +14,7 @@ import run_compound_scaling
 import run_quantization
 import run_scoring
 from model_compound_scaling.checkpoints.atomic_save import write_file
-from model_compound_scaling.runs.history import History, copy_best
+from model_compound_scaling.runs.history import Configuration, History, copy_best
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--grid", "0.1", "0.5", "--phi", "1", "--batch-size", "8", "--workers", "0", "--no-cuda"]
@@ -357,7 +357,7 @@ def test_two_runs_do_not_share_a_folder(images, tmp_path, capsys):
     from model_compound_scaling.runs.run import Run
 
     folder = tmp_path / "cifar_micronet_d0.1_w0.5_phi1"
-    run = Run(folder, config={}, spec=NetworkSpec("lenet-5", 10), phases=())
+    run = Run(folder, config=Configuration({}), spec=NetworkSpec("lenet-5", 10), phases=())
     (run.folder / "config.json").unlink()
     assert scale(images, tmp_path, "--epochs", "1") == 3
     assert "used by another run" in capsys.readouterr().err
