@@ -33,7 +33,7 @@ from model_compound_scaling.command_line.flag_values import (
     positive,
     shard,
 )
-from model_compound_scaling.command_line.parser import SWITCH, Parser, flag
+from model_compound_scaling.command_line.parser import SWITCH, Parser
 from model_compound_scaling.command_line.shared_flags import (
     MODELS,
     add_data_flags,
@@ -69,53 +69,46 @@ OUTPUT = Path(__file__).parent / "model_compound_scaling" / "saved_models"
 # fmt: off
 def build_parser() -> Parser:
     parser = Parser(prog="run_compound_scaling.py", description=__doc__)
-    network = parser.add_argument_group("network")
-    flag(network, "--model", None, None, "NAME", f"{MODELS} "
-         "(default: cifar_micronet, image_micronet or lenet-5, by the images)")
-    search = parser.add_argument_group("search (MicroNets)")
-    flag(search, "--grid", grid_value, None, "D W",
-         "pairs of depth and width multipliers, one after the other; auto: all with d w^2 r^2 "
-         "near 2. More than one pair are trained with phi 1, and the best goes on "
-         "(default: 1.4 1.2)", nargs="+", incidental=True)
-    flag(search, "--phi", exponent, None, "PHI",
-         "exponents of the best pair's multipliers, 0 for the baseline (default: 3.5; with "
-         "--target-accuracy 1 1.5 2 2.5 3 3.5 4)", nargs="+", incidental=True)
-    flag(search, "--scale-resolution", SWITCH, False, None,
-         "scale the images, too: --grid takes triples with the multiplier of the image size",
-         incidental=True)
-    flag(search, "--target-accuracy", percent, None, "A",
-         "walk phi upward and stop at the first network with A percent top-1", incidental=True)
-    flag(search, "--dry-run", SWITCH, False, None,
-         "only print the networks with their parameters, MACs and predicted cost", incidental=True)
-    flag(search, "--shard", shard, "1/1", "I/N",
-         "train each N-th network, from the I-th on; other machines train the others into the "
-         "same --output", incidental=True)
-    training = parser.add_argument_group("training (SGD with Nesterov momentum)")
-    flag(training, "--epochs", positive, None, "N",
-         "passes over the training images (default: 200, EfficientNet 90)")
-    flag(training, "--start-epoch", natural, 0, "N",
-         "epochs to leave out, schedule included; a resumed run knows its own")
-    flag(training, "--lr", non_negative, 0.1, "X", "first learning rate")
-    flag(training, "--momentum", non_negative, 0.9, "X", "0 for plain SGD")
-    flag(training, "--weight-decay", non_negative, None, "X",
-         "L2 penalty (default: 5e-4, EfficientNet 1e-4)")
-    flag(training, "--schedule", tuple(SCHEDULES), None, None,
-         "learning rate: cosine to 0, or divided by 10 every 30 epochs "
-         "(default: cosine, EfficientNet step)")
-    flag(training, "--warmup-epochs", natural, 0, "N",
-         "epochs in which the learning rate rises to --lr")
-    flag(training, "--label-smoothing", decay, 0.0, "X",
-         "share of each label that goes to all classes alike")
-    flag(training, "--ema", decay, 0.0, "DECAY",
-         "evaluate and keep the exponential moving average of the weights, as 0.999; 0: off")
-    flag(training, "--mixup", non_negative, 0.0, "ALPHA",
-         "mix pairs of images with shares from Beta(ALPHA, ALPHA); 0: off")
-    flag(training, "--cutmix", non_negative, 0.0, "ALPHA",
-         "paste a part of one another with shares from Beta(ALPHA, ALPHA); 0: off")
-    flag(training, "--amp", tuple(AMP), "off", None, "mixed precision; fp16 with a scaled loss")
-    flag(training, "--channels-last", SWITCH, False, None,
-         "the memory format that tensor cores like")
-    flag(training, "--compile", SWITCH, False, None, "compile the network with torch.compile")
+    add = parser.section("network")
+    add("--model", None, None, "NAME",
+        f"{MODELS} "
+        "(default: cifar_micronet, image_micronet or lenet-5, by the images)")
+    add = parser.section("search (MicroNets)")
+    add("--grid", grid_value, None, "D W", "pairs of depth and width multipliers, one after the "
+        "other; auto: all with d w^2 r^2 near 2. More than one pair are trained with phi 1, and "
+        "the best goes on (default: 1.4 1.2)", nargs="+", incidental=True)
+    add("--phi", exponent, None, "PHI",
+        "exponents of the best pair's multipliers, 0 for the baseline (default: 3.5; with "
+        "--target-accuracy 1 1.5 2 2.5 3 3.5 4)", nargs="+", incidental=True)
+    add("--scale-resolution", SWITCH, False, None, "scale the images, too: --grid takes triples "
+        "with the multiplier of the image size", incidental=True)
+    add("--target-accuracy", percent, None, "A",
+        "walk phi upward and stop at the first network with A percent top-1", incidental=True)
+    add("--dry-run", SWITCH, False, None,
+        "only print the networks with their parameters, MACs and predicted cost", incidental=True)
+    add("--shard", shard, "1/1", "I/N", "train each N-th network, from the I-th on; other machines "
+        "train the others into the same --output", incidental=True)
+    add = parser.section("training (SGD with Nesterov momentum)")
+    add("--epochs", positive, None, "N",
+        "passes over the training images (default: 200, EfficientNet 90)")
+    add("--start-epoch", natural, 0, "N",
+        "epochs to leave out, schedule included; a resumed run knows its own")
+    add("--lr", non_negative, 0.1, "X", "first learning rate")
+    add("--momentum", non_negative, 0.9, "X", "0 for plain SGD")
+    add("--weight-decay", non_negative, None, "X", "L2 penalty (default: 5e-4, EfficientNet 1e-4)")
+    add("--schedule", tuple(SCHEDULES), None, None, "learning rate: cosine to 0, or divided by 10 "
+        "every 30 epochs (default: cosine, EfficientNet step)")
+    add("--warmup-epochs", natural, 0, "N", "epochs in which the learning rate rises to --lr")
+    add("--label-smoothing", decay, 0.0, "X", "share of each label that goes to all classes alike")
+    add("--ema", decay, 0.0, "DECAY",
+        "evaluate and keep the exponential moving average of the weights, as 0.999; 0: off")
+    add("--mixup", non_negative, 0.0, "ALPHA",
+        "mix pairs of images with shares from Beta(ALPHA, ALPHA); 0: off")
+    add("--cutmix", non_negative, 0.0, "ALPHA",
+        "paste a part of one another with shares from Beta(ALPHA, ALPHA); 0: off")
+    add("--amp", tuple(AMP), "off", None, "mixed precision; fp16 with a scaled loss")
+    add("--channels-last", SWITCH, False, None, "the memory format that tensor cores like")
+    add("--compile", SWITCH, False, None, "compile the network with torch.compile")
     add_data_flags(parser, training=True, default="CIFAR100")
     add_machine_flags(parser, training=True)
     add_run_flags(parser, output=OUTPUT)

@@ -49,65 +49,58 @@ SOURCES, OUTPUT = STAGE / "trained_fp_models", STAGE / "saved_models"
 # fmt: off
 def build_parser() -> Parser:
     parser = Parser(prog="run_quantization.py", required="--model-dict FILE", description=__doc__)
-    what = parser.add_argument_group("what is quantized")
-    flag(what, "--model-dict", None, None, "FILE",
-         "checkpoint to start from: a name in model_quantization/trained_fp_models, or a path",
-         required=True)
-    flag(what, "--ternarize", regex, None, "REGEX",
-         "ternarize the weights whose name matches (default: the convolutions inside the blocks; "
-         "of EfficientNets expand, project and head; of other networks all but the first)")
-    flag(what, "--do-prune", SWITCH, False, None,
-         "instead of ternarizing, prune the layers of the families below (none named: SE and "
-         "fc); already ternary layers stay as they are")
+    add = parser.section("what is quantized")
+    add("--model-dict", None, None, "FILE", "checkpoint to start from: a name in "
+        "model_quantization/trained_fp_models, or a path", required=True)
+    add("--ternarize", regex, None, "REGEX",
+        "ternarize the weights whose name matches (default: the convolutions inside the blocks; "
+        "of EfficientNets expand, project and head; of other networks all but the first)")
+    add("--do-prune", SWITCH, False, None, "instead of ternarizing, prune the layers of the "
+        "families below (none named: SE and fc); already ternary layers stay as they are")
     families = {"se": "squeeze-and-excitation", "fc": "fully connected", "dw": "depthwise"}
     for family, layers in families.items():
-        flag(what, f"--ec-pruning-{family}", "append_const", None, None,
-             f"prune the {layers} layers; alone, it implies --do-prune", dest="prune", const=family)
-    method = parser.add_argument_group("method")
-    flag(method, "--method", ("ec2t", "ttq", "nearest"), "ec2t", None,
-         "ec2t: entropy-constrained; nearest: to the nearest centroid, the same with gamma 0; "
-         "ttq: trained ternary quantization, by a fixed threshold")
-    flag(method, "--levels", (3, 5, 7, 15), 3, None,
-         "values per layer, 0 among them; --ini-c-divrs places the outermost ones")
+        add(f"--ec-pruning-{family}", "append_const", None, None,
+            f"prune the {layers} layers; alone, it implies --do-prune", dest="prune", const=family)
+    add = parser.section("method")
+    add("--method", ("ec2t", "ttq", "nearest"), "ec2t", None,
+        "ec2t: entropy-constrained; nearest: to the nearest centroid, the same with gamma 0; ttq: "
+        "trained ternary quantization, by a fixed threshold")
+    add("--levels", (3, 5, 7, 15), 3, None,
+        "values per layer, 0 among them; --ini-c-divrs places the outermost ones")
     # lists that span a grid change no result: the point's own values are in its name
-    flag(method, "--ttq-threshold", non_negative, [0.05], "T",
-         "for ttq: weights below T x their layer's largest are zero; a list spans a grid",
-         nargs="+", incidental=True)
+    add("--ttq-threshold", non_negative, [0.05], "T", "for ttq: weights below T x their layer's "
+        "largest are zero; a list spans a grid", nargs="+", incidental=True)
     strength = parser.add_argument_group("EC2T: lists span a grid")
-    flag(strength, "--ini-c-divrs", non_negative, [0.15, 0.3, 0.5], "S",
-         "first centroids, as a share of each layer's largest and smallest weight",
-         nargs="+", incidental=True)
-    flag(strength, "--lambda-max-divrs", non_negative, [0.125, 0.15, 0.175], "GAMMA",
-         "strength of the entropy constraint, as a share of each layer's largest lambda",
-         nargs="+", incidental=True)
-    goal = strength.add_mutually_exclusive_group()
-    flag(goal, "--target-sparsity", percent, None, "P",
-         "find gamma instead: so that P percent (+-1) of the quantized weights are zero")
-    flag(goal, "--target-params", non_negative, None, "N",
-         "find gamma instead: so that the network has N (+-2 %) published scoring parameters")
-    flag(strength, "--centroids", int, 0, "K",
-         "if not 0, find the first K centroids, K as --levels, by k-means that starts from "
-         "--ini-c-divrs")
-    training = parser.add_argument_group("training (Adam)")
-    flag(training, "--epochs", natural, 20, "N", "epochs with moving codes")
-    flag(training, "--retrain-epochs", natural, 15, "N",
-         "epochs with frozen codes, from the best ternary epoch on")
-    flag(training, "--lr", non_negative, 1e-4, "X", "of all but the centroids")
-    flag(training, "--lr2", non_negative, 1e-5, "X", "of the centroids")
-    flag(training, "--weight-decay", non_negative, 5e-6, "X",
-         "of the layers that are not quantized")
-    flag(training, "--eval", ON_OFF, False, None,
-         "also measure the accuracy before quantization and before training", incidental=True)
+    add, goal = partial(flag, strength), partial(flag, strength.add_mutually_exclusive_group())
+    add("--ini-c-divrs", non_negative, [0.15, 0.3, 0.5], "S", "first centroids, as a share of each "
+        "layer's largest and smallest weight", nargs="+", incidental=True)
+    add("--lambda-max-divrs", non_negative, [0.125, 0.15, 0.175], "GAMMA", "strength of the "
+        "entropy constraint, as a share of each layer's largest lambda", nargs="+", incidental=True)
+    goal("--target-sparsity", percent, None, "P",
+        "find gamma instead: so that P percent (+-1) of the quantized weights are zero")
+    goal("--target-params", non_negative, None, "N",
+        "find gamma instead: so that the network has N (+-2 %) published scoring parameters")
+    add("--centroids", int, 0, "K", "if not 0, find the first K centroids, K as --levels, by "
+        "k-means that starts from --ini-c-divrs")
+    add = parser.section("training (Adam)")
+    add("--epochs", natural, 20, "N", "epochs with moving codes")
+    add("--retrain-epochs", natural, 15, "N",
+        "epochs with frozen codes, from the best ternary epoch on")
+    add("--lr", non_negative, 1e-4, "X", "of all but the centroids")
+    add("--lr2", non_negative, 1e-5, "X", "of the centroids")
+    add("--weight-decay", non_negative, 5e-6, "X", "of the layers that are not quantized")
+    add("--eval", ON_OFF, False, None,
+        "also measure the accuracy before quantization and before training", incidental=True)
     add_network_flags(parser)
     add_data_flags(parser, training=True, default="the checkpoint's, else CIFAR100")
     add_machine_flags(parser, training=True)
     add_run_flags(parser, output=OUTPUT)
-    plots = parser.add_argument_group("plots (need matplotlib)")
-    flag(plots, "--plot-pareto", Path, None, "FILE.png",
-         "draw accuracy over zeros of the grid's networks", incidental=True)
-    flag(plots, "--plot-ternarization", boolean, False, "BOOL",
-         "draw weights, centroids, entropy and zeros of each layer over the epochs to "
-         "ternarization/*.png in each network's folder", nargs="?", const=True, incidental=True)
+    add = parser.section("plots (need matplotlib)")
+    add("--plot-pareto", Path, None, "FILE.png",
+        "draw accuracy over zeros of the grid's networks", incidental=True)
+    add("--plot-ternarization", boolean, False, "BOOL",
+        "draw weights, centroids, entropy and zeros of each layer over the epochs to "
+        "ternarization/*.png in each network's folder", nargs="?", const=True, incidental=True)
     return parser
 # fmt: on
 

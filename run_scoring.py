@@ -23,7 +23,7 @@ from data.errors import UserError, require_packages
 from model_compound_scaling.command_line import inputs
 from model_compound_scaling.command_line.entry import require_names, run
 from model_compound_scaling.command_line.flag_values import non_negative, positive
-from model_compound_scaling.command_line.parser import ON_OFF, Parser, flag
+from model_compound_scaling.command_line.parser import ON_OFF, Parser
 from model_compound_scaling.command_line.shared_flags import (
     add_data_flags,
     add_machine_flags,
@@ -52,64 +52,56 @@ REFERENCES = {"ImageNet": "imagenet", "CIFAR10": "cifar", "CIFAR100": "cifar"}
 
 # fmt: off
 def add_counting_flags(parser: Parser) -> None:
-    counting = parser.add_argument_group("counting")
-    flag(counting, "--halfprecision", ON_OFF, True, None,
-         "16-bit values, activations and multiplications; --eval computes in 16 bit too")
-    flag(counting, "--mul-bits", positive, None, "N",
-         "operands of multiplications (default: 16, or 32 with --no-halfprecision)")
-    flag(counting, "--add-bits", positive, 32, "N",
-         "operands of additions outside the tree adder")
-    flag(counting, "--tree-adder", ON_OFF, True, None,
-         "sum ternary layers with a tree of adders, as narrow as each level allows")
-    flag(counting, "--formats", ON_OFF, True, None,
-         "store ternary layers in the cheapest of all formats; --no-formats leaves the bit mask "
-         "and ternary scoring scheme 1")
-    flag(counting, "--prune-threshold", non_negative, 1.0, "T",
-         "first zero depthwise weights below T x their layer's largest; 1 = off")
-    flag(counting, "--rules", RULE_SETS, "published", None,
-         "rule set whose layers are listed: as in the thesis' tables, or the challenge's written "
-         "rules; the summary has both")
+    add = parser.section("counting")
+    add("--halfprecision", ON_OFF, True, None,
+        "16-bit values, activations and multiplications; --eval computes in 16 bit too")
+    add("--mul-bits", positive, None, "N",
+        "operands of multiplications (default: 16, or 32 with --no-halfprecision)")
+    add("--add-bits", positive, 32, "N", "operands of additions outside the tree adder")
+    add("--tree-adder", ON_OFF, True, None,
+        "sum ternary layers with a tree of adders, as narrow as each level allows")
+    add("--formats", ON_OFF, True, None, "store ternary layers in the cheapest of all formats; "
+        "--no-formats leaves the bit mask and ternary scoring scheme 1")
+    add("--prune-threshold", non_negative, 1.0, "T",
+        "first zero depthwise weights below T x their layer's largest; 1 = off")
+    add("--rules", RULE_SETS, "published", None, "rule set whose layers are listed: as in the "
+        "thesis' tables, or the challenge's written rules; the summary has both")
 
 
 def add_file_flags(parser: Parser) -> None:
-    output = parser.add_argument_group("output")
-    flag(output, "--json", Path, None, "FILE.json", "everything that is printed, in units")
-    flag(output, "--csv", Path, None, "FILE.csv", "the layers")
-    flag(output, "--plot", Path, None, "FILE.png",
-         "chart of ternary and deleted weights per layer; needs matplotlib")
-    flag(output, "--save", ON_OFF, False, None,
-         "write each ternary layer's two bit masks, 8 weights a byte, and centroids")
-    flag(output, "--pt-sparse", ON_OFF, False, None,
-         "with --save: as sparse COO tensors instead")
-    flag(output, "--output --slurm-save", Path, SAVED_LAYERS, "DIR", "folder of --save")
-    forms = parser.add_argument_group("the network in other forms")
-    flag(forms, "--thin", Path, None, "FILE.pt",
-         "write the network without its dead channels: a checkpoint for all stages")
-    flag(forms, "--onnx", Path, None, "FILE.onnx",
-         "write the network (with --thin, the thin one) for other runtimes, ternary layers as "
-         "2-bit codes; needs requirements-export.txt")
-    flag(forms, "--onnx-opset", onnx_code_types.OPSETS, None, "N",
-         "13 to 25 (default); codes take 2 bits in 25, 4 bits from 21 on, 8 bits below")
-    packed = parser.add_argument_group("packed files and predictions")
-    flag(packed, "--export", Path, None, "FILE.ec2t",
-         "write the whole network, entropy-coded, in one file that --t-model reads")
-    flag(packed, "--export-precision", ("fp16", "fp32"), None, None,
-         "of tensors that are not ternary; fp32 keeps every bit of them. Ternary layers and "
-         "their values are always exact (default: fp16)")
-    flag(packed, "--predict", Path, None, "IMAGE_OR_FOLDER",
-         "print the most probable classes of an image, or of all in a folder")
-    flag(packed, "--top", positive, None, "K",
-         f"classes that --predict prints (default: {TOP}, or all of fewer)")
+    add = parser.section("output")
+    add("--json", Path, None, "FILE.json", "everything that is printed, in units")
+    add("--csv", Path, None, "FILE.csv", "the layers")
+    add("--plot", Path, None, "FILE.png",
+        "chart of ternary and deleted weights per layer; needs matplotlib")
+    add("--save", ON_OFF, False, None,
+        "write each ternary layer's two bit masks, 8 weights a byte, and centroids")
+    add("--pt-sparse", ON_OFF, False, None, "with --save: as sparse COO tensors instead")
+    add("--output --slurm-save", Path, SAVED_LAYERS, "DIR", "folder of --save")
+    add = parser.section("the network in other forms")
+    add("--thin", Path, None, "FILE.pt",
+        "write the network without its dead channels: a checkpoint for all stages")
+    add("--onnx", Path, None, "FILE.onnx", "write the network (with --thin, the thin one) for "
+        "other runtimes, ternary layers as 2-bit codes; needs requirements-export.txt")
+    add("--onnx-opset", onnx_code_types.OPSETS, None, "N",
+        "13 to 25 (default); codes take 2 bits in 25, 4 bits from 21 on, 8 bits below")
+    add = parser.section("packed files and predictions")
+    add("--export", Path, None, "FILE.ec2t",
+        "write the whole network, entropy-coded, in one file that --t-model reads")
+    add("--export-precision", ("fp16", "fp32"), None, None, "of tensors that are not ternary; fp32 "
+        "keeps every bit of them. Ternary layers and their values are always exact (default: fp16)")
+    add("--predict", Path, None, "IMAGE_OR_FOLDER",
+        "print the most probable classes of an image, or of all in a folder")
+    add("--top", positive, None, "K",
+        f"classes that --predict prints (default: {TOP}, or all of fewer)")
 
 
 def build_parser() -> Parser:
     parser = Parser(prog="run_scoring.py", required="--t-model FILE", description=__doc__)
-    what = parser.add_argument_group("what is scored")
-    flag(what, "--t-model", None, None, "FILE",
-         "checkpoint or packed file: a name in model_scoring/trained_t_models, or a path",
-         required=True)
-    flag(what, "--eval", ON_OFF, False, None,
-         "measure top-1 and top-5 accuracy on the validation images")
+    add = parser.section("what is scored")
+    add("--t-model", None, None, "FILE", "checkpoint or packed file: a name in "
+        "model_scoring/trained_t_models, or a path", required=True)
+    add("--eval", ON_OFF, False, None, "measure top-1 and top-5 accuracy on the validation images")
     add_counting_flags(parser)
     add_file_flags(parser)
     add_network_flags(parser)

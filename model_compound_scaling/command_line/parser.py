@@ -4,6 +4,7 @@ import argparse
 import difflib
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,6 +39,10 @@ class Parser(argparse.ArgumentParser):
             formatter_class=_Help,
             allow_abbrev=False,
         )
+
+    def section(self, title: str) -> Callable[..., None]:
+        """`flag` for a group of flags that has this title in the help."""
+        return partial(flag, self.add_argument_group(title))
 
     @property
     def incidental(self) -> frozenset[str]:

@@ -13,7 +13,7 @@ from model_compound_scaling.command_line.flag_values import (
     non_negative,
     positive,
 )
-from model_compound_scaling.command_line.parser import ON_OFF, SWITCH, Parser, flag
+from model_compound_scaling.command_line.parser import ON_OFF, SWITCH, Parser
 from model_compound_scaling.networks.efficientnet_keys import ORIGINS
 from model_compound_scaling.networks.registry import REGISTRY
 
@@ -26,74 +26,67 @@ MODELS = (
 # fmt: off
 def add_data_flags(parser: Parser, *, training: bool, default: str) -> None:
     """`default` says in words which data set is taken without --dataset."""
-    data = parser.add_argument_group("data")
-    flag(data, "--dataset", None, None, "NAME",
-         f"one of {', '.join(DATASETS)} (default: {default})")
-    flag(data, "--data-path", folder, None, "DIR", "folder of the data set "
-         "(default: data/downloads, where CIFAR and MNIST are downloaded to)", incidental=True)
-    flag(data, "--image-size", positive, None, "S", "height and width of the input "
-         "(default: that of a checkpoint, else the data set's or network's)")
-    flag(data, "--normalize", NORMALIZE, None, None, "mean and deviation of the input "
-         "(default: that of a checkpoint, else the data set's)")
+    add = parser.section("data")
+    add("--dataset", None, None, "NAME", f"one of {', '.join(DATASETS)} (default: {default})")
+    add("--data-path", folder, None, "DIR", "folder of the data set (default: data/downloads, "
+        "where CIFAR and MNIST are downloaded to)", incidental=True)
+    add("--image-size", positive, None, "S", "height and width of the input (default: that of a "
+        "checkpoint, else the data set's or network's)")
+    add("--normalize", NORMALIZE, None, None,
+        "mean and deviation of the input (default: that of a checkpoint, else the data set's)")
     if training:
-        flag(data, "--augment", AUGMENT, "default", None,
-             "training images: the data set's usual recipe, only flip and crop, or as they are")
-        flag(data, "--batch-size", positive, 256, "N",
-             "training images a step, of all processes together")
-    flag(data, "--val-batch-size", positive, 512, "N",
-         "images at once when evaluating", incidental=True)
-    flag(data, "--workers", natural, 4, "N",
-         "processes that read images from disk; small data sets stay in memory", incidental=True)
-    flag(data, "--cache-gb", non_negative, 4.0, "X",
-         "folders of small images (up to 64 pixels) are held in memory, and augmented on the "
-         "device, up to X 10^9 bytes; larger ones are read from disk in each epoch",
-         incidental=True)
-    flag(data, "--skip-bad-images", natural, 0, "N",
-         "leave out, and name, up to N image files that cannot be read, instead of stopping",
-         incidental=True)
+        add("--augment", AUGMENT, "default", None,
+            "training images: the data set's usual recipe, only flip and crop, or as they are")
+        add("--batch-size", positive, 256, "N", "training images a step, of all processes together")
+    add("--val-batch-size", positive, 512, "N", "images at once when evaluating", incidental=True)
+    add("--workers", natural, 4, "N",
+        "processes that read images from disk; small data sets stay in memory", incidental=True)
+    add("--cache-gb", non_negative, 4.0, "X",
+        "folders of small images (up to 64 pixels) are held in memory, and augmented on the "
+        "device, up to X 10^9 bytes; larger ones are read from disk in each epoch", incidental=True)
+    add("--skip-bad-images", natural, 0, "N", "leave out, and name, up to N image files that "
+        "cannot be read, instead of stopping", incidental=True)
 
 
 def add_machine_flags(parser: Parser, *, training: bool) -> None:
     """Where it runs, and the seed."""
-    machine = parser.add_argument_group("machine")
+    add = parser.section("machine")
     if training:
-        flag(machine, "--deterministic", SWITCH, False, None,
-             "only algorithms that give the same bits in every run on a GPU of the same kind; "
-             "slower there")
-    flag(machine, "--cuda", ON_OFF, None, None,
-         "compute on the GPU (default: if there is one)", incidental=True)
-    flag(machine, "--seed", natural, 0, "N",
-         "of initialisation, order of the images, augmentation and dropout")
+        add("--deterministic", SWITCH, False, None, "only algorithms that give the same bits in "
+            "every run on a GPU of the same kind; slower there")
+    add("--cuda", ON_OFF, None, None,
+        "compute on the GPU (default: if there is one)", incidental=True)
+    add("--seed", natural, 0, "N",
+        "of initialisation, order of the images, augmentation and dropout")
 
 
 def add_network_flags(parser: Parser) -> None:
     """What network a checkpoint holds."""
-    network = parser.add_argument_group("network, if the checkpoint does not describe it")
-    flag(network, "--model", None, None, "NAME",
-         f"{MODELS} (default: what the checkpoint says or its tensors show)")
-    flag(network, "--dw-multps", multiplier, None, ("D", "W"),
-         "depth and width multiplier of a MicroNet (default: read off the tensors)", nargs=2)
-    flag(network, "--phi", exponent, 3.5, "PHI",
-         "exponent of both multipliers; takes effect with --dw-multps", incidental=True)
-    flag(network, "--weights-origin", ("auto", *ORIGINS), "auto", None,
-         "where EfficientNet weights were trained: decides BatchNorm eps and padding; tf also "
-         "for lukemelas' and timm's tf_ models; auto goes by the names of the tensors")
+    add = parser.section("network, if the checkpoint does not describe it")
+    add("--model", None, None, "NAME",
+        f"{MODELS} (default: what the checkpoint says or its tensors show)")
+    add("--dw-multps", multiplier, None, ("D", "W"),
+        "depth and width multiplier of a MicroNet (default: read off the tensors)", nargs=2)
+    add("--phi", exponent, 3.5, "PHI",
+        "exponent of both multipliers; takes effect with --dw-multps", incidental=True)
+    add("--weights-origin", ("auto", *ORIGINS), "auto", None,
+        "where EfficientNet weights were trained: decides BatchNorm eps and padding; tf also for "
+        "lukemelas' and timm's tf_ models; auto goes by the names of the tensors")
 
 
 def add_run_flags(parser: Parser, *, output: Path) -> None:
     """Where a run's files go, and what happens to an earlier run there."""
-    run = parser.add_argument_group("run")
-    flag(run, "--output --slurm-save", Path, output, "DIR",
-         "folder of the results; each network of a grid has its own below", incidental=True)
-    flag(run, "--resume", None, "auto", "auto|PATH|none",
-         "auto continues the same run in the same folder, PATH begins with another run's "
-         "last.pt (and later continues what that began), none starts over", incidental=True)
-    flag(run, "--resume-override", SWITCH, False, None,
-         "continue although the configuration is another", incidental=True)
-    flag(run, "--checkpoint-every", interval, "15min", "INTERVAL",
-         "save within epochs, too, as often as this: minutes as in 15min, or 500steps",
-         incidental=True)
-    flag(run, "--no-resume", "store_const", argparse.SUPPRESS, None,
-         "same as --resume none; an earlier run in the folder is kept under another name",
-         dest="resume", const="none", incidental=True)
+    add = parser.section("run")
+    add("--output --slurm-save", Path, output, "DIR",
+        "folder of the results; each network of a grid has its own below", incidental=True)
+    add("--resume", None, "auto", "auto|PATH|none",
+        "auto continues the same run in the same folder, PATH begins with another run's last.pt "
+        "(and later continues what that began), none starts over", incidental=True)
+    add("--resume-override", SWITCH, False, None,
+        "continue although the configuration is another", incidental=True)
+    add("--checkpoint-every", interval, "15min", "INTERVAL", "save within epochs, too, as often as "
+        "this: minutes as in 15min, or 500steps", incidental=True)
+    add("--no-resume", "store_const", argparse.SUPPRESS, None,
+        "same as --resume none; an earlier run in the folder is kept under another name",
+        dest="resume", const="none", incidental=True)
 # fmt: on
