@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING
 
 from data.datasets import find_dataset
 from data.errors import UserError
-from model_compound_scaling.command_line import inputs
-from model_compound_scaling.command_line.entry import configuration, require_single, run, start
+from model_compound_scaling.command_line import entry, inputs, shared_flags
 from model_compound_scaling.command_line.flag_values import (
     decay,
     exponent,
@@ -34,19 +33,7 @@ from model_compound_scaling.command_line.flag_values import (
     shard,
 )
 from model_compound_scaling.command_line.parser import SWITCH, Parser
-from model_compound_scaling.command_line.shared_flags import (
-    MODELS,
-    add_data_flags,
-    add_machine_flags,
-    add_run_flags,
-)
-from model_compound_scaling.networks.registry import (
-    THESIS_SCALING,
-    NetworkSpec,
-    Row,
-    canonical_name,
-    table_row,
-)
+from model_compound_scaling.networks.registry import THESIS_SCALING, canonical_name, table_row
 from model_compound_scaling.runs.save_interval import Interval
 from model_compound_scaling.search.points import (
     Multipliers,
@@ -54,7 +41,6 @@ from model_compound_scaling.search.points import (
     parse_grid,
     possible_points,
     scaled_point,
-    single_point,
 )
 from model_compound_scaling.search.recipes import DEFAULT_RECIPE, RECIPES
 from model_compound_scaling.training.recipe import AMP, SCHEDULES
@@ -70,9 +56,8 @@ OUTPUT = Path(__file__).parent / "model_compound_scaling" / "saved_models"
 def build_parser() -> Parser:
     parser = Parser(prog="run_compound_scaling.py", description=__doc__)
     add = parser.section("network")
-    add("--model", None, None, "NAME",
-        f"{MODELS} "
-        "(default: cifar_micronet, image_micronet or lenet-5, by the images)")
+    add("--model", None, None, "NAME", shared_flags.MODELS +
+        " (default: cifar_micronet, image_micronet or lenet-5, by the images)")
     add = parser.section("search (MicroNets)")
     add("--grid", grid_value, None, "D W", "pairs of depth and width multipliers, one after the "
         "other; auto: all with d w^2 r^2 near 2. More than one pair are trained with phi 1, and "
@@ -109,9 +94,9 @@ def build_parser() -> Parser:
     add("--amp", tuple(AMP), "off", None, "mixed precision; fp16 with a scaled loss")
     add("--channels-last", SWITCH, False, None, "the memory format that tensor cores like")
     add("--compile", SWITCH, False, None, "compile the network with torch.compile")
-    add_data_flags(parser, training=True, default="CIFAR100")
-    add_machine_flags(parser, training=True)
-    add_run_flags(parser, output=OUTPUT)
+    shared_flags.add_data_flags(parser, training=True, default="CIFAR100")
+    shared_flags.add_machine_flags(parser, training=True)
+    shared_flags.add_run_flags(parser, output=OUTPUT)
     return parser
 # fmt: on
 
@@ -124,15 +109,15 @@ def default_model(dataset: str, image_size: int | None) -> str:
     return "cifar_micronet" if (image_size or row.image_size) <= 64 else "image_micronet"
 
 
-def check(args: argparse.Namespace, row: Row) -> None:
+def check(args: argparse.Namespace, family: str) -> None:
     """UserError for flags that contradict each other; fills in the recipe's defaults."""
     scaling = ("grid", "phi", "scale_resolution", "target_accuracy")
     given = [f"--{name.replace('_', '-')}" for name in scaling if getattr(args, name)]
-    if row.family != "micronet" and given:
+    if family != "micronet" and given:
         raise UserError(f"{given[0]} scales MicroNets; {args.model} has one size")
     if "auto" in (args.grid or []) and len(args.grid) > 1:
         raise UserError("--grid auto stands alone")
-    recipe = RECIPES.get(row.family, DEFAULT_RECIPE)
+    recipe = RECIPES.get(family, DEFAULT_RECIPE)
     for name in ("epochs", "weight_decay", "schedule"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(recipe, name))
@@ -168,23 +153,20 @@ def class_names(args: argparse.Namespace) -> list[str] | None:
 def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
     args.dataset = args.dataset or "CIFAR100"
     args.model = canonical_name(args.model or default_model(args.dataset, args.image_size))
-    row = table_row(args.model)
-    check(args, row)
+    check(args, table_row(args.model).family)
     grid, phis = scaling(args)
     names = class_names(args)
     classes = find_dataset(args.dataset, args.image_size).classes or len(names)
-    make = scaled_point if row.family == "micronet" else single_point
-    size = inputs.input_size(args, NetworkSpec(args.model, classes), {})
-    point = partial(make, args.model, num_classes=classes, image_size=size)
+    size = inputs.input_size(args, args.model, {})
+    point = partial(scaled_point, args.model, num_classes=classes, image_size=size)
     points = possible_points(point, grid, phis)
-    require_single(args.resume, len(points))
-    device = start(args)
+    entry.require_single(args.resume, len(points))
+    device = entry.start(args)
 
-    from model_compound_scaling.machine.log import Log
+    from model_compound_scaling.machine import Log
+    from model_compound_scaling.search import Search, Settings, Trainer, conclude
     from model_compound_scaling.search.results_table import rows, to_text
-    from model_compound_scaling.search.search import Search
     from model_compound_scaling.search.train_network import require_memory
-    from model_compound_scaling.search.trainer import Settings, Trainer, conclude
 
     if args.dry_run:
         Log()(to_text(rows(dict.fromkeys(points), predicted=True), predicted=True))
@@ -195,7 +177,7 @@ def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
         require_memory(possible, device, averaged=args.ema > 0)
     settings = Settings(
         output=args.output,
-        configuration=configuration(args, incidental, classes=inputs.fingerprint(names)),
+        configuration=entry.configuration(args, incidental, classes=inputs.fingerprint(names)),
         epochs=args.epochs,
         averaged=args.ema > 0,
         resume=args.resume,
@@ -225,7 +207,7 @@ def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
     parser = build_parser()
-    return run(partial(body, incidental=parser.incidental), parser, argv)
+    return entry.run(partial(body, incidental=parser.incidental), parser, argv)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from data.errors import UserError, require_packages
-from model_compound_scaling.command_line import inputs
-from model_compound_scaling.command_line.entry import (
-    configuration,
-    require_names,
-    require_single,
-    run,
-    start,
-)
+from model_compound_scaling.command_line import entry, inputs, shared_flags
 from model_compound_scaling.command_line.flag_values import (
     boolean,
     natural,
@@ -32,12 +25,6 @@ from model_compound_scaling.command_line.flag_values import (
     regex,
 )
 from model_compound_scaling.command_line.parser import ON_OFF, SWITCH, Parser, flag
-from model_compound_scaling.command_line.shared_flags import (
-    add_data_flags,
-    add_machine_flags,
-    add_network_flags,
-    add_run_flags,
-)
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
 from model_compound_scaling.runs.save_interval import Interval
 from model_quantization.grid import grid_points, results, results_csv, results_table
@@ -91,10 +78,10 @@ def build_parser() -> Parser:
     add("--weight-decay", non_negative, 5e-6, "X", "of the layers that are not quantized")
     add("--eval", ON_OFF, False, None,
         "also measure the accuracy before quantization and before training", incidental=True)
-    add_network_flags(parser)
-    add_data_flags(parser, training=True, default="the checkpoint's, else CIFAR100")
-    add_machine_flags(parser, training=True)
-    add_run_flags(parser, output=OUTPUT)
+    shared_flags.add_network_flags(parser)
+    shared_flags.add_data_flags(parser, training=True, default="the checkpoint's, else CIFAR100")
+    shared_flags.add_machine_flags(parser, training=True)
+    shared_flags.add_run_flags(parser, output=OUTPUT)
     add = parser.section("plots (need matplotlib)")
     add("--plot-pareto", Path, None, "FILE.png",
         "draw accuracy over zeros of the grid's networks", incidental=True)
@@ -147,17 +134,15 @@ def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
         thresholds=args.ttq_threshold,
         goals={"sparsity": args.target_sparsity, "params": args.target_params},
     )
-    require_single(args.resume, len(points))
-    require_names(args)
-    device = start(args)
+    entry.require_single(args.resume, len(points))
+    entry.require_names(args)
+    device = entry.start(args)
 
     from model_compound_scaling.checkpoints.atomic_save import write_text
-    from model_compound_scaling.machine import processes
-    from model_compound_scaling.machine.log import Log
-    from model_compound_scaling.runs.folder_lock import turn
-    from model_compound_scaling.runs.history import copy_best
+    from model_compound_scaling.machine import Log, processes
+    from model_compound_scaling.runs import copy_best, turn
+    from model_quantization import quantize_point
     from model_quantization.plots import plot_pareto, plot_ternarization
-    from model_quantization.two_phases import quantize_point
 
     checkpoint, spec = inputs.open_checkpoint(
         args, name=args.model_dict, folder=SOURCES, flag="--model-dict"
@@ -176,7 +161,7 @@ def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
             checkpoint=checkpoint,
             spec=spec,
             folder=args.output / name,
-            config=configuration(
+            config=entry.configuration(
                 args, incidental, model=spec.model, point=point.name, classes=classes
             ),
             resume=args.resume,
@@ -205,7 +190,7 @@ def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
     parser = build_parser()
-    return run(partial(body, incidental=parser.incidental), parser, argv)
+    return entry.run(partial(body, incidental=parser.incidental), parser, argv)
 
 
 if __name__ == "__main__":

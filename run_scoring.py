@@ -20,15 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import UserError, require_packages
-from model_compound_scaling.command_line import inputs
-from model_compound_scaling.command_line.entry import require_names, run
+from model_compound_scaling.command_line import entry, inputs, shared_flags
 from model_compound_scaling.command_line.flag_values import non_negative, positive
 from model_compound_scaling.command_line.parser import ON_OFF, Parser
-from model_compound_scaling.command_line.shared_flags import (
-    add_data_flags,
-    add_machine_flags,
-    add_network_flags,
-)
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
 from model_scoring.counting.settings import RULE_SETS, Settings
 from model_scoring.export import onnx_code_types
@@ -39,6 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from data import Data
+    from model_compound_scaling.checkpoints import Checkpoint
     from model_compound_scaling.training import Evaluation
     from model_scoring.counting import Score
     from model_scoring.packed_file import Packed
@@ -104,9 +99,10 @@ def build_parser() -> Parser:
     add("--eval", ON_OFF, False, None, "measure top-1 and top-5 accuracy on the validation images")
     add_counting_flags(parser)
     add_file_flags(parser)
-    add_network_flags(parser)
-    add_data_flags(parser, training=False, default="what the checkpoint was trained on")
-    add_machine_flags(parser, training=False)
+    shared_flags.add_network_flags(parser)
+    images = "what the checkpoint was trained on"
+    shared_flags.add_data_flags(parser, training=False, default=images)
+    shared_flags.add_machine_flags(parser, training=False)
     return parser
 # fmt: on
 
@@ -178,10 +174,10 @@ def packed_network(network: "nn.Module", spec: NetworkSpec, known: dict, *, half
 def outputs(
     args: argparse.Namespace, result: "Score", content: dict, packed: "Packed | None"
 ) -> dict[Path, bytes]:
-    """Every file the flags ask for, complete before the first is written."""
+    """The files that the flags ask for, but for the network's other forms."""
     from model_scoring.counting import plot, report
     from model_scoring.counting.scoring import ternary_layers
-    from model_scoring.export.layer_masks import layer_files
+    from model_scoring.export import layer_files
 
     files = {}
     if packed:
@@ -210,35 +206,42 @@ def show(result: "Score", rules: str, packed: "Packed | None") -> None:
         print(f"warning: {line}", file=sys.stderr)
 
 
-def body(args: argparse.Namespace) -> None:
-    named = check(args)
-    require_names(args)
+def open_network(
+    args: argparse.Namespace, written: list[Path]
+) -> "tuple[Checkpoint, NetworkSpec, nn.Module]":
+    """What --t-model names; UserError if it is one of the files to be written."""
+    from model_compound_scaling.checkpoints import load_network
+    from model_scoring.packed_file import read_any
 
-    import torch
-
-    from model_compound_scaling.checkpoints.network_checkpoint import load_network
-    from model_compound_scaling.machine.devices import choose_device
-    from model_scoring.counting.report import to_dict
-    from model_scoring.counting.scoring import prune_depthwise, score
-    from model_scoring.export.output_files import write_all
-    from model_scoring.export.thin_and_onnx import other_forms
-    from model_scoring.packed_file.format import read_any
-
-    torch.manual_seed(args.seed)
-    device = choose_device(args.cuda)
     read = partial(read_any, trusted=args.model)
     checkpoint, spec = inputs.open_checkpoint(
         args, name=args.t_model, folder=SOURCES, flag="--t-model", read=read
     )
-    if checkpoint.path.resolve() in named:
+    if checkpoint.path.resolve() in written:
         raise UserError(f"{checkpoint.path} is the checkpoint itself: name another output file")
+    return checkpoint, spec, load_network(checkpoint, spec).eval()
+
+
+def body(args: argparse.Namespace) -> None:
+    written = check(args)
+    entry.require_names(args)
+
+    import torch
+
+    from model_compound_scaling.machine import choose_device
+    from model_scoring.counting import score, to_dict
+    from model_scoring.counting.scoring import prune_depthwise
+    from model_scoring.export import other_forms, write_all
+
+    torch.manual_seed(args.seed)
+    device = choose_device(args.cuda)
+    checkpoint, spec, network = open_network(args, written)
     row, known = table_row(spec.model), inputs.known_input(args, spec, checkpoint.data)
     size = known["image_size"]
-    network = load_network(checkpoint, spec).eval()
     pruned = prune_depthwise(network, args.prune_threshold)
     data, packed, predictions = None, None, ()
     if args.predict:
-        from model_scoring.inference.prediction import predict
+        from model_scoring.inference import predict
 
         predictions = predict(
             network, args.predict, spec=spec, data=known, top=args.top, device=device
@@ -280,7 +283,7 @@ def body(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Score a checkpoint; returns the exit code."""
-    return run(body, build_parser(), argv)
+    return entry.run(body, build_parser(), argv)
 
 
 if __name__ == "__main__":

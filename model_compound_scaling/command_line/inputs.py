@@ -47,9 +47,9 @@ def open_checkpoint(
     return checkpoint, spec
 
 
-def input_size(args: argparse.Namespace, spec: NetworkSpec, recorded: dict) -> int:
+def input_size(args: argparse.Namespace, model: str, recorded: dict) -> int:
     """Height and width of the input: the flag's, the checkpoint's, or what the network is for."""
-    return args.image_size or recorded.get("image_size") or table_row(spec.model).image_size
+    return args.image_size or recorded.get("image_size") or table_row(model).image_size
 
 
 def open_data(
@@ -82,7 +82,7 @@ def open_data(
     data = load_data(
         name,
         data_path=args.data_path,
-        image_size=image_size or input_size(args, spec, recorded),
+        image_size=image_size or input_size(args, spec.model, recorded),
         channels=row.channels,
         normalize=args.normalize or _recorded_statistics(recorded) or "dataset",
         eval_crop="full" if row.family == "efficientnet" else "standard",
@@ -107,7 +107,7 @@ def open_data(
 def known_input(args: argparse.Namespace, spec: NetworkSpec, recorded: dict) -> dict:
     """What is known of the network's images without opening a data set, as `describe` has it: what
     the checkpoint recorded, and what flags say instead. Without "mean" if neither tells."""
-    size, channels = input_size(args, spec, recorded), table_row(spec.model).channels
+    size, channels = input_size(args, spec.model, recorded), table_row(spec.model).channels
     known = {**recorded, "image_size": size}
     row = find_dataset(args.dataset or recorded.get("dataset") or "ImageFolder", size)
     if args.dataset and row.name != recorded.get("dataset"):

@@ -74,25 +74,15 @@ def parse_grid(values: list[float] | str, *, resolution: bool) -> list[Multiplie
 def scaled_point(
     model: str, multipliers: Multipliers, phi: float, *, num_classes: int, image_size: int
 ) -> Point:
-    """A MicroNet of depth d^phi and width w^phi for images of r^phi times `image_size` pixels."""
+    """A MicroNet of depth d^phi and width w^phi for images of r^phi times `image_size` pixels; any
+    other network has one size, whatever it is to be scaled by."""
+    if table_row(model).family != "micronet":
+        return Point(model.replace(":", "-"), NetworkSpec(model, num_classes), image_size)
     d, w, r = multipliers
     depth, width, resolution = (m**phi for m in multipliers)
-    size = f"_r{r:g}" if r != 1 else ""
-    shape = scaled_shape(model, depth=depth, width=width)
-    return Point(
-        f"{model}_d{d:g}_w{w:g}{size}_phi{phi:g}",
-        NetworkSpec(model, num_classes, shape),
-        round(resolution * image_size),
-        multipliers,
-        phi,
-    )
-
-
-def single_point(
-    model: str, multipliers: Multipliers, phi: float, *, num_classes: int, image_size: int
-) -> Point:
-    """A network that has one size, whatever it is to be scaled by."""
-    return Point(model.replace(":", "-"), NetworkSpec(model, num_classes), image_size)
+    name = f"{model}_d{d:g}_w{w:g}{f'_r{r:g}' if r != 1 else ''}_phi{phi:g}"
+    spec = NetworkSpec(model, num_classes, scaled_shape(model, depth=depth, width=width))
+    return Point(name, spec, round(resolution * image_size), multipliers, phi)
 
 
 def possible_points(
