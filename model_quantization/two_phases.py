@@ -25,8 +25,8 @@ from model_compound_scaling.training.evaluation import evaluate, require_fit
 from model_compound_scaling.training.loop import run_epochs
 from model_compound_scaling.training.optimizers import load_optimizer
 from model_compound_scaling.training.step import TrainStep
-from model_quantization.ec2t.ternarizer import Ternarizer
 from model_quantization.ec2t.latent_layers import MIN_CENTROID
+from model_quantization.ec2t.ternarizer import Ternarizer
 from model_quantization.gamma_search import Goal, solve_gamma
 from model_quantization.grid import Point
 from model_quantization.layer_selection import freeze_quantized, pruned_names, ternarized_names

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from model_compound_scaling.checkpoints.errors import DiskError
 from data.errors import UserError
+from model_compound_scaling.checkpoints.errors import DiskError
 
 OWNER_LIMIT = 4096  # bytes read of what the owner wrote about itself
 UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from model_compound_scaling.machine import processes
 from model_compound_scaling.checkpoints.atomic_save import read_file, write_file
+from model_compound_scaling.machine import processes
 
 # these change neither the result nor what the run means
 INCIDENTAL = {

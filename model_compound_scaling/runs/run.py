@@ -15,15 +15,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model_compound_scaling.checkpoints.errors import CheckpointError, DiskError
 from data.errors import UserError
-from model_compound_scaling.machine import processes
+from model_compound_scaling.checkpoints.atomic_save import (
+    has_generation,
+    read_file,
+    read_generation,
+    write_file,
+    write_generation,
+    write_text,
+)
+from model_compound_scaling.checkpoints.errors import CheckpointError, DiskError
 from model_compound_scaling.checkpoints.recognition import mismatches
-from model_compound_scaling.runs.history import History, differences
-from model_compound_scaling.runs.folder_lock import hold_folder
+from model_compound_scaling.machine import processes
 from model_compound_scaling.machine.log import Log
 from model_compound_scaling.networks.registry import NetworkSpec
-from model_compound_scaling.checkpoints.atomic_save import has_generation, read_file, read_generation, write_file, write_generation, write_text
+from model_compound_scaling.runs.folder_lock import hold_folder
+from model_compound_scaling.runs.history import History, differences
 
 
 class Run(History):

@@ -1,9 +1,9 @@
 """How often a checkpoint is due within an epoch."""
 
-from dataclasses import dataclass
 import math
 import re
 import time
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)

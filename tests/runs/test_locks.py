@@ -13,7 +13,6 @@ import pytest
 from torch.utils.data import DataLoader
 
 from model_compound_scaling.checkpoints.errors import DiskError
-from model_compound_scaling.runs import folder_lock
 from model_compound_scaling.runs.folder_lock import FolderInUse, hold_folder
 
 pytestmark = pytest.mark.faults

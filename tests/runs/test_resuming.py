@@ -14,15 +14,15 @@ from torchvision.io import write_png
 
 import run_compound_scaling
 import run_quantization
-from model_compound_scaling.checkpoints.errors import DiskError
 from data.errors import UserError
-from model_compound_scaling.runs import run
-from model_compound_scaling.command_line.entry import out_of_memory
+from model_compound_scaling.checkpoints.errors import DiskError
 from model_compound_scaling.checkpoints.manifest import manifest_path
-from model_compound_scaling.training.optimizers import make_sgd
-from model_compound_scaling.training.step import TrainStep
-from model_compound_scaling.training.recipe import Options
+from model_compound_scaling.command_line.entry import out_of_memory
+from model_compound_scaling.runs import run
 from model_compound_scaling.training.loop import CHECK_EVERY
+from model_compound_scaling.training.optimizers import make_sgd
+from model_compound_scaling.training.recipe import Options
+from model_compound_scaling.training.step import TrainStep
 
 pytestmark = pytest.mark.faults
 

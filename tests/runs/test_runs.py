@@ -88,8 +88,8 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_ends_with_7(
 
 
 def test_a_save_that_fails_once_is_made_up_for(whole, tmp_path, monkeypatch, capsys):
-    from model_compound_scaling.runs import run
     from model_compound_scaling.checkpoints.atomic_save import write_generation
+    from model_compound_scaling.runs import run
 
     calls = []
 
