@@ -43,6 +43,7 @@ from model_compound_scaling.networks.registry import (
 )
 from model_compound_scaling.runs.folder_lock import turn
 from model_compound_scaling.runs.history import History, copy_best, finished
+from model_compound_scaling.runs.resume import RunRequest
 from model_compound_scaling.runs.save_interval import Interval
 from model_compound_scaling.search.points import (
     Multipliers,
@@ -55,8 +56,8 @@ from model_compound_scaling.search.points import (
 from model_compound_scaling.search.recipes import DEFAULT_RECIPE, RECIPES
 from model_compound_scaling.search.results_table import rows, to_csv, to_text
 from model_compound_scaling.search.search import Search
-from model_compound_scaling.search.train_network import require_memory, train_point
-from model_compound_scaling.training.recipe import AMP, SCHEDULES
+from model_compound_scaling.search.train_network import Training, require_memory, train_point
+from model_compound_scaling.training.recipe import AMP, SCHEDULES, Options, from_flags
 
 TARGET_PHIS = [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
 OUTPUT = Path(__file__).parent / "model_compound_scaling" / "saved_models"
@@ -263,14 +264,17 @@ class Trainer:
         data = self.open_data(point)
         return train_point(
             point,
-            folder=args.output,
-            config=config,
-            resume=args.resume,
-            override=args.resume_override,
+            from_flags(Training, vars(args), options=from_flags(Options, vars(args))),
+            RunRequest(
+                args.output / point.name,
+                config,
+                resume=args.resume,
+                override=args.resume_override,
+                interval=Interval.parse(args.checkpoint_every),
+            ),
             data=data,
             recorded=inputs.describe(data),
             device=self.device,
-            interval=Interval.parse(args.checkpoint_every),
         )
 
     def open_data(self, point: Point) -> Data:

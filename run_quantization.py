@@ -29,10 +29,12 @@ from model_compound_scaling.machine.log import Log
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
 from model_compound_scaling.runs.folder_lock import turn
 from model_compound_scaling.runs.history import copy_best
+from model_compound_scaling.runs.resume import RunRequest
 from model_compound_scaling.runs.save_interval import Interval
+from model_compound_scaling.training.recipe import from_flags
 from model_quantization.grid import grid_points, results, results_csv, results_table
 from model_quantization.plots import plot_pareto, plot_ternarization, require_matplotlib
-from model_quantization.two_phases import quantize_point
+from model_quantization.two_phases import Quantizing, quantize_point
 from model_scoring.counting.scoring import score
 
 STAGE = Path(__file__).parent / "model_quantization"
@@ -229,7 +231,14 @@ def count_parameters(spec: NetworkSpec, size: int) -> Callable:
 
 def body(args: argparse.Namespace) -> None:
     check(args)
-    points = grid_points(configuration(args))
+    points = grid_points(
+        args.method,
+        scales=args.ini_c_divrs,
+        gammas=args.lambda_max_divrs,
+        thresholds=args.ttq_threshold,
+        sparsity=args.target_sparsity,
+        params=args.target_params,
+    )
     require_single(args.resume, len(points))
     device = start(args)
     checkpoint, spec = inputs.open_checkpoint(
@@ -245,18 +254,20 @@ def body(args: argparse.Namespace) -> None:
     for point in points:
         name = f"{spec.model.replace(':', '-')}_{data.name}_{method}_{point.name}"
         run = quantize_point(
-            point,
+            from_flags(Quantizing, vars(args), point=point),
+            RunRequest(
+                args.output / name,
+                configuration(args, model=spec.model, point=point.name, classes=classes),
+                resume=args.resume,
+                override=args.resume_override,
+                interval=Interval.parse(args.checkpoint_every),
+            ),
             checkpoint=checkpoint,
             spec=spec,
-            folder=args.output / name,
-            config=configuration(args, model=spec.model, point=point.name, classes=classes),
-            resume=args.resume,
-            override=args.resume_override,
             data=data,
             recorded=inputs.describe(data),
             device=device,
             scoring_params=count_parameters(spec, data.image_size),
-            interval=Interval.parse(args.checkpoint_every),
         )
         if args.plot_ternarization and processes.is_main():
             plot_ternarization(run)

@@ -136,7 +136,7 @@ network = lay_out(build(default_spec("resnet20", 10)), device)
 ternarizer = Ternarizer(network, ternarized_names(network, family="resnet"), initial_scale=0.3,
                         gamma=0.15)
 first = torch.cat([c.flatten() for c in ternarizer.codes()])
-optimizer = make_optimizer(network, ternarizer, {{"lr": 1e-3, "lr2": 1e-4, "weight_decay": 0.0}})
+optimizer = make_optimizer(network, ternarizer, lr=1e-3, lr2=1e-4, weight_decay=0.0)
 step = TrainStep(for_processes(network, device), network=network, optimizer=optimizer, classes=10,
                  prepare=ternarizer.prepare_step, finish=ternarizer.finish_step)
 for number in range(20):
