@@ -4,9 +4,12 @@
 a single process.
 """
 
+import contextlib
+import ctypes
 import os
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -49,16 +52,28 @@ def find_place(environment: Mapping[str, str] = os.environ) -> Place:
 
 def rendezvous(environment: Mapping[str, str] = os.environ) -> str:
     """Where the processes meet, as a URL: torchrun's address, or the first machine of srun's."""
-    host = environment.get("MASTER_ADDR") or _first_host(environment.get("SLURM_STEP_NODELIST", ""))
-    job = int(environment.get("SLURM_JOB_ID", 0))
-    port = environment.get("MASTER_PORT") or FIRST_PORT + job % PORTS
+    # the first name of a SLURM node list: gpu[03-05,9],cpu1 -> gpu03
+    nodes = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", environment.get("SLURM_STEP_NODELIST", ""))
+    first = nodes[1] + (nodes[2] or "") if nodes else "127.0.0.1"
+    port = FIRST_PORT + int(environment.get("SLURM_JOB_ID", 0)) % PORTS
+    host, port = environment.get("MASTER_ADDR") or first, environment.get("MASTER_PORT") or port
     return f"tcp://{host}:{port}"
 
 
-def _first_host(nodes: str) -> str:
-    """The first name of a SLURM node list: `gpu[03-05,9],cpu1` -> `gpu03`."""
-    found = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodes)
-    return "127.0.0.1" if found is None else found[1] + (found[2] or "")
+@contextlib.contextmanager
+def silent_stdout() -> Iterator[None]:
+    """Inside, nothing that C++ prints reaches stdout: some versions of Gloo report there whom they
+    are connected to, in the middle of our log. stderr stays."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what C still buffers was printed inside
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def start(device: torch.device) -> None:
@@ -67,9 +82,10 @@ def start(device: torch.device) -> None:
     if place.size == 1 or dist.is_initialized():
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, init_method=rendezvous(), rank=place.rank, world_size=place.size
-    )
+    with silent_stdout():
+        dist.init_process_group(
+            backend, init_method=rendezvous(), rank=place.rank, world_size=place.size
+        )
 
 
 def stop() -> None:
