@@ -34,7 +34,6 @@ from model_compound_scaling.command_line.flag_values import (
 )
 from model_compound_scaling.command_line.parser import SWITCH, Parser
 from model_compound_scaling.networks.registry import THESIS_SCALING, canonical_name, table_row
-from model_compound_scaling.runs.save_interval import Interval
 from model_compound_scaling.search.points import (
     Multipliers,
     Point,
@@ -43,7 +42,7 @@ from model_compound_scaling.search.points import (
     scaled_point,
 )
 from model_compound_scaling.search.recipes import DEFAULT_RECIPE, RECIPES
-from model_compound_scaling.training.recipe import AMP, SCHEDULES
+from model_compound_scaling.training.recipe import AMP, SCHEDULES, Options, from_flags
 
 if TYPE_CHECKING:
     from data import Data
@@ -164,9 +163,8 @@ def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
     device = entry.start(args)
 
     from model_compound_scaling.machine import Log
-    from model_compound_scaling.search import Search, Settings, Trainer, conclude
+    from model_compound_scaling.search import Search, Trainer, Training, conclude, require_memory
     from model_compound_scaling.search.results_table import rows, to_text
-    from model_compound_scaling.search.train_network import require_memory
 
     if args.dry_run:
         Log()(to_text(rows(dict.fromkeys(points), predicted=True), predicted=True))
@@ -175,25 +173,21 @@ def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
         points = possible_points(point, grid, [min(phis)])
     for possible in points:
         require_memory(possible, device, averaged=args.ema > 0)
-    settings = Settings(
-        output=args.output,
-        configuration=entry.configuration(args, incidental, classes=inputs.fingerprint(names)),
-        epochs=args.epochs,
-        averaged=args.ema > 0,
-        resume=args.resume,
-        override=args.resume_override,
-        interval=Interval.parse(args.checkpoint_every),
-        shard=tuple(map(int, args.shard.split("/"))),
-    )
 
     def open_data(point: Point) -> "Data":
         size = point.image_size
         return inputs.open_data(args, spec=point.spec, recorded={}, device=device, image_size=size)
 
     log = Log(args.output)
-    search = Search(
-        Trainer(settings, open_data, device=device, log=log), point, target=args.target_accuracy
+    trainer = Trainer(
+        from_flags(Training, vars(args), options=from_flags(Options, vars(args))),
+        entry.run_request(args, incidental, args.output, classes=inputs.fingerprint(names)),
+        open_data,
+        shard=tuple(map(int, args.shard.split("/"))),
+        device=device,
+        log=log,
     )
+    search = Search(trainer, point, target=args.target_accuracy)
     try:
         found = search.run(grid, phis)
     except UserError:

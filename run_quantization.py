@@ -26,7 +26,7 @@ from model_compound_scaling.command_line.flag_values import (
 )
 from model_compound_scaling.command_line.parser import ON_OFF, SWITCH, Parser, flag
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
-from model_compound_scaling.runs.save_interval import Interval
+from model_compound_scaling.training.recipe import from_flags
 from model_quantization.grid import grid_points, results, results_csv, results_table
 
 STAGE = Path(__file__).parent / "model_quantization"
@@ -132,7 +132,8 @@ def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
         scales=args.ini_c_divrs,
         gammas=args.lambda_max_divrs,
         thresholds=args.ttq_threshold,
-        goals={"sparsity": args.target_sparsity, "params": args.target_params},
+        sparsity=args.target_sparsity,
+        params=args.target_params,
     )
     entry.require_single(args.resume, len(points))
     entry.require_names(args)
@@ -141,8 +142,8 @@ def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
     from model_compound_scaling.checkpoints.atomic_save import write_text
     from model_compound_scaling.machine import Log, processes
     from model_compound_scaling.runs import copy_best, turn
-    from model_quantization import quantize_point
     from model_quantization.plots import plot_pareto, plot_ternarization
+    from model_quantization.two_phases import Quantizing, quantize_point
 
     checkpoint, spec = inputs.open_checkpoint(
         args, name=args.model_dict, folder=SOURCES, flag="--model-dict"
@@ -156,21 +157,16 @@ def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
     runs = []
     for point in points:
         name = f"{spec.model.replace(':', '-')}_{data.name}_{method}_{point.name}"
+        flags = {"model": spec.model, "point": point.name, "classes": classes}
         run = quantize_point(
-            point,
+            from_flags(Quantizing, vars(args), point=point),
+            entry.run_request(args, incidental, args.output / name, **flags),
             checkpoint=checkpoint,
             spec=spec,
-            folder=args.output / name,
-            config=entry.configuration(
-                args, incidental, model=spec.model, point=point.name, classes=classes
-            ),
-            resume=args.resume,
-            override=args.resume_override,
             data=data,
             recorded=inputs.describe(data),
             device=device,
             scoring_params=count_parameters(spec, data.image_size),
-            interval=Interval.parse(args.checkpoint_every),
         )
         if args.plot_ternarization and processes.is_main():
             plot_ternarization(run)

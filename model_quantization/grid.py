@@ -27,18 +27,17 @@ def grid_points(
     scales: list[float],
     gammas: list[float],
     thresholds: list[float],
-    goals: dict[str, float | None],
+    sparsity: float | None = None,
+    params: float | None = None,
 ) -> list[Point]:
-    """The runs that the flags ask for: each starts from the same full-precision weights.
-
-    `thresholds` are those of `method` "ttq"; `goals`: "sparsity" or "params" -> its target.
-    """
+    """The points of a method ("ec2t", "nearest" or "ttq"), each of which starts from the same
+    full-precision weights; `sparsity` and `params` are targets."""
     if method == "ttq":
         return [Point(f"ttq_t{t:g}", ttq_threshold=t) for t in thresholds]
     if method == "nearest":
         return [Point(f"nearest_s{s:g}", s) for s in scales]
-    for goal, target in goals.items():  # gamma is found, the given ones do not matter
-        if target is not None:
+    for goal, target in (("sparsity", sparsity), ("params", params)):
+        if target is not None:  # gamma is found, the given ones do not matter
             return [Point(f"s{s:g}_{goal}{target:g}", s) for s in scales]
     return [Point(f"s{s:g}_g{g:g}", s, g) for s in scales for g in gammas]
 

@@ -16,11 +16,12 @@ from model_compound_scaling.command_line.parser import Parser
 from model_compound_scaling.machine import place, signals
 from model_compound_scaling.machine.log import say
 from model_compound_scaling.networks.registry import canonical_name
+from model_compound_scaling.runs.save_interval import Interval
 
 if TYPE_CHECKING:
     import torch
 
-    from model_compound_scaling.runs.history import Configuration
+    from model_compound_scaling.runs import RunRequest
 
 
 def run(body: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequence | None) -> int:
@@ -68,15 +69,22 @@ def out_of_memory(error: Exception) -> UserError | None:
     return UserError(f"{reason}: lower --batch-size, --val-batch-size or the network's size")
 
 
-def configuration(
-    args: argparse.Namespace, incidental: frozenset[str], **more: object
-) -> "Configuration":
-    """The flags, and how many processes share the batches, as config.json has them. `incidental`:
-    the parser's names of those that change no result."""
-    from model_compound_scaling.runs.history import Configuration
+def run_request(
+    args: argparse.Namespace, incidental: frozenset[str], folder: Path, **more: object
+) -> "RunRequest":
+    """The run in a folder that the flags ask for. Its configuration are the flags, how many
+    processes share the batches, and `more`; `incidental`: the parser's names of those that change
+    no result."""
+    from model_compound_scaling.runs import Configuration, RunRequest
 
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    return Configuration(plain | {"processes": place.world_size()} | more, incidental)
+    return RunRequest(
+        folder,
+        Configuration(plain | {"processes": place.world_size()} | more, incidental),
+        resume=args.resume,
+        override=args.resume_override,
+        interval=Interval.parse(args.checkpoint_every),
+    )
 
 
 def require_names(args: argparse.Namespace) -> None:

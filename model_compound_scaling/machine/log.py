@@ -24,13 +24,11 @@ class Log:
             print(line)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if self.path:
-            self._append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-
-    def _append(self, line: str) -> None:
+        if not self.path:
+            return
         try:
             with self.path.open("a") as file:
-                file.write(line)
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         except OSError as error:
             print(f"cannot write {self.path}: {error.strerror}", file=sys.stderr)
             self.path = None

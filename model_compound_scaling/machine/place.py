@@ -42,16 +42,12 @@ def find_place(environment: Mapping[str, str] = os.environ) -> Place:
 
 def rendezvous(environment: Mapping[str, str] = os.environ) -> str:
     """Where the processes meet, as a URL: torchrun's address, or the first machine of srun's."""
-    host = environment.get("MASTER_ADDR") or _first_host(environment.get("SLURM_STEP_NODELIST", ""))
-    job = int(environment.get("SLURM_JOB_ID", 0))
-    port = environment.get("MASTER_PORT") or FIRST_PORT + job % PORTS
+    # the first name of a SLURM node list: gpu[03-05,9],cpu1 -> gpu03
+    nodes = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", environment.get("SLURM_STEP_NODELIST", ""))
+    first = nodes[1] + (nodes[2] or "") if nodes else "127.0.0.1"
+    port = FIRST_PORT + int(environment.get("SLURM_JOB_ID", 0)) % PORTS
+    host, port = environment.get("MASTER_ADDR") or first, environment.get("MASTER_PORT") or port
     return f"tcp://{host}:{port}"
-
-
-def _first_host(nodes: str) -> str:
-    """The first name of a SLURM node list: `gpu[03-05,9],cpu1` -> `gpu03`."""
-    found = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodes)
-    return "127.0.0.1" if found is None else found[1] + (found[2] or "")
 
 
 def _group() -> ModuleType | None:

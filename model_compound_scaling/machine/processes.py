@@ -4,7 +4,11 @@
 a single process. Who is who is in `place`, whose names can be had from here, too.
 """
 
-from collections.abc import Callable
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
@@ -24,15 +28,32 @@ from model_compound_scaling.machine.place import (
 T = TypeVar("T")
 
 
+@contextlib.contextmanager
+def silent_stdout() -> Iterator[None]:
+    """Inside, nothing that C++ prints reaches stdout: some versions of Gloo report there whom they
+    are connected to, in the middle of our log. stderr stays."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what C still buffers was printed inside
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def start(device: torch.device) -> None:
     """Meet the other processes, if there are any; collectives follow the tensors' device."""
     place = find_place()
     if place.size == 1 or dist.is_initialized():
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, init_method=rendezvous(), rank=place.rank, world_size=place.size
-    )
+    with silent_stdout():
+        dist.init_process_group(
+            backend, init_method=rendezvous(), rank=place.rank, world_size=place.size
+        )
 
 
 def all_reduce_max(value: int) -> int:

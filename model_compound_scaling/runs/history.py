@@ -18,14 +18,11 @@ def rank(figures: dict) -> tuple[bool, float]:
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a run was asked for: its flags as config.json has them, and the names of those that
-    change neither the result nor what the run means."""
+    """What a run was asked for: its flags as config.json has them (what JSON keeps as it is, so no
+    tuples), and the names of those that change neither the result nor what the run means."""
 
     values: dict
     incidental: frozenset[str] = frozenset()
-
-    def __getitem__(self, name: str) -> object:
-        return self.values[name]
 
     def also(self, **more: object) -> "Configuration":
         """The same with more values."""

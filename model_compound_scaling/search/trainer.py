@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,72 +13,56 @@ from model_compound_scaling.command_line import inputs
 from model_compound_scaling.machine import processes
 from model_compound_scaling.machine.log import Log
 from model_compound_scaling.runs.folder_lock import turn
-from model_compound_scaling.runs.history import Configuration, History, copy_best, finished
-from model_compound_scaling.runs.save_interval import Interval
+from model_compound_scaling.runs.history import History, copy_best, finished
+from model_compound_scaling.runs.resume import RunRequest
 from model_compound_scaling.search.points import Point
 from model_compound_scaling.search.results_table import rows, to_csv, to_text
 from model_compound_scaling.search.search import Search
-from model_compound_scaling.search.train_network import require_memory, train_point
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the runs of a search have in common; `resume` and `override` as of a `Run`."""
-
-    output: Path  # each point has a folder of its own below
-    configuration: Configuration  # but for the network's name
-    epochs: int
-    averaged: bool
-    resume: str
-    override: bool
-    interval: Interval
-    shard: tuple[int, int] = (1, 1)  # (i, n): train each n-th point, from the i-th (1, 2 ...) on
+from model_compound_scaling.search.train_network import Training, require_memory, train_point
 
 
 class Trainer:
-    """Trains one point a call; `open_data` makes the data for a point's image size."""
+    """Trains one point a call, in a folder of its own below that of `request`.
+
+    `open_data` makes the data for a point's image size. shard: (i, n) to train each n-th point,
+    from the i-th (1, 2 ...) on, and leave the others to other machines.
+    """
 
     def __init__(
         self,
-        settings: Settings,
+        training: Training,
+        request: RunRequest,
         open_data: Callable[[Point], Data],
         *,
+        shard: tuple[int, int],
         device: torch.device,
         log: Log,
     ) -> None:
-        self.settings, self.device, self.log = settings, device, log
-        self.open_data, self.data = open_data, None
-        first, count = settings.shard
+        self.training, self.request, self.open_data = training, request, open_data
+        self.device, self.log, self.data = device, log, None
+        first, count = shard
         self.mine = itertools.cycle([i == first - 1 for i in range(count)])
 
     def __call__(self, point: Point) -> History | None:
         """The point's history; None if it is another machine's, which has not finished it."""
-        settings, mine = self.settings, next(self.mine)
-        config = settings.configuration.also(network=point.name)
-        folder = settings.output / point.name
-        done = None
-        if settings.resume == "auto":
+        mine, training, done = next(self.mine), self.training, None
+        config = self.request.config.also(network=point.name)
+        request = replace(self.request, folder=self.request.folder / point.name, config=config)
+        if request.resume == "auto":
             done = processes.from_main(
-                lambda: finished(folder, config=config, epochs=settings.epochs)
+                lambda: finished(request.folder, config=config, epochs=training.epochs)
             )
         if done:
             self.log(f"{point.name}: already trained for {done.epochs_done} epochs")
         if done or not mine:
             return done
-        require_memory(point, self.device, averaged=settings.averaged)
+        require_memory(point, self.device, averaged=training.ema > 0)
         if self.data is None or self.data.image_size != point.image_size:
             self.data = None  # make room first
             self.data = self.open_data(point)
+        recorded = inputs.describe(self.data)
         return train_point(
-            point,
-            folder=settings.output,
-            config=config,
-            resume=settings.resume,
-            override=settings.override,
-            data=self.data,
-            recorded=inputs.describe(self.data),
-            device=self.device,
-            interval=settings.interval,
+            point, training, request, data=self.data, recorded=recorded, device=self.device
         )
 
 

@@ -354,10 +354,12 @@ def test_a_run_goes_on_from_the_checkpoint_alone(images, trained, tmp_path, caps
 
 def test_two_runs_do_not_share_a_folder(images, tmp_path, capsys):
     from model_compound_scaling.networks.registry import NetworkSpec
+    from model_compound_scaling.runs.resume import RunRequest
     from model_compound_scaling.runs.run import Run
 
     folder = tmp_path / "cifar_micronet_d0.1_w0.5_phi1"
-    run = Run(folder, config=Configuration({}), spec=NetworkSpec("lenet-5", 10), phases=())
+    request = RunRequest(folder, Configuration({}))
+    run = Run(request, spec=NetworkSpec("lenet-5", 10), phases=())
     (run.folder / "config.json").unlink()
     assert scale(images, tmp_path, "--epochs", "1") == 3
     assert "used by another run" in capsys.readouterr().err
