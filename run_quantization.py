@@ -6,192 +6,90 @@ Examples:
   python -u run_quantization.py --model-dict ternary.pt --do-prune --epochs 10 --retrain-epochs 0
 """
 
+# What needs torch is imported in the functions that run after all flags are checked: it takes
+# seconds to load, and --help and mistakes must not wait for it.
+
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from torch import nn
-
-from data.errors import UserError
-from model_compound_scaling.checkpoints.atomic_save import write_text
-from model_compound_scaling.command_line import flag_values, inputs
-from model_compound_scaling.command_line.entry import configuration, require_single, run, start
-from model_compound_scaling.command_line.parser import Parser
-from model_compound_scaling.command_line.shared_flags import (
-    add_data_flags,
-    add_machine_flags,
-    add_network_flags,
-    add_run_flags,
+from data.errors import UserError, require_packages
+from model_compound_scaling.command_line import entry, inputs, shared_flags
+from model_compound_scaling.command_line.flag_values import (
+    boolean,
+    natural,
+    non_negative,
+    percent,
+    regex,
 )
-from model_compound_scaling.machine import processes
-from model_compound_scaling.machine.log import Log
+from model_compound_scaling.command_line.parser import ON_OFF, SWITCH, Parser, flag
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
-from model_compound_scaling.runs.folder_lock import turn
-from model_compound_scaling.runs.history import copy_best
-from model_compound_scaling.runs.save_interval import Interval
+from model_compound_scaling.training.recipe import from_flags
 from model_quantization.grid import grid_points, results, results_csv, results_table
-from model_quantization.plots import plot_pareto, plot_ternarization, require_matplotlib
-from model_quantization.two_phases import quantize_point
-from model_scoring.counting.scoring import score
 
 STAGE = Path(__file__).parent / "model_quantization"
-METHODS = ("ec2t", "ttq", "nearest")
 SOURCES, OUTPUT = STAGE / "trained_fp_models", STAGE / "saved_models"
 
 
+# fmt: off
 def build_parser() -> Parser:
     parser = Parser(prog="run_quantization.py", required="--model-dict FILE", description=__doc__)
-    what = parser.add_argument_group("what is quantized")
-    what.add_argument(
-        "--model-dict",
-        required=True,
-        metavar="FILE",
-        help="checkpoint to start from: a name in model_quantization/trained_fp_models, or a path",
-    )
-    what.add_argument(
-        "--ternarize",
-        type=flag_values.regex,
-        metavar="REGEX",
-        help="ternarize the weights whose name matches (default: the convolutions inside the "
-        "blocks; of EfficientNets expand, project and head; of other networks all but the first)",
-    )
-    what.add_argument(
-        "--do-prune",
-        action="store_true",
-        help="instead of ternarizing, prune the layers of the families below (none named: SE and "
-        "fc); already ternary layers stay as they are",
-    )
+    add = parser.section("what is quantized")
+    add("--model-dict", None, None, "FILE", "checkpoint to start from: a name in "
+        "model_quantization/trained_fp_models, or a path", required=True)
+    add("--ternarize", regex, None, "REGEX",
+        "ternarize the weights whose name matches (default: the convolutions inside the blocks; "
+        "of EfficientNets expand, project and head; of other networks all but the first)")
+    add("--do-prune", SWITCH, False, None, "instead of ternarizing, prune the layers of the "
+        "families below (none named: SE and fc); already ternary layers stay as they are")
     families = {"se": "squeeze-and-excitation", "fc": "fully connected", "dw": "depthwise"}
     for family, layers in families.items():
-        what.add_argument(
-            f"--ec-pruning-{family}",
-            dest="prune",
-            action="append_const",
-            const=family,
-            help=f"prune the {layers} layers; alone, it implies --do-prune",
-        )
-    method = parser.add_argument_group("method")
-    method.add_argument(
-        "--method",
-        choices=METHODS,
-        default="ec2t",
-        help="ec2t: entropy-constrained; nearest: to the nearest centroid, the same with gamma 0; "
-        "ttq: trained ternary quantization, by a fixed threshold",
-    )
-    method.add_argument(
-        "--levels",
-        type=int,
-        choices=(3, 5, 7, 15),
-        default=3,
-        help="values per layer, 0 among them; --ini-c-divrs places the outermost ones",
-    )
-    method.add_argument(
-        "--ttq-threshold",
-        type=flag_values.non_negative,
-        nargs="+",
-        default=[0.05],
-        metavar="T",
-        help="for ttq: weights below T x their layer's largest are zero; a list spans a grid",
-    )
+        add(f"--ec-pruning-{family}", "append_const", None, None,
+            f"prune the {layers} layers; alone, it implies --do-prune", dest="prune", const=family)
+    add = parser.section("method")
+    add("--method", ("ec2t", "ttq", "nearest"), "ec2t", None,
+        "ec2t: entropy-constrained; nearest: to the nearest centroid, the same with gamma 0; ttq: "
+        "trained ternary quantization, by a fixed threshold")
+    add("--levels", (3, 5, 7, 15), 3, None,
+        "values per layer, 0 among them; --ini-c-divrs places the outermost ones")
+    # lists that span a grid change no result: the point's own values are in its name
+    add("--ttq-threshold", non_negative, [0.05], "T", "for ttq: weights below T x their layer's "
+        "largest are zero; a list spans a grid", nargs="+", incidental=True)
     strength = parser.add_argument_group("EC2T: lists span a grid")
-    strength.add_argument(
-        "--ini-c-divrs",
-        type=flag_values.non_negative,
-        nargs="+",
-        default=[0.15, 0.3, 0.5],
-        metavar="S",
-        help="first centroids, as a share of each layer's largest and smallest weight",
-    )
-    strength.add_argument(
-        "--lambda-max-divrs",
-        type=flag_values.non_negative,
-        nargs="+",
-        default=[0.125, 0.15, 0.175],
-        metavar="GAMMA",
-        help="strength of the entropy constraint, as a share of each layer's largest lambda",
-    )
-    goal = strength.add_mutually_exclusive_group()
-    goal.add_argument(
-        "--target-sparsity",
-        type=flag_values.percent,
-        metavar="P",
-        help="find gamma instead: so that P percent (+-1) of the quantized weights are zero",
-    )
-    goal.add_argument(
-        "--target-params",
-        type=flag_values.non_negative,
-        metavar="N",
-        help="find gamma instead: so that the network has N (+-2 %) published scoring parameters",
-    )
-    strength.add_argument(
-        "--centroids",
-        type=int,
-        default=0,
-        metavar="K",
-        help="if not 0, find the first K centroids, K as --levels, by k-means that starts from "
-        "--ini-c-divrs",
-    )
-    training = parser.add_argument_group("training (Adam)")
-    training.add_argument(
-        "--epochs",
-        type=flag_values.natural,
-        default=20,
-        metavar="N",
-        help="epochs with moving codes",
-    )
-    training.add_argument(
-        "--retrain-epochs",
-        type=flag_values.natural,
-        default=15,
-        metavar="N",
-        help="epochs with frozen codes, from the best ternary epoch on",
-    )
-    training.add_argument(
-        "--lr",
-        type=flag_values.non_negative,
-        default=1e-4,
-        metavar="X",
-        help="of all but the centroids",
-    )
-    training.add_argument(
-        "--lr2", type=flag_values.non_negative, default=1e-5, metavar="X", help="of the centroids"
-    )
-    training.add_argument(
-        "--weight-decay",
-        type=flag_values.non_negative,
-        default=5e-6,
-        metavar="X",
-        help="of the layers that are not quantized",
-    )
-    training.add_argument(
-        "--eval",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="also measure the accuracy before quantization and before training",
-    )
-    add_network_flags(parser)
-    add_data_flags(parser, training=True, default="the checkpoint's, else CIFAR100")
-    add_machine_flags(parser, training=True)
-    add_run_flags(parser, output=OUTPUT)
-    group = parser.add_argument_group("plots (need matplotlib)")
-    group.add_argument(
-        "--plot-pareto",
-        type=Path,
-        metavar="FILE.png",
-        help="draw accuracy over zeros of the grid's networks",
-    )
-    group.add_argument(
-        "--plot-ternarization",
-        type=flag_values.boolean,
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="BOOL",
-        help="draw weights, centroids, entropy and zeros of each layer over the epochs to "
-        "ternarization/*.png in each network's folder",
-    )
+    add, goal = partial(flag, strength), partial(flag, strength.add_mutually_exclusive_group())
+    add("--ini-c-divrs", non_negative, [0.15, 0.3, 0.5], "S", "first centroids, as a share of each "
+        "layer's largest and smallest weight", nargs="+", incidental=True)
+    add("--lambda-max-divrs", non_negative, [0.125, 0.15, 0.175], "GAMMA", "strength of the "
+        "entropy constraint, as a share of each layer's largest lambda", nargs="+", incidental=True)
+    goal("--target-sparsity", percent, None, "P",
+        "find gamma instead: so that P percent (+-1) of the quantized weights are zero")
+    goal("--target-params", non_negative, None, "N",
+        "find gamma instead: so that the network has N (+-2 %) published scoring parameters")
+    add("--centroids", int, 0, "K", "if not 0, find the first K centroids, K as --levels, by "
+        "k-means that starts from --ini-c-divrs")
+    add = parser.section("training (Adam)")
+    add("--epochs", natural, 20, "N", "epochs with moving codes")
+    add("--retrain-epochs", natural, 15, "N",
+        "epochs with frozen codes, from the best ternary epoch on")
+    add("--lr", non_negative, 1e-4, "X", "of all but the centroids")
+    add("--lr2", non_negative, 1e-5, "X", "of the centroids")
+    add("--weight-decay", non_negative, 5e-6, "X", "of the layers that are not quantized")
+    add("--eval", ON_OFF, False, None,
+        "also measure the accuracy before quantization and before training", incidental=True)
+    shared_flags.add_network_flags(parser)
+    shared_flags.add_data_flags(parser, training=True, default="the checkpoint's, else CIFAR100")
+    shared_flags.add_machine_flags(parser, training=True)
+    shared_flags.add_run_flags(parser, output=OUTPUT)
+    add = parser.section("plots (need matplotlib)")
+    add("--plot-pareto", Path, None, "FILE.png",
+        "draw accuracy over zeros of the grid's networks", incidental=True)
+    add("--plot-ternarization", boolean, False, "BOOL",
+        "draw weights, centroids, entropy and zeros of each layer over the epochs to "
+        "ternarization/*.png in each network's folder", nargs="?", const=True, incidental=True)
     return parser
+# fmt: on
 
 
 def check(args: argparse.Namespace) -> None:
@@ -212,26 +110,41 @@ def check(args: argparse.Namespace) -> None:
     if args.centroids not in (0, args.levels):
         raise UserError(f"--centroids {args.centroids} does not go with --levels {args.levels}")
     if args.plot_ternarization or args.plot_pareto:
-        require_matplotlib()
+        require_packages("plots need", "matplotlib", fix="pip install matplotlib")
 
 
 def count_parameters(spec: NetworkSpec, size: int) -> Callable:
     """network -> its published scoring parameters, at the precision of stage 3's defaults."""
+    from model_scoring.counting.scoring import score
+
     row = table_row(spec.model)
-
-    def count(network: nn.Module) -> float:
-        shape = (row.channels, size, size)
-        scored = score(network, shape, family=row.family, rules=("published",))
-        return scored.totals["published"].params
-
-    return count
+    shape = (row.channels, size, size)
+    rules = ("published",)
+    return lambda network: (
+        score(network, shape, family=row.family, rules=rules).totals["published"].params
+    )
 
 
-def body(args: argparse.Namespace) -> None:
+def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
     check(args)
-    points = grid_points(configuration(args))
-    require_single(args.resume, len(points))
-    device = start(args)
+    points = grid_points(
+        args.method,
+        scales=args.ini_c_divrs,
+        gammas=args.lambda_max_divrs,
+        thresholds=args.ttq_threshold,
+        sparsity=args.target_sparsity,
+        params=args.target_params,
+    )
+    entry.require_single(args.resume, len(points))
+    entry.require_names(args)
+    device = entry.start(args)
+
+    from model_compound_scaling.checkpoints.atomic_save import write_text
+    from model_compound_scaling.machine import Log, processes
+    from model_compound_scaling.runs import copy_best, turn
+    from model_quantization.plots import plot_pareto, plot_ternarization
+    from model_quantization.two_phases import Quantizing, quantize_point
+
     checkpoint, spec = inputs.open_checkpoint(
         args, name=args.model_dict, folder=SOURCES, flag="--model-dict"
     )
@@ -244,38 +157,36 @@ def body(args: argparse.Namespace) -> None:
     runs = []
     for point in points:
         name = f"{spec.model.replace(':', '-')}_{data.name}_{method}_{point.name}"
+        flags = {"model": spec.model, "point": point.name, "classes": classes}
         run = quantize_point(
-            point,
+            from_flags(Quantizing, vars(args), point=point),
+            entry.run_request(args, incidental, args.output / name, **flags),
             checkpoint=checkpoint,
             spec=spec,
-            folder=args.output / name,
-            config=configuration(args, model=spec.model, point=point.name, classes=classes),
-            resume=args.resume,
-            override=args.resume_override,
             data=data,
             recorded=inputs.describe(data),
             device=device,
             scoring_params=count_parameters(spec, data.image_size),
-            interval=Interval.parse(args.checkpoint_every),
         )
         if args.plot_ternarization and processes.is_main():
             plot_ternarization(run)
         runs.append(run)
-    log = Log(args.output)
-    log(results_table(runs))
+    log, table = Log(args.output), results(runs)
+    log(results_table(table))
     with turn(args.output):
         if processes.is_main():
-            write_text(results_csv(runs), args.output / "results.csv")
+            write_text(results_csv(table), args.output / "results.csv")
         winner = copy_best(runs, args.output / "Ternary_best_acc.pt")
     if args.plot_pareto and processes.is_main():
-        plot_pareto(results(runs), args.plot_pareto)
+        plot_pareto(table, args.plot_pareto)
     if winner:
         log(f"best network: {args.output / 'Ternary_best_acc.pt'}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
-    return run(body, build_parser(), argv)
+    parser = build_parser()
+    return entry.run(partial(body, incidental=parser.incidental), parser, argv)
 
 
 if __name__ == "__main__":

@@ -8,41 +8,35 @@ Examples:
   python -u run_scoring.py --t-model net.ec2t --predict photos --top 3
 """
 
+# What needs torch is imported in the functions that run after all flags are checked: it takes
+# seconds to load, and --help and mistakes must not wait for it.
+
 import argparse
 import json
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+from data.errors import UserError, require_packages
+from model_compound_scaling.command_line import entry, inputs, shared_flags
+from model_compound_scaling.command_line.flag_values import non_negative, positive
+from model_compound_scaling.command_line.parser import ON_OFF, Parser
+from model_compound_scaling.networks.registry import NetworkSpec, table_row
+from model_scoring.counting.settings import RULE_SETS, Settings
+from model_scoring.export import onnx_code_types
+from model_scoring.inference import TOP
 
-from data import Data
-from data.errors import UserError
-from model_compound_scaling.checkpoints.manifest import manifest_path
-from model_compound_scaling.checkpoints.network_checkpoint import load_network
-from model_compound_scaling.command_line import flag_values, inputs
-from model_compound_scaling.command_line.entry import run
-from model_compound_scaling.command_line.parser import Parser
-from model_compound_scaling.command_line.shared_flags import (
-    add_data_flags,
-    add_machine_flags,
-    add_network_flags,
-)
-from model_compound_scaling.machine.devices import choose_device
-from model_compound_scaling.networks.registry import table_row
-from model_compound_scaling.training.evaluation import Evaluation, evaluate
-from model_scoring import command_line
-from model_scoring.counting import plot, report
-from model_scoring.counting.scoring import Score, prune_depthwise, score, ternary_layers, warnings
-from model_scoring.counting.settings import Settings
-from model_scoring.export import onnx_file
-from model_scoring.export.layer_masks import layer_files
-from model_scoring.export.output_files import Files, write_all
-from model_scoring.export.thin_and_onnx import other_forms
-from model_scoring.inference.half_precision import half_precision
-from model_scoring.packed_file.format import Packed, read_any
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from data import Data
+    from model_compound_scaling.checkpoints import Checkpoint
+    from model_compound_scaling.training import Evaluation
+    from model_scoring.counting import Score
+    from model_scoring.packed_file import Packed
 
 STAGE = Path(__file__).parent / "model_scoring"
 SOURCES, SAVED_LAYERS = STAGE / "trained_t_models", STAGE / "saved_layers"
@@ -51,134 +45,91 @@ NEEDS = {"pt_sparse": "save", "export_precision": "export", "onnx_opset": "onnx"
 REFERENCES = {"ImageNet": "imagenet", "CIFAR10": "cifar", "CIFAR100": "cifar"}
 
 
+# fmt: off
 def add_counting_flags(parser: Parser) -> None:
-    group = parser.add_argument_group("counting")
-    group.add_argument(
-        "--halfprecision",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="16-bit values, activations and multiplications; --eval computes in 16 bit too",
-    )
-    group.add_argument(
-        "--mul-bits",
-        type=flag_values.positive,
-        metavar="N",
-        help="operands of multiplications (default: 16, or 32 with --no-halfprecision)",
-    )
-    group.add_argument(
-        "--add-bits",
-        type=flag_values.positive,
-        default=32,
-        metavar="N",
-        help="operands of additions outside the tree adder",
-    )
-    group.add_argument(
-        "--tree-adder",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="sum ternary layers with a tree of adders, as narrow as each level allows",
-    )
-    group.add_argument(
-        "--formats",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="store ternary layers in the cheapest of all formats; --no-formats leaves the bit "
-        "mask and ternary scoring scheme 1",
-    )
-    group.add_argument(
-        "--prune-threshold",
-        type=flag_values.non_negative,
-        default=1.0,
-        metavar="T",
-        help="first zero depthwise weights below T x their layer's largest; 1 = off",
-    )
-    group.add_argument(
-        "--rules",
-        choices=report.RULE_SETS,
-        default="published",
-        help="rule set whose layers are listed: as in the thesis' tables, or the challenge's "
-        "written rules; the summary has both",
-    )
+    add = parser.section("counting")
+    add("--halfprecision", ON_OFF, True, None,
+        "16-bit values, activations and multiplications; --eval computes in 16 bit too")
+    add("--mul-bits", positive, None, "N",
+        "operands of multiplications (default: 16, or 32 with --no-halfprecision)")
+    add("--add-bits", positive, 32, "N", "operands of additions outside the tree adder")
+    add("--tree-adder", ON_OFF, True, None,
+        "sum ternary layers with a tree of adders, as narrow as each level allows")
+    add("--formats", ON_OFF, True, None, "store ternary layers in the cheapest of all formats; "
+        "--no-formats leaves the bit mask and ternary scoring scheme 1")
+    add("--prune-threshold", non_negative, 1.0, "T",
+        "first zero depthwise weights below T x their layer's largest; 1 = off")
+    add("--rules", RULE_SETS, "published", None, "rule set whose layers are listed: as in the "
+        "thesis' tables, or the challenge's written rules; the summary has both")
 
 
-def add_output_flags(parser: Parser) -> None:
-    group = parser.add_argument_group("output")
-    for name, what in (
-        ("json", "everything that is printed, in units"),
-        ("csv", "the layers"),
-        ("plot", "chart of ternary and deleted weights per layer; needs matplotlib"),
-    ):
-        suffix = "png" if name == "plot" else name
-        group.add_argument(f"--{name}", type=Path, metavar=f"FILE.{suffix}", help=what)
-    group.add_argument(
-        "--save",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="write each ternary layer's two bit masks, 8 weights a byte, and centroids",
-    )
-    group.add_argument(
-        "--pt-sparse",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="with --save: as sparse COO tensors instead",
-    )
-    group.add_argument(
-        "--output",
-        "--slurm-save",
-        type=Path,
-        default=SAVED_LAYERS,
-        metavar="DIR",
-        help="folder of --save",
-    )
-
-
-def add_network_file_flags(parser: Parser) -> None:
-    group = parser.add_argument_group("the network in other forms")
-    group.add_argument(
-        "--thin",
-        type=Path,
-        metavar="FILE.pt",
-        help="write the network without its dead channels: a checkpoint for all stages",
-    )
-    group.add_argument(
-        "--onnx",
-        type=Path,
-        metavar="FILE.onnx",
-        help="write the network (with --thin, the thin one) for other runtimes, ternary layers "
-        "as 2-bit codes; needs requirements-export.txt",
-    )
-    group.add_argument(
-        "--onnx-opset",
-        type=int,
-        choices=onnx_file.OPSETS,
-        metavar="N",
-        help="13 to 25 (default); codes take 2 bits in 25, 4 bits from 21 on, 8 bits below",
-    )
+def add_file_flags(parser: Parser) -> None:
+    add = parser.section("output")
+    add("--json", Path, None, "FILE.json", "everything that is printed, in units")
+    add("--csv", Path, None, "FILE.csv", "the layers")
+    add("--plot", Path, None, "FILE.png",
+        "chart of ternary and deleted weights per layer; needs matplotlib")
+    add("--save", ON_OFF, False, None,
+        "write each ternary layer's two bit masks, 8 weights a byte, and centroids")
+    add("--pt-sparse", ON_OFF, False, None, "with --save: as sparse COO tensors instead")
+    add("--output --slurm-save", Path, SAVED_LAYERS, "DIR", "folder of --save")
+    add = parser.section("the network in other forms")
+    add("--thin", Path, None, "FILE.pt",
+        "write the network without its dead channels: a checkpoint for all stages")
+    add("--onnx", Path, None, "FILE.onnx", "write the network (with --thin, the thin one) for "
+        "other runtimes, ternary layers as 2-bit codes; needs requirements-export.txt")
+    add("--onnx-opset", onnx_code_types.OPSETS, None, "N",
+        "13 to 25 (default); codes take 2 bits in 25, 4 bits from 21 on, 8 bits below")
+    add = parser.section("packed files and predictions")
+    add("--export", Path, None, "FILE.ec2t",
+        "write the whole network, entropy-coded, in one file that --t-model reads")
+    add("--export-precision", ("fp16", "fp32"), None, None, "of tensors that are not ternary; fp32 "
+        "keeps every bit of them. Ternary layers and their values are always exact (default: fp16)")
+    add("--predict", Path, None, "IMAGE_OR_FOLDER",
+        "print the most probable classes of an image, or of all in a folder")
+    add("--top", positive, None, "K",
+        f"classes that --predict prints (default: {TOP}, or all of fewer)")
 
 
 def build_parser() -> Parser:
     parser = Parser(prog="run_scoring.py", required="--t-model FILE", description=__doc__)
-    what = parser.add_argument_group("what is scored")
-    what.add_argument(
-        "--t-model",
-        required=True,
-        metavar="FILE",
-        help="checkpoint or packed file: a name in model_scoring/trained_t_models, or a path",
-    )
-    what.add_argument(
-        "--eval",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="measure top-1 and top-5 accuracy on the validation images",
-    )
+    add = parser.section("what is scored")
+    add("--t-model", None, None, "FILE", "checkpoint or packed file: a name in "
+        "model_scoring/trained_t_models, or a path", required=True)
+    add("--eval", ON_OFF, False, None, "measure top-1 and top-5 accuracy on the validation images")
     add_counting_flags(parser)
-    add_output_flags(parser)
-    add_network_file_flags(parser)
-    command_line.add_flags(parser)
-    add_network_flags(parser)
-    add_data_flags(parser, training=False, default="what the checkpoint was trained on")
-    add_machine_flags(parser, training=False)
+    add_file_flags(parser)
+    shared_flags.add_network_flags(parser)
+    images = "what the checkpoint was trained on"
+    shared_flags.add_data_flags(parser, training=False, default=images)
+    shared_flags.add_machine_flags(parser, training=False)
     return parser
+# fmt: on
+
+
+def check(args: argparse.Namespace) -> list[Path]:
+    """The output files that flags name. UserError for flags that contradict each other."""
+    if args.plot:
+        fix = "install it with `pip install matplotlib`"
+        require_packages("--plot needs", "matplotlib", fix=fix)
+    if args.onnx:
+        fix = "pip install -r requirements-export.txt"
+        require_packages("--onnx needs", *onnx_code_types.PACKAGES, fix=fix)
+    for name, needed in NEEDS.items():
+        if getattr(args, name) not in (None, False) and not getattr(args, needed):
+            given = f"--{name.replace('_', '-')}"
+            raise UserError(f"{given} takes effect with --{needed}: add it")
+    paths = [path for name in FILE_FLAGS if (path := getattr(args, name))]
+    if args.thin:
+        from model_compound_scaling.checkpoints.manifest import manifest_path
+
+        paths.append(manifest_path(args.thin))
+    if folder := next((path for path in paths if path.is_dir()), None):
+        raise UserError(f"{folder} is a folder: name a file in it")
+    named = [path.resolve() for path in paths]
+    if len(set(named)) < len(named):
+        raise UserError(f"{', '.join(f'--{name}' for name in FILE_FLAGS)} need different files")
+    return named
 
 
 def settings(args: argparse.Namespace) -> Settings:
@@ -187,8 +138,15 @@ def settings(args: argparse.Namespace) -> Settings:
     return Settings(bits, args.mul_bits or bits, args.add_bits, args.tree_adder, args.formats)
 
 
-def measure(network: nn.Module, data: Data, *, device: torch.device, half: bool) -> Evaluation:
+def measure(
+    network: "nn.Module", data: "Data", *, device: "torch.device", half: bool
+) -> "Evaluation":
     """Accuracy on the validation images, in 16 bit if asked for."""
+    import torch
+
+    from model_compound_scaling.training.evaluation import evaluate
+    from model_scoring.inference.half_precision import half_precision
+
     network = network.to(device)
     how = "float32"
     if half:
@@ -202,9 +160,26 @@ def measure(network: nn.Module, data: Data, *, device: torch.device, half: bool)
     return result
 
 
-def outputs(args: argparse.Namespace, result: Score, content: dict, packed: Packed | None) -> Files:
-    """Every file the flags ask for, complete before the first is written."""
-    files: Files = {}
+def packed_network(network: "nn.Module", spec: NetworkSpec, known: dict, *, half: bool) -> "Packed":
+    """The network in a packed file. `known`: of its images."""
+    from model_scoring.packed_file.format import pack
+
+    packed = pack(network.state_dict(), spec, known, half=half)
+    if packed.wide:
+        named = ", ".join(packed.wide[:3]) + (", ..." if len(packed.wide) > 3 else "")
+        print(f"warning: kept in 32 bit, beyond the range of fp16: {named}", file=sys.stderr)
+    return packed
+
+
+def outputs(
+    args: argparse.Namespace, result: "Score", content: dict, packed: "Packed | None"
+) -> dict[Path, bytes]:
+    """The files that the flags ask for, but for the network's other forms."""
+    from model_scoring.counting import plot, report
+    from model_scoring.counting.scoring import ternary_layers
+    from model_scoring.export import layer_files
+
+    files = {}
     if packed:
         files[args.export] = packed.content
     if args.json:
@@ -219,52 +194,65 @@ def outputs(args: argparse.Namespace, result: Score, content: dict, packed: Pack
     return files
 
 
-def check(args: argparse.Namespace) -> list[Path]:
-    """The output files that flags name. UserError for flags that contradict each other."""
-    if args.plot:
-        plot.require_matplotlib()
-    if args.onnx:
-        onnx_file.require_packages()
-    for flag, needed in NEEDS.items():
-        if getattr(args, flag) not in (None, False) and not getattr(args, needed):
-            given = f"--{flag.replace('_', '-')}"
-            raise UserError(f"{given} takes effect with --{needed}: add it")
-    paths = [path for flag in FILE_FLAGS if (path := getattr(args, flag))]
-    paths += [manifest_path(args.thin)] if args.thin else []
-    if folder := next((path for path in paths if path.is_dir()), None):
-        raise UserError(f"{folder} is a folder: name a file in it")
-    named = [path.resolve() for path in paths]
-    if len(set(named)) < len(named):
-        raise UserError(f"{', '.join(f'--{flag}' for flag in FILE_FLAGS)} need different files")
-    return named
+def show(result: "Score", rules: str, packed: "Packed | None") -> None:
+    """The layers, the summary and what is to be doubted of them."""
+    from model_scoring.counting import report
+    from model_scoring.counting.scoring import warnings
+
+    print("\n".join(report.table(result, rules)))
+    print()
+    print("\n".join(report.summary(result, packed and len(packed.content))))
+    for line in warnings(result):
+        print(f"warning: {line}", file=sys.stderr)
+
+
+def open_network(
+    args: argparse.Namespace, written: list[Path]
+) -> "tuple[Checkpoint, NetworkSpec, nn.Module]":
+    """What --t-model names; UserError if it is one of the files to be written."""
+    from model_compound_scaling.checkpoints import load_network
+    from model_scoring.packed_file import read_any
+
+    read = partial(read_any, trusted=args.model)
+    checkpoint, spec = inputs.open_checkpoint(
+        args, name=args.t_model, folder=SOURCES, flag="--t-model", read=read
+    )
+    if checkpoint.path.resolve() in written:
+        raise UserError(f"{checkpoint.path} is the checkpoint itself: name another output file")
+    return checkpoint, spec, load_network(checkpoint, spec).eval()
 
 
 def body(args: argparse.Namespace) -> None:
-    named = check(args)
+    written = check(args)
+    entry.require_names(args)
+
+    import torch
+
+    from model_compound_scaling.machine import choose_device
+    from model_scoring.counting import score, to_dict
+    from model_scoring.counting.scoring import prune_depthwise
+    from model_scoring.export import other_forms, write_all
+
     torch.manual_seed(args.seed)
     device = choose_device(args.cuda)
-    checkpoint, spec = inputs.open_checkpoint(
-        args,
-        name=args.t_model,
-        folder=SOURCES,
-        flag="--t-model",
-        read=partial(read_any, trusted=args.model),
-    )
-    if checkpoint.path.resolve() in named:
-        raise UserError(f"{checkpoint.path} is the checkpoint itself: name another output file")
+    checkpoint, spec, network = open_network(args, written)
     row, known = table_row(spec.model), inputs.known_input(args, spec, checkpoint.data)
     size = known["image_size"]
-    network = load_network(checkpoint, spec).eval()
     pruned = prune_depthwise(network, args.prune_threshold)
-    data, predictions = None, ()
+    data, packed, predictions = None, None, ()
     if args.predict:
-        predictions = command_line.predict(args, network, spec=spec, data=known, device=device)
+        from model_scoring.inference import predict
+
+        predictions = predict(
+            network, args.predict, spec=spec, data=known, top=args.top, device=device
+        )
     if args.eval:
         data = inputs.open_data(
             args, spec=spec, recorded=checkpoint.data, device=device, splits=("val",)
         )
         known = inputs.describe(data)
-    packed = command_line.export(args, network, spec, known)
+    if args.export:
+        packed = packed_network(network, spec, known, half=args.export_precision != "fp32")
     result = score(
         network,
         (row.channels, size, size),
@@ -275,42 +263,27 @@ def body(args: argparse.Namespace) -> None:
     print(f"{spec.model} from {checkpoint.path}, {row.channels}x{size}x{size} input")
     if args.prune_threshold != 1:
         print(f"pruned {len(pruned)} depthwise layers below {args.prune_threshold:g} x largest")
-    print("\n".join(report.table(result, args.rules)))
-    print()
-    print("\n".join(report.summary(result, packed and len(packed.content))))
-    for line in warnings(result):
-        print(f"warning: {line}", file=sys.stderr)
+    show(result, args.rules, packed)
     top1 = measure(network, data, device=device, half=args.halfprecision).top1 if data else None
-    content = report.to_dict(
-        result,
-        model=spec.model,
-        checkpoint=str(checkpoint.path),
-        image_size=size,
-        rules=args.rules,
-        top1=top1,
-    )
+    facts = {"model": spec.model, "checkpoint": str(checkpoint.path), "image_size": size}
+    content = to_dict(result, **facts, rules=args.rules, top1=top1)
     files = outputs(args, result, content, packed)
+    opset = args.onnx_opset or onnx_code_types.OPSETS[-1]
     forms, lines = other_forms(
-        network,
-        spec,
-        known,
-        result,
-        thin_path=args.thin,
-        onnx_path=args.onnx,
-        opset=args.onnx_opset or onnx_file.OPSETS[-1],
+        network, spec, known, result, thin_path=args.thin, onnx_path=args.onnx, opset=opset
     )
     for line in lines:
         print(line)
     write_all(files := files | forms)
     for path in files:
         print(f"wrote {path}")
-    for line in predictions:
+    for line in predictions:  # each as soon as it is known
         print(line)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Score a checkpoint; returns the exit code."""
-    return run(body, build_parser(), argv)
+    return entry.run(body, build_parser(), argv)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Errors a user can cause and mend: one line on stderr and an exit code, never a traceback."""
 
 import difflib
+import importlib.util
 from collections.abc import Sequence
 
 
@@ -25,3 +26,11 @@ def choose(flag: str, value: str, choices: Sequence[str]) -> None:
     near = difflib.get_close_matches(str(value).lower(), by_lower, n=1)
     hint = f" (did you mean {by_lower[near[0]]}?)" if near else ""
     raise UserError(f"unknown {flag} {value!r}: choose from {', '.join(choices)}{hint}")
+
+
+def require_packages(what: str, *names: str, fix: str) -> None:
+    """UserError, before any work is done, if an optional package is missing. `what` needs them:
+    "--onnx needs"."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"{what} {', '.join(missing)}: {fix}")

@@ -1,8 +1,14 @@
 """The grid over what EC2T is started with: its points, and the table of what became of them."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from model_compound_scaling.runs.history import History
+from model_compound_scaling.command_line import tables
+
+if TYPE_CHECKING:  # the grid is read off the flags before torch is loaded
+    from model_compound_scaling.runs.history import History
+
+Row = tuple[str, float, float, float]  # name, top-1 %, zeros %, scoring parameters
 
 
 @dataclass(frozen=True)
@@ -15,32 +21,29 @@ class Point:
     ttq_threshold: float | None = None
 
 
-def grid_points(config: dict) -> list[Point]:
-    """The runs that the flags ask for: each starts from the same full-precision weights."""
-    scales, gammas = config["ini_c_divrs"], config["lambda_max_divrs"]
-    if config["method"] == "ttq":
-        return [Point(f"ttq_t{t:g}", ttq_threshold=t) for t in config["ttq_threshold"]]
-    if config["method"] == "nearest":
+def grid_points(
+    method: str,
+    *,
+    scales: list[float],
+    gammas: list[float],
+    thresholds: list[float],
+    sparsity: float | None = None,
+    params: float | None = None,
+) -> list[Point]:
+    """The points of a method ("ec2t", "nearest" or "ttq"), each of which starts from the same
+    full-precision weights; `sparsity` and `params` are targets."""
+    if method == "ttq":
+        return [Point(f"ttq_t{t:g}", ttq_threshold=t) for t in thresholds]
+    if method == "nearest":
         return [Point(f"nearest_s{s:g}", s) for s in scales]
-    for goal in ("sparsity", "params"):  # gamma is found, the given ones do not matter
-        if (target := config[f"target_{goal}"]) is not None:
+    for goal, target in (("sparsity", sparsity), ("params", params)):
+        if target is not None:  # gamma is found, the given ones do not matter
             return [Point(f"s{s:g}_{goal}{target:g}", s) for s in scales]
     return [Point(f"s{s:g}_g{g:g}", s, g) for s in scales for g in gammas]
 
 
-def results_table(runs: list[History]) -> str:
-    """The grid's networks with accuracy, zeros and published scoring parameters, aligned."""
-    width = max(len(run.folder.name) for run in runs)
-    lines = [f"{'network':{width}}  best top-1    zeros  scoring params"]
-    lines += [
-        f"{name:{width}}  {top1:8.2f} %  {zeros:5.2f} %  {params:14,.0f}"
-        for name, top1, zeros, params in results(runs)
-    ]
-    return "\n".join(lines)
-
-
-def results(runs: list[History]) -> list[tuple[str, float, float, float]]:
-    """(name, top-1 %, zeros %, scoring parameters) of the best epoch of each run."""
+def results(runs: "list[History]") -> list[Row]:
+    """The best epoch of each run."""
     return [
         (run.folder.name, *(run.best[key] for key in ("val_top1", "zeros", "scoring_params")))
         for run in runs
@@ -48,8 +51,15 @@ def results(runs: list[History]) -> list[tuple[str, float, float, float]]:
     ]
 
 
-def results_csv(runs: list[History]) -> str:
+def results_table(rows: list[Row]) -> str:
+    """The grid's networks with accuracy, zeros and published scoring parameters, aligned."""
+    cells = [("network", "best top-1", "  zeros", "scoring params")]
+    cells += [(n, f"{top1:.2f} %", f"{zeros:.2f} %", f"{p:,.0f}") for n, top1, zeros, p in rows]
+    return "\n".join(tables.aligned(cells))
+
+
+def results_csv(rows: list[Row]) -> str:
     """The same as CSV."""
-    lines = ["network,top1_percent,zeros_percent,scoring_params"]
-    lines += [f"{name},{top1:.4f},{zeros:.4f},{n:g}" for name, top1, zeros, n in results(runs)]
-    return "\n".join(lines) + "\n"
+    header = ("network", "top1_percent", "zeros_percent", "scoring_params")
+    cells = ((name, f"{top1:.4f}", f"{zeros:.4f}", f"{n:g}") for name, top1, zeros, n in rows)
+    return tables.to_csv(header, cells)

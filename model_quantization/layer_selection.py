@@ -3,12 +3,11 @@
 import re
 from collections.abc import Iterator
 
-from torch import Tensor, nn
-from torchvision.ops import SqueezeExcitation
+from torch import nn
 
 from data.errors import UserError
+from model_compound_scaling.networks.few_values import few_values
 
-MOST_VALUES = 15  # of a layer with more levels
 # parameter names by network family
 TERNARIZED = {
     "micronet": r"\.conv\d+\.weight$",  # convolutions inside the blocks
@@ -26,12 +25,10 @@ def _named(network: nn.Module, *kinds: type) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _squeeze_excitation(network: nn.Module) -> list[str]:
+    from torchvision.ops import SqueezeExcitation  # takes a second to import
+
     blocks = _named(network, SqueezeExcitation)
     return [f"{name}.{part}.weight" for name, _ in blocks for part in ("fc1", "fc2")]
-
-
-def _fully_connected(network: nn.Module) -> list[str]:
-    return [f"{name}.weight" for name, _ in _named(network, nn.Linear)]
 
 
 def _depthwise(network: nn.Module) -> list[str]:
@@ -39,16 +36,11 @@ def _depthwise(network: nn.Module) -> list[str]:
     return [f"{name}.weight" for name, conv in convs if conv.groups == conv.in_channels > 1]
 
 
-PRUNED = {"se": _squeeze_excitation, "fc": _fully_connected, "dw": _depthwise}
-
-
-def is_quantized(weight: Tensor) -> bool:
-    """At most one positive and one negative value, and a zero: what EC2T leaves behind; or up to 15
-    values with a zero among at least four times as many weights: with more levels."""
-    values = weight.unique()
-    sides = (values > 0).sum(), (values < 0).sum()
-    few = max(sides) <= 1 or len(values) <= min(MOST_VALUES, weight.numel() // 4)
-    return few and bool((values == 0).any())
+PRUNED = {
+    "se": _squeeze_excitation,
+    "fc": lambda network: [f"{name}.weight" for name, _ in _named(network, nn.Linear)],
+    "dw": _depthwise,
+}
 
 
 def ternarized_names(network: nn.Module, *, family: str, pattern: str | None = None) -> list[str]:
@@ -71,10 +63,10 @@ def ternarized_names(network: nn.Module, *, family: str, pattern: str | None = N
 
 
 def pruned_names(network: nn.Module, *, families: list[str]) -> list[str]:
-    """Parameters of the pruning families ("se", "fc", "dw"), without those already quantized."""
-    parameters = dict(network.named_parameters())
+    """Parameters of the pruning families ("se", "fc", "dw"), without those already quantized,
+    which are known by their few values."""
     names = [name for family in families for name in PRUNED[family](network)]
-    names = [name for name in names if not is_quantized(parameters[name])]
+    names = [name for name in names if few_values(network.get_parameter(name)) is None]
     if not names:
         raise UserError(
             f"nothing to prune: the network has no layers of {' or '.join(families)} left "
@@ -86,7 +78,7 @@ def pruned_names(network: nn.Module, *, families: list[str]) -> list[str]:
 def freeze_quantized(network: nn.Module) -> list[str]:
     """Exclude already quantized layers from training; returns their names."""
     layers = _named(network, nn.Conv2d, nn.Linear)
-    names = [f"{name}.weight" for name, layer in layers if is_quantized(layer.weight)]
+    names = [f"{name}.weight" for name, m in layers if few_values(m.weight) is not None]
     for name in names:
         network.get_parameter(name).requires_grad_(False)
     return names

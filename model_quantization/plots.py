@@ -5,18 +5,9 @@ from types import ModuleType
 
 import numpy as np
 
-from data.errors import UserError
 from model_compound_scaling.checkpoints.atomic_save import read_file
 from model_compound_scaling.machine.log import Log
 from model_compound_scaling.runs.history import History
-
-
-def require_matplotlib() -> None:
-    """UserError, before any work is done, if plots cannot be drawn."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UserError("plots need matplotlib: pip install matplotlib") from None
 
 
 def plot_ternarization(run: History) -> None:

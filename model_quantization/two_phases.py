@@ -1,8 +1,8 @@
 """The two phases of EC2T on one network: ternary training, then training with frozen codes."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,41 +19,56 @@ from model_compound_scaling.machine import processes
 from model_compound_scaling.machine.devices import for_processes, lay_out
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
 from model_compound_scaling.runs.history import History
+from model_compound_scaling.runs.resume import RunRequest
 from model_compound_scaling.runs.run import Run
-from model_compound_scaling.runs.save_interval import Interval
 from model_compound_scaling.training.evaluation import evaluate, require_fit
-from model_compound_scaling.training.loop import run_epochs
+from model_compound_scaling.training.loop import Phase, run_epochs
 from model_compound_scaling.training.optimizers import load_optimizer
 from model_compound_scaling.training.step import TrainStep
+from model_quantization.ec2t.latent_layers import MIN_CENTROID
 from model_quantization.ec2t.ternarizer import Ternarizer
-from model_quantization.ec2t.ternary_layers import MIN_CENTROID
 from model_quantization.gamma_search import Goal, solve_gamma
 from model_quantization.grid import Point
 from model_quantization.layer_selection import freeze_quantized, pruned_names, ternarized_names
 
 
-def layer_names(network: nn.Module, *, family: str, config: dict) -> list[str]:
-    """The parameters that a run quantizes, as its flags say."""
-    if config["prune"]:
-        return pruned_names(network, families=config["prune"])
-    return ternarized_names(network, family=family, pattern=config["ternarize"])
+@dataclass(frozen=True)
+class Quantizing:
+    """How a network is quantized: a point of the grid, and what the flags of the same names say."""
+
+    point: Point
+    epochs: int  # with moving codes
+    retrain_epochs: int  # with frozen ones, from the best epoch on
+    seed: int
+    lr: float  # of latents and of what is not quantized
+    lr2: float  # of centroids
+    weight_decay: float  # of what is not quantized
+    centroids: int  # not 0: the first ones by k-means
+    levels: int
+    prune: list[str] | None  # families to prune, instead of ternarizing
+    ternarize: str | None  # which parameters, instead of the family's
+    eval: bool  # measure the accuracy before quantization and before training, too
+    target_sparsity: float | None  # percent of zeros to find gamma for
+    target_params: float | None  # or scoring parameters
 
 
-def make_optimizer(network: nn.Module, ternarizer: Ternarizer, config: dict) -> torch.optim.Adam:
+def make_optimizer(
+    network: nn.Module, ternarizer: Ternarizer, *, lr: float, lr2: float, weight_decay: float
+) -> torch.optim.Adam:
     """Adam with three groups: latents, centroids, and all other parameters."""
     quantized = set(ternarizer.weights)
     others = [p for p in network.parameters() if p not in quantized and p.requires_grad]
     return torch.optim.Adam(
         [
-            {"params": [ternarizer.latent], "lr": config["lr"]},
-            {"params": [ternarizer.centroids], "lr": config["lr2"]},
-            {"params": others, "lr": config["lr"], "weight_decay": config["weight_decay"]},
+            {"params": [ternarizer.latent], "lr": lr},
+            {"params": [ternarizer.centroids], "lr": lr2},
+            {"params": others, "lr": lr, "weight_decay": weight_decay},
         ],
         fused=True,
     )
 
 
-def require_continuable(state: dict, *, names: list[str], config: dict) -> None:
+def require_continuable(state: dict, *, names: list[str], settings: Quantizing) -> None:
     """UserError or CheckpointError for a checkpoint of other layers or levels, or one whose codes
     were frozen too early."""
     saved, old = state["resume"], state["config"]
@@ -64,15 +79,15 @@ def require_continuable(state: dict, *, names: list[str], config: dict) -> None:
             f"other layers are quantized in the checkpoint than in this run, first {other[0]}: "
             "leave --ternarize as it was, or start over with --no-resume"
         )
-    if old.get("levels", config["levels"]) != config["levels"]:
+    if old.get("levels", settings.levels) != settings.levels:
         raise CheckpointError(
             f"the checkpoint's layers have {old['levels']} levels: leave --levels as it was, or "
             "start over with --no-resume"
         )
     done = state["history"][-1]["epoch"] if state["history"] else 0
-    if saved.get("phase") == "frozen" and done < config["epochs"]:
+    if saved.get("phase") == "frozen" and done < settings.epochs:
         raise UserError(
-            f"--epochs {config['epochs']}: the codes were frozen before so many epochs; keep "
+            f"--epochs {settings.epochs}: the codes were frozen before so many epochs; keep "
             "--epochs, and raise --retrain-epochs to go on, or start over with --no-resume"
         )
 
@@ -88,39 +103,36 @@ AILMENTS: dict[str, Callable[[dict], bool]] = {
 
 
 class Quantization:
-    """One network on its way through the two phases."""
+    """One network on its way through the two phases.
+
+    `describe(network, resume=...)` is the content of a checkpoint, `scoring_params` counts a
+    network.
+    """
 
     def __init__(
         self,
         run: Run,
         network: nn.Module,
         ternarizer: Ternarizer,
+        settings: Quantizing,
         *,
-        spec: NetworkSpec,
-        config: dict,
         data: Data,
-        recorded: dict,
+        describe: Callable[..., dict],
         scoring_params: Callable[[nn.Module], float],
-        forward: Callable[[Tensor], Tensor],
-        interval: Interval,
     ) -> None:
-        self.run, self.network, self.ternarizer = run, network, ternarizer
-        self.forward, self.interval = forward, interval
-        self.spec, self.config, self.data, self.recorded = spec, config, data, recorded
-        self.scoring_params = scoring_params
-        self.goal = self._goal()
+        self.run, self.network, self.ternarizer, self.settings = run, network, ternarizer, settings
+        self.data, self.describe, self.scoring_params = data, describe, scoring_params
+        self.forward = for_processes(network, ternarizer.latent.device)
         self.phase, self.optimizer = "", None
         self.codes: list[Tensor] = []  # before the epoch
         self.reported: set[tuple[str, str]] = set()
-
-    def _goal(self) -> Goal | None:
-        zeros, params = self.config["target_sparsity"], self.config["target_params"]
+        self.goal = None
+        zeros, params = settings.target_sparsity, settings.target_params
         if zeros is not None:
-            return Goal(f"{zeros:g} % zeros", zeros, 1.0, self.ternarizer.zeros)
-        if params is not None:  # fewer with more gamma, hence the signs
+            self.goal = Goal(f"{zeros:g} % zeros", zeros, 1.0, ternarizer.zeros)
+        elif params is not None:  # fewer with more gamma, hence the signs
             name = f"{params:,.0f} scoring parameters"
-            return Goal(name, -params, 0.02 * params, lambda: -self.scoring_params(self.network))
-        return None
+            self.goal = Goal(name, -params, 0.02 * params, lambda: -scoring_params(network))
 
     def prepare(self, epoch: int) -> dict:
         """Before an epoch: gamma for the goal, if there is one."""
@@ -133,8 +145,14 @@ class Quantization:
 
     def train(self, phase: str, epochs: range) -> None:
         """Run the epochs of one phase that are not done yet."""
-        self.phase = phase
-        self.optimizer = make_optimizer(self.network, self.ternarizer, self.config)
+        settings, self.phase = self.settings, phase
+        self.optimizer = make_optimizer(
+            self.network,
+            self.ternarizer,
+            lr=settings.lr,
+            lr2=settings.lr2,
+            weight_decay=settings.weight_decay,
+        )
         step = TrainStep(
             self.forward,
             network=self.network,
@@ -152,23 +170,22 @@ class Quantization:
             self.codes = [c.to(self.ternarizer.latent.device) for c in state["codes"]]
             load_optimizer(self.optimizer, state["optimizer"])
         run_epochs(
-            run=self.run,
-            phase=phase,
-            epochs=epochs,
-            seed=self.config["seed"],
-            step=step,
-            data=self.data,
+            self.run,
+            Phase(phase, epochs, settings.seed),
+            step,
+            self.data,
             prepare=self.prepare,
             figures=self.figures,
             content=self.content,
-            interval=self.interval,
         )
 
-    def load_best(self) -> None:
-        """Go back to the best ternary epoch."""
-        best = self.run.best_network
-        self.run.log(f"freezing the codes of epoch {best['figures']['epoch']}")
-        self.network.load_state_dict(best["state_dict"])
+    def freeze(self) -> None:
+        """Go back to the best ternary epoch, unless later ones are done, and keep its codes."""
+        if self.run.epochs and self.run.epochs_done <= self.settings.epochs:
+            best = self.run.best_network
+            self.run.log(f"freezing the codes of epoch {best['figures']['epoch']}")
+            self.network.load_state_dict(best["state_dict"])
+        self.ternarizer.freeze()
 
     def content(self) -> dict:
         """A checkpoint: an ordinary network, and under "resume" what only training needs."""
@@ -179,7 +196,7 @@ class Quantization:
             "codes": self.codes,
             "optimizer": self.optimizer.state_dict(),
         }
-        return network_content(self.network, self.spec, self.recorded, resume=resume)
+        return self.describe(self.network, resume=resume)
 
     def figures(self) -> dict:
         """After an epoch: zeros, size, and each layer's clusters; names ailing layers, once."""
@@ -191,13 +208,9 @@ class Quantization:
         for ailment, suffers in AILMENTS.items():
             suffering = (layer["layer"] for layer in layers if suffers(layer))
             self.warn(ailment, [name.removesuffix(".weight") for name in suffering])
-        figures = {
-            "zeros": self.ternarizer.zeros(),
-            "scoring_params": self.scoring_params(self.network),
-        }
-        if self.goal:
-            figures["on_target"] = self.goal.reached()
-        return {**figures, "layers": layers}
+        zeros, params = self.ternarizer.zeros(), self.scoring_params(self.network)
+        reached = {"on_target": self.goal.reached()} if self.goal else {}
+        return {"zeros": zeros, "scoring_params": params, **reached, "layers": layers}
 
     def warn(self, what: str, subjects: list[str]) -> None:
         """Log a warning that names the subjects it was not logged for before."""
@@ -206,86 +219,69 @@ class Quantization:
         if new:
             self.run.log(f"warning: {what}: {', '.join(new)}")
 
-    def log_accuracy(self, what: str) -> None:
-        """Validation accuracy of the network as it is now."""
-        scores = evaluate(self.network, self.data.val.epoch(0), total=len(self.data.val))
-        self.run.log(f"{what}: top-1 {scores.top1:.2f} %, top-5 {scores.top5:.2f} %")
+
+def log_accuracy(what: str, network: nn.Module, data: Data, run: Run) -> None:
+    """Validation accuracy of a network as it is now."""
+    scores = evaluate(network, data.val.epoch(0), total=len(data.val))
+    run.log(f"{what}: top-1 {scores.top1:.2f} %, top-5 {scores.top5:.2f} %")
 
 
 def quantize_point(
-    point: Point,
+    settings: Quantizing,
+    request: RunRequest,
     *,
     checkpoint: Checkpoint,
     spec: NetworkSpec,
-    folder: Path,
-    config: dict,
-    resume: str,
-    override: bool,
     data: Data,
     recorded: dict,
     device: torch.device,
     scoring_params: Callable[[nn.Module], float],
-    interval: Interval,
 ) -> History:
-    """Ternarize (or prune) the network of a checkpoint, in `folder`.
+    """Ternarize (or prune) the network of a checkpoint, in the folder of the request.
 
-    `config` holds epochs, retrain_epochs, lr, lr2, weight_decay, centroids, levels, prune,
-    ternarize, eval, target_sparsity, target_params and seed; `recorded` is what checkpoints say
-    about the data; `scoring_params` counts a network. The result in `best.pt` is an ordinary
-    network with ordinary keys.
+    `recorded` is what checkpoints say about the data; `scoring_params` counts a network. The
+    result in `best.pt` is an ordinary network with ordinary keys.
     """
     network = load_network(checkpoint, spec)
     require_fit(network, data)
     network = lay_out(network, device)
-    names = layer_names(network, family=table_row(spec.model).family, config=config)
-    fixed = freeze_quantized(network) if config["prune"] else []
-    first = "pruning" if config["prune"] else "ternary"
-    run = Run(
-        folder,
-        config=config,
-        resume=resume,
-        override=override,
-        spec=spec,
-        phases=(first, "frozen"),
-        check=partial(require_continuable, names=names, config=config),
-    )
-    measure = config["eval"] and not run.state
-    if measure:
-        full = evaluate(network, data.val.epoch(0), total=len(data.val))
-        run.log(f"before quantization: top-1 {full.top1:.2f} %, top-5 {full.top5:.2f} %")
+    if settings.prune:
+        names, first = pruned_names(network, families=settings.prune), "pruning"
+    else:
+        family, first = table_row(spec.model).family, "ternary"
+        names = ternarized_names(network, family=family, pattern=settings.ternarize)
+    fixed = freeze_quantized(network) if settings.prune else []
+    check = partial(require_continuable, names=names, settings=settings)
+    run = Run(request, spec=spec, phases=(first, "frozen"), check=check)
+    if measure := settings.eval and not run.state:
+        log_accuracy("before quantization", network, data, run)
     ternarizer = Ternarizer(
         network,
         names,
-        initial_scale=point.initial_scale,
-        gamma=point.gamma,
-        kmeans=config["centroids"] > 0,
-        prune=bool(config["prune"]),
-        ttq_threshold=point.ttq_threshold,
-        levels=config["levels"],
+        initial_scale=settings.point.initial_scale,
+        gamma=settings.point.gamma,
+        kmeans=settings.centroids > 0,
+        prune=bool(settings.prune),
+        ttq_threshold=settings.point.ttq_threshold,
+        levels=settings.levels,
     )
-    run.log(
-        f"{folder.name}: {len(names)} layers with {ternarizer.latent.numel():,} weights"
-        f"{f', {len(fixed)} quantized layers stay as they are' if fixed else ''}, on {device}"
-    )
+    weights = f"{len(names)} layers with {ternarizer.latent.numel():,} weights"
+    stay = f", {len(fixed)} quantized layers stay as they are" if fixed else ""
+    run.log(f"{request.folder.name}: {weights}{stay}, on {device}")
     job = Quantization(
         run,
         network,
         ternarizer,
-        spec=spec,
-        config=config,
+        settings,
         data=data,
-        recorded=recorded,
+        describe=partial(network_content, spec=spec, data=recorded),
         scoring_params=scoring_params,
-        forward=for_processes(network, device),
-        interval=interval,
     )
     if measure:
-        job.log_accuracy(f"quantized, not trained ({ternarizer.zeros():.2f} % zeros)")
-    epochs, total = config["epochs"], config["epochs"] + config["retrain_epochs"]
-    job.train(first, range(epochs))
-    if total > epochs:
-        if run.epochs and run.epochs_done <= epochs:
-            job.load_best()
-        ternarizer.freeze()
-        job.train("frozen", range(epochs, total))
+        what = f"quantized, not trained ({ternarizer.zeros():.2f} % zeros)"
+        log_accuracy(what, network, data, run)
+    job.train(first, range(settings.epochs))
+    if settings.retrain_epochs:
+        job.freeze()
+        job.train("frozen", range(settings.epochs, settings.epochs + settings.retrain_epochs))
     return run.close()

@@ -1,20 +1,22 @@
-"""One table of several scored networks: compare.py TITLE FILE.json [TITLE FILE.json ...]."""
+"""One table of several scored networks:
+python -m scripts.compare TITLE FILE.json [TITLE FILE.json ...]"""
 
 import json
 import sys
 from pathlib import Path
 
+from model_compound_scaling.command_line.tables import aligned
+
 
 def table(scored: dict[str, dict]) -> str:
     """Aligned text; costs are those of the published rules."""
-    lines = [f"{'network':16} {'top-1':>8} {'zeros':>8} {'params':>9} {'ops':>10} {'score':>9}"]
+    rows = [(f"{'network':16}", "  top-1", "  zeros", "  params", "      ops", "   score")]
     for title, report in scored.items():
-        cost = report["published"]
-        lines.append(
-            f"{title:16} {report['top1']:6.2f} % {100 * report['zeros']:6.2f} % "
-            f"{cost['params'] / 1e3:8.1f}K {cost['ops'] / 1e6:9.2f}M {cost['score']:9.5f}"
-        )
-    return "\n".join(lines)
+        cost, zeros = report["published"], 100 * report["zeros"]
+        size, ops = f"{cost['params'] / 1e3:.1f}K", f"{cost['ops'] / 1e6:.2f}M"
+        row = (title, f"{report['top1']:.2f} %", f"{zeros:.2f} %", size, ops)
+        rows.append((*row, f"{cost['score']:.5f}"))
+    return "\n".join(aligned(rows))
 
 
 if __name__ == "__main__":

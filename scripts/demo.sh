@@ -21,6 +21,6 @@ for stage in scaling/best_model quantization/Ternary_best_acc; do
     "$python" -u run_scoring.py --t-model $runs/$stage.pt --eval --json $runs/${stage##*/}.json \
         > $runs/${stage##*/}.txt
 done
-"$python" scripts/compare.py "full precision" $runs/best_model.json "EC2T" \
+"$python" -m scripts.compare "full precision" $runs/best_model.json "EC2T" \
     $runs/Ternary_best_acc.json
 echo "layer by layer: $runs/Ternary_best_acc.txt"

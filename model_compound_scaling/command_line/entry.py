@@ -1,4 +1,5 @@
-"""From a command line to an exit code."""
+"""From a command line to an exit code. What needs torch is imported where it is first needed:
+torch takes seconds to load, and a mistake in the flags is said before that."""
 
 import argparse
 import os
@@ -7,15 +8,20 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
+from data.datasets import find_dataset
 from data.errors import UserError
-from data.file_loader import worker_death
 from model_compound_scaling.command_line.parser import Parser
-from model_compound_scaling.machine import processes, signals
-from model_compound_scaling.machine.devices import choose_device, make_deterministic, unused_gpus
+from model_compound_scaling.machine import place, signals
 from model_compound_scaling.machine.log import say
+from model_compound_scaling.networks.registry import canonical_name
+from model_compound_scaling.runs.save_interval import Interval
+
+if TYPE_CHECKING:
+    import torch
+
+    from model_compound_scaling.runs import RunRequest
 
 
 def run(body: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequence | None) -> int:
@@ -26,17 +32,19 @@ def run(body: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequen
         with signals.listening():
             body(args)
     except UserError as error:
-        if processes.is_main() or not error.shared:
+        if place.is_main() or not error.shared:
             say(f"{parser.prog}: error: {error}")
         return error.exit_code
     except signals.Stopped as stop:
-        if processes.is_main():  # all processes stop, and for the same reason
+        if place.is_main():  # all processes stop, and for the same reason
             print(f"{parser.prog}: {stop}", file=sys.stderr)
         return stop.exit_code
     except BrokenPipeError:  # the reader of our output left, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except Exception as error:
+        from data.file_loader import worker_death
+
         known = worker_death(error) or out_of_memory(error)
         if known:
             say(f"{parser.prog}: error: {known}")
@@ -46,12 +54,14 @@ def run(body: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequen
         traceback.print_exc()
         return 1
     finally:
-        processes.stop()
+        place.stop()
     return 0
 
 
 def out_of_memory(error: Exception) -> UserError | None:
     """What torch's message about memory that is not there means; None for any other error."""
+    import torch
+
     cpu = "DefaultCPUAllocator: "
     if not isinstance(error, torch.OutOfMemoryError | MemoryError) and cpu not in str(error):
         return None
@@ -59,10 +69,30 @@ def out_of_memory(error: Exception) -> UserError | None:
     return UserError(f"{reason}: lower --batch-size, --val-batch-size or the network's size")
 
 
-def configuration(args: argparse.Namespace, **more: object) -> dict:
-    """The flags, and how many processes share the batches, as plain values for config.json."""
+def run_request(
+    args: argparse.Namespace, incidental: frozenset[str], folder: Path, **more: object
+) -> "RunRequest":
+    """The run in a folder that the flags ask for. Its configuration are the flags, how many
+    processes share the batches, and `more`; `incidental`: the parser's names of those that change
+    no result."""
+    from model_compound_scaling.runs import Configuration, RunRequest
+
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    return plain | {"processes": processes.world_size()} | more
+    return RunRequest(
+        folder,
+        Configuration(plain | {"processes": place.world_size()} | more, incidental),
+        resume=args.resume,
+        override=args.resume_override,
+        interval=Interval.parse(args.checkpoint_every),
+    )
+
+
+def require_names(args: argparse.Namespace) -> None:
+    """UserError, before a checkpoint is read, if there is no such network or data set."""
+    if args.model:
+        canonical_name(args.model)
+    if args.dataset:
+        find_dataset(args.dataset, args.image_size or 1)
 
 
 def require_single(resume: str, points: int) -> None:
@@ -71,12 +101,19 @@ def require_single(resume: str, points: int) -> None:
         raise UserError(f"--resume {resume} belongs to one network, but the grid has {points}")
 
 
-def start(args: argparse.Namespace) -> torch.device:
+def start(args: argparse.Namespace) -> "torch.device":
     """The device of this process, which then has met the others."""
+    from model_compound_scaling.machine import processes
+    from model_compound_scaling.machine.devices import (
+        choose_device,
+        make_deterministic,
+        unused_gpus,
+    )
+
     device = choose_device(args.cuda)
     make_deterministic(args.deterministic)
     processes.start(device)
-    if processes.world_size() > 1:
+    if place.world_size() > 1:
         signals.defer()
     if hint := unused_gpus(device):
         print(f"{hint} {' '.join(sys.argv)}")

@@ -2,65 +2,39 @@
 
 import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from model_compound_scaling.runs.save_interval import Interval
 
-
-def positive(value: str) -> int:
-    """An integer of at least 1."""
-    number = int(value)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return number
+N = TypeVar("N", int, float)
 
 
-def natural(value: str) -> int:
-    """An integer from 0 to 2^32 - 1."""
-    number = int(value)
-    if not 0 <= number < 2**32:
-        raise argparse.ArgumentTypeError(f"{value} is not between 0 and {2**32 - 1}")
-    return number
+def _number(
+    name: str, parse: Callable[[str], N], valid: Callable[[N], bool], complaint: str
+) -> Callable[[str], N]:
+    def from_text(value: str) -> N:
+        number = parse(value)
+        if not valid(number):
+            raise argparse.ArgumentTypeError(f"{value} {complaint}")
+        return number
+
+    from_text.__name__ = name  # argparse says "invalid positive value: 'x'"
+    return from_text
 
 
-def non_negative(value: str) -> float:
-    """A number of at least 0 that single precision holds."""
-    number = float(value)
-    if not 0 <= number < 1e38:
-        raise argparse.ArgumentTypeError(f"{value} is not a number of at least 0")
-    return number
-
-
-def multiplier(value: str) -> float:
-    """A number above 0, at most 100."""
-    number = float(value)
-    if not 0 < number <= 100:
-        raise argparse.ArgumentTypeError(f"{value} is not above 0 and at most 100")
-    return number
-
-
-def exponent(value: str) -> float:
-    """A number from 0 to 100."""
-    number = float(value)
-    if not 0 <= number <= 100:
-        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 100")
-    return number
-
-
-def percent(value: str) -> float:
-    """A number from 0 to 100."""
-    number = float(value)
-    if not 0 <= number <= 100:
-        raise argparse.ArgumentTypeError(f"{value} is not a percentage")
-    return number
-
-
-def decay(value: str) -> float:
-    """A number from 0 to below 1."""
-    number = float(value)
-    if not 0 <= number < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not from 0 to below 1")
-    return number
+# fmt: off
+positive = _number("positive", int, lambda n: n >= 1, "is not at least 1")
+natural = _number("natural", int, lambda n: 0 <= n < 2**32,
+                  f"is not between 0 and {2**32 - 1}")
+non_negative = _number("non_negative", float, lambda x: 0 <= x < 1e38,  # in single precision
+                       "is not a number of at least 0")
+multiplier = _number("multiplier", float, lambda x: 0 < x <= 100, "is not above 0 and at most 100")
+exponent = _number("exponent", float, lambda x: 0 <= x <= 100, "is not between 0 and 100")
+percent = _number("percent", float, lambda x: 0 <= x <= 100, "is not a percentage")
+decay = _number("decay", float, lambda x: 0 <= x < 1, "is not from 0 to below 1")
+# fmt: on
 
 
 def grid_value(value: str) -> float | str:

@@ -1,24 +1,24 @@
-"""From a command line to what it names: the device, the checkpoint's network, the data."""
+"""From a command line to what it names: the checkpoint's network, the data.
+
+What needs torch is imported where it is used: some of this is asked before torch is loaded.
+"""
 
 import argparse
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from data.batches import Part
 from data.datasets import choose_stats, find_dataset
 from data.errors import DataError, UserError
-from data.loading import Data, load_data
-from model_compound_scaling.checkpoints.network_checkpoint import (
-    Checkpoint,
-    find_file,
-    read_checkpoint,
-)
-from model_compound_scaling.checkpoints.recognition import network_spec
-from model_compound_scaling.machine import processes, signals
+from model_compound_scaling.machine import place, signals
 from model_compound_scaling.networks.registry import NetworkSpec, canonical_name, table_row
+
+if TYPE_CHECKING:
+    import torch
+
+    from data import Data
+    from model_compound_scaling.checkpoints import Checkpoint
 
 
 def open_checkpoint(
@@ -27,13 +27,16 @@ def open_checkpoint(
     name: str,
     folder: Path,
     flag: str,
-    read: Callable[[Path], Checkpoint] = read_checkpoint,
-) -> tuple[Checkpoint, NetworkSpec]:
+    read: "Callable[[Path], Checkpoint] | None" = None,
+) -> "tuple[Checkpoint, NetworkSpec]":
     """The checkpoint named on the command line and the network it holds.
 
     `read` for stages whose files come in more formats.
     """
-    checkpoint = read(find_file(name, folder=folder, flag=flag))
+    from model_compound_scaling.checkpoints.network_checkpoint import find_file, read_checkpoint
+    from model_compound_scaling.checkpoints.recognition import network_spec
+
+    checkpoint = (read or read_checkpoint)(find_file(name, folder=folder, flag=flag))
     spec = network_spec(
         checkpoint,
         model=args.model and canonical_name(args.model),
@@ -44,9 +47,9 @@ def open_checkpoint(
     return checkpoint, spec
 
 
-def input_size(args: argparse.Namespace, spec: NetworkSpec, recorded: dict) -> int:
+def input_size(args: argparse.Namespace, model: str, recorded: dict) -> int:
     """Height and width of the input: the flag's, the checkpoint's, or what the network is for."""
-    return args.image_size or recorded.get("image_size") or table_row(spec.model).image_size
+    return args.image_size or recorded.get("image_size") or table_row(model).image_size
 
 
 def open_data(
@@ -54,14 +57,17 @@ def open_data(
     *,
     spec: NetworkSpec,
     recorded: dict,
-    device: torch.device,
+    device: "torch.device",
     splits: tuple[str, ...] = ("train", "val"),
     image_size: int | None = None,
-) -> Data:
+) -> "Data":
     """The data set as flags say, then as the checkpoint recorded. Its classes must agree.
 
     `image_size` overrides flags and checkpoint.
     """
+    from data.batches import Part
+    from data.loading import load_data
+
     name = args.dataset or recorded.get("dataset")
     if name is None:
         raise UserError("--dataset is needed: the checkpoint does not say what it was trained on")
@@ -71,12 +77,12 @@ def open_data(
         training = {
             "augment": args.augment,
             "batch_size": args.batch_size,
-            "part": Part(processes.rank(), processes.world_size()),
+            "part": Part(place.rank(), place.world_size()),
         }
     data = load_data(
         name,
         data_path=args.data_path,
-        image_size=image_size or input_size(args, spec, recorded),
+        image_size=image_size or input_size(args, spec.model, recorded),
         channels=row.channels,
         normalize=args.normalize or _recorded_statistics(recorded) or "dataset",
         eval_crop="full" if row.family == "efficientnet" else "standard",
@@ -101,7 +107,7 @@ def open_data(
 def known_input(args: argparse.Namespace, spec: NetworkSpec, recorded: dict) -> dict:
     """What is known of the network's images without opening a data set, as `describe` has it: what
     the checkpoint recorded, and what flags say instead. Without "mean" if neither tells."""
-    size, channels = input_size(args, spec, recorded), table_row(spec.model).channels
+    size, channels = input_size(args, spec.model, recorded), table_row(spec.model).channels
     known = {**recorded, "image_size": size}
     row = find_dataset(args.dataset or recorded.get("dataset") or "ImageFolder", size)
     if args.dataset and row.name != recorded.get("dataset"):
@@ -126,7 +132,7 @@ def fingerprint(class_names: Sequence[str] | None) -> str | None:
     return f"{len(class_names)} ({digest[:8]})"
 
 
-def describe(data: Data) -> dict:
+def describe(data: "Data") -> dict:
     """What a checkpoint records of its data, so that later stages need no flags."""
     return {
         "dataset": data.name,

@@ -1,12 +1,17 @@
-"""argparse with one-line errors and defaults in the help."""
+"""argparse with one-line errors, defaults in the help, and flags that know what they change."""
 
 import argparse
 import difflib
 import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from model_compound_scaling.machine.log import say
+
+SWITCH, ON_OFF = "store_true", argparse.BooleanOptionalAction  # kinds of flags without a value
+Kind = str | type[argparse.Action] | Sequence | Callable[[str], object] | None
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -35,6 +40,15 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def section(self, title: str) -> Callable[..., None]:
+        """`flag` for a group of flags that has this title in the help."""
+        return partial(flag, self.add_argument_group(title))
+
+    @property
+    def incidental(self) -> frozenset[str]:
+        """Names of the values that change neither a run's result nor what it means."""
+        return frozenset(a.dest for a in self._actions if getattr(a, "incidental", False))
+
     def error(self, message: str) -> NoReturn:
         unknown = [word for word in message.split() if word.startswith("--")]
         if "unrecognized" in message and unknown:
@@ -43,3 +57,32 @@ class Parser(argparse.ArgumentParser):
             message += f"; did you mean {close[0]}?" if close else "; --help lists all flags"
         say(f"{self.prog}: error: {message}")
         self.exit(2)
+
+
+def flag(  # one row of a table: the columns are the group, the flag, and what argparse calls them
+    group: argparse._ActionsContainer,
+    names: str,
+    kind: Kind,
+    default: object,
+    metavar: str | tuple[str, ...] | None,
+    help: str,
+    *,
+    incidental: bool = False,
+    **more: object,
+) -> None:
+    """Add a flag, `names` with spaces between them.
+
+    kind: the values to choose from, SWITCH or ON_OFF or another action, what makes a value of the
+    flag's text, or None for the text itself. An `incidental` flag changes no result: runs that
+    differ only in such flags are the same run.
+    """
+    if isinstance(kind, str) or (isinstance(kind, type) and issubclass(kind, argparse.Action)):
+        more["action"] = kind
+    elif isinstance(kind, Sequence):
+        more |= {"choices": kind, "type": type(kind[0])}
+    elif kind is not None:
+        more["type"] = kind
+    if metavar is not None:  # which switches do not take
+        more["metavar"] = metavar
+    action = group.add_argument(*names.split(), default=default, help=help, **more)
+    action.incidental = incidental

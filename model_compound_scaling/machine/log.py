@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from model_compound_scaling.machine import processes
+from model_compound_scaling.machine import place
 
 
 class Log:
@@ -18,19 +18,17 @@ class Log:
         self.path = folder and folder / "logfile.txt"
 
     def __call__(self, line: str) -> None:
-        if not processes.is_main():
+        if not place.is_main():
             return
         try:
             print(line)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if self.path:
-            self._append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-
-    def _append(self, line: str) -> None:
+        if not self.path:
+            return
         try:
             with self.path.open("a") as file:
-                file.write(line)
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
         except OSError as error:
             print(f"cannot write {self.path}: {error.strerror}", file=sys.stderr)
             self.path = None
@@ -38,7 +36,7 @@ class Log:
 
 def say(line: str) -> None:
     """One line on stderr: what all processes find wrong before they meet, only the first says."""
-    if processes.is_main():
+    if place.is_main():
         print(line, file=sys.stderr)
-    elif processes.world_size() > 1:
-        print(f"process {processes.rank()}: {line}", file=sys.stderr)
+    elif place.world_size() > 1:
+        print(f"process {place.rank()}: {line}", file=sys.stderr)

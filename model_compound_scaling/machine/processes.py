@@ -1,13 +1,14 @@
-"""Several processes on one run: who is who, and the few things they tell each other.
+"""Several processes on one run: the few things they tell each other, by torch.distributed.
 
 `torchrun` and `srun` start one process a device; every function here also works without them, for
-a single process.
+a single process. Who is who is in `place`, whose names can be had from here, too.
 """
 
+import contextlib
+import ctypes
 import os
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
@@ -15,50 +16,32 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.errors import UserError
+from model_compound_scaling.machine.place import (
+    find_place,
+    is_main,
+    rank,  # noqa: F401
+    rendezvous,
+    stop,  # noqa: F401
+    world_size,
+)
 
 T = TypeVar("T")
-FIRST_PORT, PORTS = 20000, 20000
 
 
-@dataclass(frozen=True)
-class Place:
-    """This process among those of the run; `local` counts within its machine."""
-
-    rank: int = 0
-    size: int = 1
-    local: int = 0
-
-
-def find_place(environment: Mapping[str, str] = os.environ) -> Place:
-    """What torchrun, or else srun, says in the environment. UserError if it makes no sense."""
-    # not SLURM_NTASKS: a batch script has it, too, and its one process would wait for the others
-    for rank, size, local in (
-        ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-        ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
-    ):
-        if size in environment and rank in environment:
-            try:
-                place = Place(*(int(environment.get(name, 0)) for name in (rank, size, local)))
-            except ValueError:
-                raise UserError(f"{rank}, {size} and {local} must be whole numbers") from None
-            if not 0 <= place.rank < place.size:
-                raise UserError(f"{rank} {place.rank} is not below {size} {place.size}")
-            return place
-    return Place()
-
-
-def rendezvous(environment: Mapping[str, str] = os.environ) -> str:
-    """Where the processes meet, as a URL: torchrun's address, or the first machine of srun's."""
-    host = environment.get("MASTER_ADDR") or _first_host(environment.get("SLURM_STEP_NODELIST", ""))
-    job = int(environment.get("SLURM_JOB_ID", 0))
-    port = environment.get("MASTER_PORT") or FIRST_PORT + job % PORTS
-    return f"tcp://{host}:{port}"
-
-
-def _first_host(nodes: str) -> str:
-    """The first name of a SLURM node list: `gpu[03-05,9],cpu1` -> `gpu03`."""
-    found = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodes)
-    return "127.0.0.1" if found is None else found[1] + (found[2] or "")
+@contextlib.contextmanager
+def silent_stdout() -> Iterator[None]:
+    """Inside, nothing that C++ prints reaches stdout: some versions of Gloo report there whom they
+    are connected to, in the middle of our log. stderr stays."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # what C still buffers was printed inside
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def start(device: torch.device) -> None:
@@ -67,30 +50,10 @@ def start(device: torch.device) -> None:
     if place.size == 1 or dist.is_initialized():
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, init_method=rendezvous(), rank=place.rank, world_size=place.size
-    )
-
-
-def stop() -> None:
-    """Leave the others."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def rank() -> int:
-    """This process' number, from 0."""
-    return dist.get_rank() if dist.is_initialized() else find_place().rank
-
-
-def world_size() -> int:
-    """The number of processes that have met."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def is_main() -> bool:
-    """Whether this process is the one that writes and prints."""
-    return rank() == 0
+    with silent_stdout():
+        dist.init_process_group(
+            backend, init_method=rendezvous(), rank=place.rank, world_size=place.size
+        )
 
 
 def all_reduce_max(value: int) -> int:

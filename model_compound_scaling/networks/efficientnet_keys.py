@@ -3,8 +3,10 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # the command lines read ORIGINS before they load torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def key_style(keys: set[str]) -> str | None:
     return next((name for name, style in KEY_STYLES.items() if style.marker in keys), None)
 
 
-def to_torchvision_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_torchvision_keys(state: "dict[str, Tensor]") -> "dict[str, Tensor]":
     """State dict of any of the three styles -> torchvision's keys; anything else unchanged."""
     style = key_style(set(state))
     if style in (None, "torchvision"):

@@ -5,7 +5,8 @@ from data.lazy_exports import lazy_exports
 __all__, __getattr__ = lazy_exports(
     __name__,
     run="Run",
-    history="History copy_best finished",
+    resume="RunRequest",
+    history="Configuration History copy_best finished",
     folder_lock="FolderInUse hold_folder turn",
     save_interval="Clock Interval",
 )

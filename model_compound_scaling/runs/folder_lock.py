@@ -42,12 +42,8 @@ class FolderLock:
             os.close(self._descriptor)
 
 
-def _forget_all() -> None:
-    for lock in list(_held):
-        lock._forget()
-
-
-os.register_at_fork(after_in_child=_forget_all)  # DataLoader workers are forks
+# DataLoader workers are forks
+os.register_at_fork(after_in_child=lambda: [lock._forget() for lock in list(_held)])
 
 
 def hold_folder(folder: Path) -> FolderLock:
@@ -83,10 +79,8 @@ def turn(folder: Path) -> Iterator[None]:
 
 def describe_process() -> str:
     """This run in one line: host, process, SLURM job if it is one, and command."""
-    job = os.environ.get("SLURM_JOB_ID")
-    parts = [os.uname().nodename, f"process {os.getpid()}"]
-    parts += [f"job {job}"] if job else []
-    return ", ".join([*parts, shlex.join(sys.argv)])
+    job = [f"job {os.environ['SLURM_JOB_ID']}"] if os.environ.get("SLURM_JOB_ID") else []
+    return ", ".join([os.uname().nodename, f"process {os.getpid()}", *job, shlex.join(sys.argv)])
 
 
 def _locked(folder: Path) -> int:
@@ -97,8 +91,9 @@ def _locked(folder: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             _lock(descriptor, folder)
-            if _is_at(descriptor, path):
-                return descriptor
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                    return descriptor
         except BaseException:
             os.close(descriptor)
             raise
@@ -125,13 +120,6 @@ def _owner(descriptor: int) -> str:
     """What the lock file says; on one line and printable, whoever wrote it."""
     text = os.pread(descriptor, OWNER_LIMIT, 0).decode(errors="replace").strip()
     return "".join(c if c.isprintable() else " " for c in text)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _release(descriptor: int) -> None:

@@ -2,42 +2,37 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model_compound_scaling.checkpoints.atomic_save import read_file, write_file
 from model_compound_scaling.machine import processes
 
-# these change neither the result nor what the run means
-INCIDENTAL = {
-    "cache_gb",
-    "checkpoint_every",
-    "cuda",
-    "data_path",
-    "dry_run",
-    "eval",
-    "grid",
-    "ini_c_divrs",  # lists that span a grid: the point's own values are in its name
-    "lambda_max_divrs",
-    "output",
-    "phi",
-    "plot_pareto",
-    "plot_ternarization",
-    "resume",
-    "resume_override",
-    "scale_resolution",
-    "shard",
-    "skip_bad_images",
-    "target_accuracy",
-    "ttq_threshold",
-    "val_batch_size",
-    "workers",
-}
 BEST_OF = 5  # epochs whose mean accuracy tells more than that of the luckiest
 
 
 def rank(figures: dict) -> tuple[bool, float]:
     """What makes an epoch the best: epochs that miss a target come after all others."""
     return figures.get("on_target", True), figures["val_top1"]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What a run was asked for: its flags as config.json has them (what JSON keeps as it is, so no
+    tuples), and the names of those that change neither the result nor what the run means."""
+
+    values: dict
+    incidental: frozenset[str] = frozenset()
+
+    def also(self, **more: object) -> "Configuration":
+        """The same with more values."""
+        return replace(self, values=self.values | more)
+
+    def differences(self, old: dict) -> list[str]:
+        """`name old -> new` of each value that an earlier run's differs in and that matters."""
+        new = self.values
+        keys = sorted((old.keys() | new.keys()) - self.incidental)
+        return [f"{k} {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
 
 
 class History:
@@ -64,12 +59,7 @@ class History:
         return sum(best) / len(best)
 
 
-def differences(old: dict, new: dict) -> list[str]:
-    keys = sorted((old.keys() | new.keys()) - INCIDENTAL)
-    return [f"{k} {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
-
-
-def finished(folder: Path, *, config: dict, epochs: int) -> History | None:
+def finished(folder: Path, *, config: Configuration, epochs: int) -> History | None:
     """The history of a run with this configuration that has all its epochs, else None.
 
     Without the folder's lock: the run may be another machine's. One whose best network is not the
@@ -79,7 +69,7 @@ def finished(folder: Path, *, config: dict, epochs: int) -> History | None:
         old = json.loads((folder / "config.json").read_text())
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         history = History(folder, [json.loads(line) for line in lines])
-        if differences(old, json.loads(json.dumps(config))) or history.epochs_done < epochs:
+        if config.differences(old) or history.epochs_done < epochs:
             return None
         return history if read_file(folder / "best.pt").get("figures") == history.best else None
     except (OSError, ValueError):  # CheckpointError, too

@@ -1,4 +1,4 @@
-"""How often a checkpoint is due within an epoch."""
+"""How often a checkpoint is saved within an epoch: so many steps are lost at most by a kill."""
 
 import math
 import re
@@ -24,7 +24,7 @@ class Interval:
 
 
 class Clock:
-    """Says when a checkpoint is due, by steps or by a clock that cannot be set back."""
+    """Says when a checkpoint is due, by steps or by a monotonic clock, which nobody sets back."""
 
     def __init__(self, interval: Interval) -> None:
         self.interval, self.steps, self.start = interval, 0, time.monotonic()

@@ -8,5 +8,6 @@ __all__, __getattr__ = lazy_exports(
     search="Search",
     results_table="rows",
     recipes="RECIPES",
-    train_network="train_point",
+    trainer="Trainer conclude",
+    train_network="Training require_memory train_point",
 )

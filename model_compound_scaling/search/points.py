@@ -1,21 +1,26 @@
-"""The networks of a search: grids of multipliers, one point each, and what it costs."""
+"""The networks of a search: grids of multipliers, one point each, and what it costs.
+
+Compound scaling (Tan and Le 2019, arXiv 1905.11946) multiplies depth, width and image size of a
+baseline by d^phi, w^phi and r^phi. Operations grow with d w^2 r^2: with the number of layers, with
+the channels twice, which are inputs and outputs, and with the pixels in both directions. With
+d w^2 r^2 = 2 a network costs about 2^phi times the baseline.
+
+Without torch until a cost is asked for: the command line reads its grid first.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
-
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from typing import TYPE_CHECKING
 
 from data.errors import UserError
-from model_compound_scaling.networks.building import build
 from model_compound_scaling.networks.micronet_scaling import scaled_shape
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
 
-Multipliers = tuple[float, float, float]  # of depth, width and image size
+if TYPE_CHECKING:
+    from torch import nn
 
-
+Multipliers = tuple[float, float, float]  # d, w, r: of depth, width and image size
 BUDGET, TOLERANCE = 2.0, 0.1  # of d w^2 r^2 in a grid made by itself
 
 
@@ -24,14 +29,14 @@ class Point:
     """One network of the search: its folder's name, how to build it, what it was scaled by."""
 
     name: str
-    spec: NetworkSpec = field(compare=False)
+    spec: NetworkSpec = field(compare=False)  # it has no hash; the name says the same
     image_size: int
     multipliers: Multipliers = (1.0, 1.0, 1.0)
     phi: float = 1.0
 
     @property
     def predicted_cost(self) -> float:
-        """Operations as a multiple of the unscaled network's, by the rule of compound scaling."""
+        """Operations as a multiple of the baseline's: (d w^2 r^2)^phi."""
         depth, width, resolution = self.multipliers
         return (depth * width**2 * resolution**2) ** self.phi
 
@@ -54,9 +59,10 @@ def parse_grid(values: list[float] | str, *, resolution: bool) -> list[Multiplie
     """The grid that --grid names: "auto", pairs (d, w), or triples (d, w, r) with `resolution`."""
     if values == "auto":
         return auto_grid(resolution=resolution)
-    count, what = (3, "depth, width and image size") if resolution else (2, "depth and width")
+    count, kind, what = (2, "pairs", "depth and width")
+    if resolution:
+        count, kind, what = (3, "triples", "depth, width and image size")
     if len(values) % count:
-        kind = "triples" if resolution else "pairs"
         raise UserError(f"--grid takes {kind} of {what}, not {len(values)} values")
     rows = (tuple(values[i : i + count]) for i in range(0, len(values), count))
     grid = [(*row, 1.0)[:3] for row in rows]
@@ -68,25 +74,15 @@ def parse_grid(values: list[float] | str, *, resolution: bool) -> list[Multiplie
 def scaled_point(
     model: str, multipliers: Multipliers, phi: float, *, num_classes: int, image_size: int
 ) -> Point:
-    """A MicroNet of depth d^phi and width w^phi for images of r^phi times `image_size` pixels."""
-    depth, width, resolution = (m**phi for m in multipliers)
+    """A MicroNet of depth d^phi and width w^phi for images of r^phi times `image_size` pixels; any
+    other network has one size, whatever it is to be scaled by."""
+    if table_row(model).family != "micronet":
+        return Point(model.replace(":", "-"), NetworkSpec(model, num_classes), image_size)
     d, w, r = multipliers
-    size = f"_r{r:g}" if r != 1 else ""
-    shape = scaled_shape(model, depth=depth, width=width)
-    return Point(
-        f"{model}_d{d:g}_w{w:g}{size}_phi{phi:g}",
-        NetworkSpec(model, num_classes, shape),
-        round(resolution * image_size),
-        multipliers,
-        phi,
-    )
-
-
-def single_point(
-    model: str, multipliers: Multipliers, phi: float, *, num_classes: int, image_size: int
-) -> Point:
-    """A network that has one size, whatever it is to be scaled by."""
-    return Point(model.replace(":", "-"), NetworkSpec(model, num_classes), image_size)
+    depth, width, resolution = (m**phi for m in multipliers)
+    name = f"{model}_d{d:g}_w{w:g}{f'_r{r:g}' if r != 1 else ''}_phi{phi:g}"
+    spec = NetworkSpec(model, num_classes, scaled_shape(model, depth=depth, width=width))
+    return Point(name, spec, round(resolution * image_size), multipliers, phi)
 
 
 def possible_points(
@@ -98,7 +94,7 @@ def possible_points(
     return list(dict.fromkeys(first + later))
 
 
-def parameters(network: nn.Module) -> int:
+def parameters(network: "nn.Module") -> int:
     """Number of trainable values."""
     return sum(p.numel() for p in network.parameters())
 
@@ -106,13 +102,18 @@ def parameters(network: nn.Module) -> int:
 def cost(point: Point) -> tuple[int, int]:
     """(parameters, multiply-accumulates of convolutions and linear layers for one image), from
     shapes alone where the network allows it."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from model_compound_scaling.networks.building import build
+
     channels = table_row(point.spec.model).channels
     for device in ("meta", "cpu"):  # constructors that look at values need real tensors
         try:
             with torch.device(device), FlopCounterMode(display=False) as counter:
                 network = build(point.spec).eval()
                 network(torch.zeros(1, channels, point.image_size, point.image_size))
-            return parameters(network), counter.get_total_flops() // 2
+            return parameters(network), counter.get_total_flops() // 2  # a MAC is two flops
         except (UserError, NotImplementedError, RuntimeError):
             if device == "cpu":
                 raise

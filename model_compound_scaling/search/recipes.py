@@ -12,7 +12,5 @@ class Recipe:
     schedule: str
 
 
-RECIPES = {"efficientnet": Recipe(90, 1e-4, "step")}
-
-
 DEFAULT_RECIPE = Recipe(200, 5e-4, "cosine")
+RECIPES = {"efficientnet": Recipe(90, 1e-4, "step")}

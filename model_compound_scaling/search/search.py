@@ -1,7 +1,6 @@
-"""Compound scaling: the networks of the grid, the best one's larger versions, and their table.
-
-A grid holds multipliers (d, w, r) of depth, width and image size; phi is the exponent of all three,
-so that the cost grows about as (d w^2 r^2)^phi.
+"""Compound scaling in two steps (Tan and Le 2019, arXiv 1905.11946): a grid search over multipliers
+(d, w, r) of depth, width and image size at phi = 1, and then the best of them for larger phi, the
+exponent of all three; the cost grows about as (d w^2 r^2)^phi.
 """
 
 from collections.abc import Callable
@@ -33,27 +32,30 @@ class Search:
         best = grid[0]
         if len(grid) > 1:
             points = [self.point(multipliers, 1.0) for multipliers in grid]
-            self._train_all(points)
-            if self.missing:
+            for point in points:
+                self._visit(point)
+            if self.missing:  # nobody can know yet which is the best
                 return None
+            # a mean over epochs: the luckiest epoch would rank points that are nearly equal
             winner = max(points, key=lambda point: self.trained[point].mean_of_best)
             if self._reached(winner):
                 return winner
             best = winner.multipliers
+        # toward a target the cheapest first; else in the order that was asked for
         for phi in sorted(phis) if self.target else phis:
             point = self.point(best, phi)
-            self._train_all([point])
+            self._visit(point)
             if self._reached(point):
                 return point
         return None
 
-    def _train_all(self, points: list[Point]) -> None:
-        for point in points:
-            history = self.trained.get(point) or self.train(point)
-            if history:
-                self.trained[point] = history
-            else:
-                self.missing.append(point)
+    def _visit(self, point: Point) -> None:
+        """Train a point, unless it has been; phi 1 of the best pair is in the grid already."""
+        history = self.trained.get(point) or self.train(point)
+        if history:
+            self.trained[point] = history
+        else:
+            self.missing.append(point)
 
     def _reached(self, point: Point) -> bool:
         history = self.trained.get(point)

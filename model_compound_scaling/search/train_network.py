@@ -1,26 +1,45 @@
 """Training one full-precision network of the search in a folder of its own."""
 
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import torch
 
 from data.errors import UserError
 from data.loading import Data
 from model_compound_scaling.checkpoints.network_checkpoint import network_content
+from model_compound_scaling.machine import processes
 from model_compound_scaling.machine.devices import for_processes, lay_out, memory_of
 from model_compound_scaling.networks.building import build, expected_tensors
 from model_compound_scaling.runs.history import History
+from model_compound_scaling.runs.resume import RunRequest
 from model_compound_scaling.runs.run import Run
-from model_compound_scaling.runs.save_interval import Interval
 from model_compound_scaling.search.points import Point, parameters
 from model_compound_scaling.training.evaluation import require_fit
-from model_compound_scaling.training.loop import run_epochs
+from model_compound_scaling.training.loop import Phase, run_epochs
 from model_compound_scaling.training.optimizers import load_optimizer, make_sgd
 from model_compound_scaling.training.recipe import Options, lr_factor
 from model_compound_scaling.training.step import TrainStep
 from model_compound_scaling.training.weight_average import Average
 
 PHASE = "training"
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained: what the flags of the same names say."""
+
+    epochs: int
+    start_epoch: int = 0  # epochs before it are left out
+    seed: int = 0
+    lr: float = 0.1  # the first learning rate, or the one after warmup_epochs
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "cosine"  # a key of recipe.SCHEDULES
+    warmup_epochs: int = 0
+    ema: float = 0.0  # decay of the moving average of the weights, 0 for none
+    options: Options = field(default_factory=Options)
+    channels_last: bool = False
+    compile: bool = False
 
 
 def require_memory(point: Point, device: torch.device, *, averaged: bool) -> None:
@@ -37,43 +56,32 @@ def require_memory(point: Point, device: torch.device, *, averaged: bool) -> Non
 
 def train_point(
     point: Point,
+    training: Training,
+    request: RunRequest,
     *,
-    folder: Path,
-    config: dict,
-    resume: str,
-    override: bool,
     data: Data,
     recorded: dict,
     device: torch.device,
-    interval: Interval,
 ) -> History:
-    """Train one network with SGD as `config` says, in `folder` / its name.
-
-    `config` holds epochs, start_epoch, seed and the recipe: lr, momentum, weight_decay, schedule,
-    warmup_epochs, label_smoothing, mixup, cutmix, ema, amp, channels_last and compile. `recorded`
-    is what checkpoints say about the data.
-    """
-    torch.manual_seed(config["seed"])
+    """Train one network with SGD. `recorded` is what checkpoints say about the data."""
+    torch.manual_seed(training.seed)
     network = build(point.spec)
     require_fit(network, data)
-    network = lay_out(network, device, channels_last=config["channels_last"])
-    run = Run(
-        folder / point.name,
-        config=config,
-        resume=resume,
-        override=override,
-        spec=point.spec,
-        phases=(PHASE,),
+    network = lay_out(network, device, channels_last=training.channels_last)
+    run = Run(request, spec=point.spec, phases=(PHASE,))
+    optimizer = make_sgd(
+        network,
+        lr=training.lr,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
     )
-    optimizer = make_sgd(network, config)
-    averaged = Average(network, config["ema"]) if config["ema"] else None
-    options = Options(**{k: config[k] for k in ("label_smoothing", "mixup", "cutmix", "amp")})
+    averaged = Average(network, training.ema) if training.ema else None
     step = TrainStep(
-        for_processes(network, device, compiled=config["compile"]),
+        for_processes(network, device, compiled=training.compile),
         network=network,
         optimizer=optimizer,
         classes=data.classes,
-        options=options,
+        options=training.options,
         averaged=averaged,
     )
     if run.state:
@@ -83,45 +91,26 @@ def train_point(
         step.load_state_dict(state["step"])
         if averaged:
             averaged.module.load_state_dict(run.state["state_dict"])
-    where = f"on {device}" + (
-        f", {config['processes']} processes" if config["processes"] > 1 else ""
-    )
+    world = processes.world_size()
+    where = f"on {device}" + (f", {world} processes" if world > 1 else "")
     run.log(f"{point.name}: {parameters(network):,} parameters, {data.classes} classes, {where}")
 
     def prepare(epoch: int) -> dict:
-        factor = lr_factor(
-            config["schedule"],
-            epoch=epoch,
-            epochs=config["epochs"],
-            warmup=config["warmup_epochs"],
-        )
+        schedule, warmup = training.schedule, training.warmup_epochs
+        lr = training.lr * lr_factor(schedule, epoch=epoch, epochs=training.epochs, warmup=warmup)
         for group in optimizer.param_groups:
-            group["lr"] = factor * config["lr"]
-        return {"lr": factor * config["lr"]}
+            group["lr"] = lr
+        return {"lr": lr}
 
     best = averaged.module if averaged else network
 
     def content() -> dict:
         # the file is the network whose accuracy counts; the one in training is beside it
         trained = network.state_dict() if averaged else None
-        resume = {
-            "phase": PHASE,
-            "state_dict": trained,
-            "optimizer": optimizer.state_dict(),
-            "step": step.state_dict(),
-        }
+        states = {"optimizer": optimizer.state_dict(), "step": step.state_dict()}
+        resume = {"phase": PHASE, "state_dict": trained, **states}
         return network_content(best, point.spec, recorded, resume=resume)
 
-    run_epochs(
-        run=run,
-        phase=PHASE,
-        epochs=range(config["start_epoch"], config["epochs"]),
-        seed=config["seed"],
-        step=step,
-        data=data,
-        prepare=prepare,
-        content=content,
-        evaluated=best,
-        interval=interval,
-    )
+    phase = Phase(PHASE, range(training.start_epoch, training.epochs), training.seed)
+    run_epochs(run, phase, step, data, content=content, prepare=prepare, evaluated=best)
     return run.close()

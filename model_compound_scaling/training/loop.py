@@ -1,7 +1,8 @@
 """The training loop of both training stages."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 
 from torch import nn
 
@@ -11,12 +12,22 @@ from data.loading import Data
 from data.stateless_random import sample_seed
 from model_compound_scaling.machine import processes, signals
 from model_compound_scaling.runs.run import Run
-from model_compound_scaling.runs.save_interval import Clock, Interval
+from model_compound_scaling.runs.save_interval import Clock
 from model_compound_scaling.training.evaluation import evaluate, progress
 from model_compound_scaling.training.progress import Progress
 from model_compound_scaling.training.step import TrainStep
 
 CHECK_EVERY = 100  # steps between two looks at whether all is finite: each waits for the device
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run: its name in figures and checkpoints, and its epochs, which are counted
+    through all phases. All that is random in it depends on `seed`."""
+
+    name: str
+    epochs: range
+    seed: int
 
 
 def train_epoch(
@@ -62,27 +73,24 @@ def require_finite(step: TrainStep, run: Run, steps_per_epoch: int) -> None:
 
 
 def run_epochs(
-    *,
     run: Run,
-    phase: str,
-    epochs: range,
-    seed: int,
+    phase: Phase,
     step: TrainStep,
     data: Data,
+    *,
     content: Callable[[], dict],
     prepare: Callable[[int], dict] = lambda epoch: {},
     figures: Callable[[], dict] = dict,
     evaluated: nn.Module | None = None,
-    interval: Interval = Interval(),  # noqa: B008
 ) -> None:
-    """Train, evaluate, record and save each of `epochs`, continuing where the run stopped.
+    """Train, evaluate, record and save each epoch of a phase, continuing where the run stopped.
 
     `prepare(epoch)` sets what changes between epochs and `figures()` looks at the trained network;
     both return figures for the record. `content()` is what a checkpoint must hold; `evaluated` is
     the network whose accuracy counts, if not the trained one. Raises NonFiniteLoss, and Stopped
     after a signal; all that was done is on disk then.
     """
-    total, clock = len(data.train), Clock(interval)
+    total, clock, epochs = len(data.train), Clock(run.interval), phase.epochs
     network = evaluated or step.network
 
     def between(done: Progress, due: bool) -> None:
@@ -102,29 +110,21 @@ def run_epochs(
         between(done, clock.due())
 
     for epoch in epochs[max(run.epochs_done - epochs.start, 0) :]:
-        known, resumed = {"phase": phase, "epoch": epoch + 1}, run.take_progress()
+        known, resumed = {"phase": phase.name, "epoch": epoch + 1}, run.take_progress()
         with signals.deferred():
             done = Progress(**resumed) if resumed else Progress(known | prepare(epoch))
+            label = f"{phase.name} {epoch + 1}/{epochs.stop}"
             train_epoch(
-                step,
-                data.train,
-                done,
-                seed=seed,
-                epoch=epoch,
-                label=f"{phase} {epoch + 1}/{epochs.stop}",
-                after=after_step,
+                step, data.train, done, seed=phase.seed, epoch=epoch, label=label, after=after_step
             )
             require_finite(step, run, total)
+            # BatchNorm's statistics are each process' own: those of the first are evaluated and
+            # saved
             processes.broadcast(list(network.buffers()))
-            scores = evaluate(
-                network,
-                data.val.epoch(0),
-                total=len(data.val),
-                between=lambda done=done: between(done, False),
-            )
-            record = done.figures | done.means()
-            record |= {f"val_{name}": value for name, value in asdict(scores).items()}
-            run.finish_epoch(record | figures(), content)
+            after_batch = partial(between, done, False)
+            scores = evaluate(network, data.val.epoch(0), total=len(data.val), between=after_batch)
+            validated = {f"val_{name}": value for name, value in asdict(scores).items()}
+            run.finish_epoch(done.figures | done.means() | validated | figures(), content)
 
 
 class NonFiniteLoss(UserError):

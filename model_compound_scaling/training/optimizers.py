@@ -1,20 +1,22 @@
-"""How full-precision networks are trained: defaults by family, learning rates, optimizer."""
+"""SGD for full-precision networks, and optimizers that continue others."""
 
 import torch
 from torch import nn
 
 
-def make_sgd(network: nn.Module, config: dict) -> torch.optim.SGD:
-    """SGD as `config` says (lr, momentum, weight_decay); Nesterov if there is momentum."""
+def make_sgd(
+    network: nn.Module, *, lr: float, momentum: float, weight_decay: float
+) -> torch.optim.SGD:
+    """Fused SGD for all parameters; Nesterov if there is momentum."""
     optimizer = torch.optim.SGD(
         network.parameters(),
-        lr=config["lr"],
-        momentum=config["momentum"],
-        weight_decay=config["weight_decay"],
-        nesterov=config["momentum"] > 0,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        nesterov=momentum > 0,
         fused=True,
     )
-    if config["momentum"]:  # the fused one leaves it uninitialised where it skips the first step
+    if momentum:  # the fused one leaves it uninitialised where it skips the first step
         for p in network.parameters():
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer

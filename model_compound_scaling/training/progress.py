@@ -1,4 +1,4 @@
-"""How far an epoch is."""
+"""How far an epoch is: what a checkpoint within it needs to go on at the next step."""
 
 from dataclasses import asdict, dataclass
 
@@ -10,11 +10,11 @@ from model_compound_scaling.machine import processes
 
 @dataclass
 class Progress:
-    """How far an epoch is: batches done, sums over their images, figures known before them."""
+    """Batches done, and sums over the images in them."""
 
-    figures: dict
-    batch: int = 0
-    samples: int = 0
+    figures: dict  # what was known of the epoch before it began
+    batch: int = 0  # steps done: each takes a batch of all processes together
+    samples: int = 0  # images, loss and hits: of this process, until `state` sums them up
     loss: Tensor | float = 0.0
     hits: Tensor | int = 0
 

@@ -1,8 +1,11 @@
 """How a network is trained: the learning rate over the epochs, the options of a step."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+T = TypeVar("T")
 
 SCHEDULES: dict[str, Callable[[int, int], float]] = {  # (epoch, epochs) -> factor of the lr
     "cosine": lambda epoch, epochs: 0.5 * (1 + math.cos(math.pi * epoch / epochs)),
@@ -33,3 +36,9 @@ class Options:
     mixup: float = 0.0
     cutmix: float = 0.0
     amp: str = "off"
+
+
+def from_flags(kind: type[T], flags: Mapping[str, object], **more: object) -> T:
+    """A dataclass of settings from the flags that have its fields' names, but for `more`."""
+    named = {f.name: flags[f.name] for f in fields(kind) if f.name not in more}
+    return kind(**named, **more)

@@ -1,6 +1,7 @@
 """One training step: forward, loss, backward, and an update that a non-finite gradient skips."""
 
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +22,9 @@ def _mixer(options: Options, classes: int) -> Callable | None:
     return v2.RandomChoice([mix(alpha=a, num_classes=classes) for mix, a in shares if a])
 
 
+@dataclass(eq=False, repr=False)
 class TrainStep:
     """Updates a network from one batch.
-
-    `forward` is the network, or what wraps it for several processes or compiles it; `optimizer`
-    must be a fused one. `prepare` and `finish` are called before and after its step, `averaged`
-    (an exponential moving average) after that.
 
     A loss or gradient that is not finite stops all updates from then on, on the device, where
     nothing has to wait for it; `first_bad` is the number of that step, -1 while all is well. With
@@ -34,29 +32,25 @@ class TrainStep:
     loss, or gradients that no scale helps.
     """
 
-    def __init__(
-        self,
-        forward: Callable[[Tensor], Tensor],
-        *,
-        network: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        classes: int,
-        options: Options | None = None,
-        prepare: Callable[[], None] | None = None,
-        finish: Callable[[], None] | None = None,
-        averaged: Average | None = None,
-    ) -> None:
-        self.forward, self.network, self.optimizer = forward, network, optimizer
-        self.options = options or Options()
-        self.prepare, self.finish, self.averaged = prepare, finish, averaged
-        self.parameters = [p for p in network.parameters() if p.requires_grad]
+    forward: Callable[[Tensor], Tensor]  # the network, or what wraps or compiles it
+    _: KW_ONLY
+    network: nn.Module
+    optimizer: torch.optim.Optimizer  # a fused one: it heeds `found_inf`
+    classes: int
+    options: Options = field(default_factory=Options)
+    prepare: Callable[[], None] | None = None  # called before the optimizer's step
+    finish: Callable[[], None] | None = None  # and after it
+    averaged: Average | None = None  # an exponential moving average, updated last
+
+    def __post_init__(self) -> None:
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         device = self.parameters[0].device
         self.first_bad = torch.full((), -1, device=device)
         name = AMP[self.options.amp]
         self.dtype = name and getattr(torch, name)
         half = self.dtype is torch.float16
         self.scaler = torch.amp.GradScaler(device.type) if half else None
-        self.mix = _mixer(self.options, classes)
+        self.mix = _mixer(self.options, self.classes)
 
     def __call__(
         self, images: Tensor, labels: Tensor, *, seed: int, number: int, weight: float = 1.0
@@ -75,7 +69,9 @@ class TrainStep:
         logits = (output if isinstance(output, Tensor) else output[0]).float()  # no auxiliary ones
         loss = F.cross_entropy(logits, targets, label_smoothing=self.options.label_smoothing)
         self.network.zero_grad()
-        self._backward(loss * weight)
+        scaled = self.scaler.scale(loss * weight) if self.scaler else loss * weight
+        # a bad loss makes every gradient bad, in all processes, whatever its derivatives are
+        scaled.backward(torch.where(scaled.isfinite(), 1.0, torch.nan).to(scaled.dtype))
         if self.prepare:
             self.prepare()
         self._update(loss, number)
@@ -84,12 +80,6 @@ class TrainStep:
         if self.averaged:
             self.averaged.update()
         return loss.detach(), hits(logits.detach(), labels, 1)
-
-    def _backward(self, loss: Tensor) -> None:
-        if self.scaler:
-            loss = self.scaler.scale(loss)
-        # a bad loss makes every gradient bad, in all processes, whatever its derivatives are
-        loss.backward(torch.where(loss.isfinite(), 1.0, torch.nan).to(loss.dtype))
 
     def _update(self, loss: Tensor, number: int) -> None:
         gradients = [p.grad for p in self.parameters if p.grad is not None]

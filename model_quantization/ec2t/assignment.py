@@ -6,6 +6,7 @@ w_n < 0 < w_p. Several layers are handled at once: "per weight" tensors have sha
 Centroids and thresholds are magnitudes.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -41,9 +42,10 @@ def assign(latent: Tensor, thresholds: Tensor, segments: Segments) -> tuple[Tens
     return positive, negative
 
 
-def shares(sides: tuple[Tensor, Tensor], segments: Segments) -> Tensor:
-    """Fractions of the weights per cluster: (3, L), in the order positive, negative, zero."""
-    counts = torch.stack([segments.reduce(side, "sum") for side in sides])
+def shares(members: Iterable[Tensor], segments: Segments) -> Tensor:
+    """Fractions of the weights per cluster, (C + 1, L): those of C masks, then of the rest, which
+    is at zero."""
+    counts = torch.stack([segments.reduce(mask, "sum") for mask in members])
     return torch.cat([counts, segments.counts[None] - counts.sum(0)]) / segments.counts
 
 

@@ -1,5 +1,7 @@
 """EC2T on a network: what a training loop calls, and what a run wants to know."""
 
+from dataclasses import KW_ONLY, InitVar, dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -7,42 +9,39 @@ from model_quantization.ec2t.multilevel_layers import MultiLevelLayers
 from model_quantization.ec2t.ternary_layers import TernaryLayers
 
 
+@dataclass(eq=False, repr=False)
 class Ternarizer:
     """The quantized layers of one network: `prepare_step` after the backward pass, `finish_step`
     after the optimizer's.
 
-    The network's weights stay ordinary parameters under their ordinary names; the optimizer gets
-    `latent` and `centroids` in their place. `gamma` may change at any time. With `ttq_threshold`
-    the assignment is that of trained ternary quantization, from centroids of 1; with `levels` of
-    5, 7 or 15 there are that many values instead of three.
+    The network's weights stay ordinary parameters under their ordinary names, those in `names`;
+    the optimizer gets `latent` and `centroids` in their place.
     """
 
+    network: InitVar[nn.Module]
+    names: list[str]
+    _: KW_ONLY
+    initial_scale: float  # first centroids, as a share of each layer's largest and smallest weight
+    gamma: float  # strength, lambda = gamma delta lambda_max; may change at any time
+    kmeans: bool = False  # improve the first centroids by Lloyd's algorithm
+    prune: bool = False  # ECP: weights that are not zero keep their latent value
+    ttq_threshold: float | None = None  # trained ternary quantization, from centroids of 1
+    levels: int = 3  # values per layer: 3, or 5, 7, 15
+
     @torch.no_grad()
-    def __init__(
-        self,
-        network: nn.Module,
-        names: list[str],
-        *,
-        initial_scale: float,
-        gamma: float,
-        kmeans: bool = False,
-        prune: bool = False,
-        ttq_threshold: float | None = None,
-        levels: int = 3,
-    ) -> None:
-        self.names, self.gamma, self.frozen = names, gamma, False
-        self.ttq_threshold = ttq_threshold
-        self.weights = [network.get_parameter(name) for name in names]
-        if levels == 3:
-            self.layers = TernaryLayers(self.weights, prune=prune)
+    def __post_init__(self, network: nn.Module) -> None:
+        self.frozen = False
+        self.weights = [network.get_parameter(name) for name in self.names]
+        if self.levels == 3:
+            self.layers = TernaryLayers(self.weights, prune=self.prune)
         else:
-            self.layers = MultiLevelLayers(self.weights, levels=levels)
+            self.layers = MultiLevelLayers(self.weights, levels=self.levels)
         self.latent, self.centroids = self.layers.latent, self.layers.centroids
-        if ttq_threshold is None:
-            self.centroids.mul_(initial_scale)
+        if self.ttq_threshold is None:
+            self.centroids.mul_(self.initial_scale)
         else:
             self.centroids.fill_(1)
-        if kmeans:
+        if self.kmeans:
             self.layers.kmeans()
         self.finish_step()
 
@@ -54,10 +53,11 @@ class Ternarizer:
     @torch.no_grad()
     def finish_step(self) -> None:
         """New codes, unless frozen, and the network's new weights."""
-        if self.ttq_threshold is not None and not self.frozen:
-            self.layers.reassign_ttq(self.ttq_threshold)
-        elif not self.frozen:
-            self.layers.reassign(self.gamma)
+        if not self.frozen:
+            if self.ttq_threshold is None:
+                self.layers.reassign(self.gamma)
+            else:
+                self.layers.reassign_ttq(self.ttq_threshold)
         self.layers.set_values()
 
     def set_gamma(self, gamma: float) -> None:
@@ -76,23 +76,16 @@ class Ternarizer:
         return list(self.layers.segments.split(self.layers.codes()))
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """By layer what the network's weights do not tell: latents, codes, centroids, lambda, and
-        which centroids are at their guards."""
-        rows = zip(
-            self.names, self.layers.state(), self.layers.lam, self.layers.guarded.T, strict=True
-        )
-        return {name: {**state, "lambda": lam, "guarded": g} for name, state, lam, g in rows}
+        """By layer's name, see `LatentLayers.state`."""
+        return dict(zip(self.names, self.layers.state(), strict=True))
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Continue where another ternarizer of the same network stopped."""
-        layers = [state[name] for name in self.names]
-        self.layers.load_state(layers)
-        self.layers.lam.copy_(torch.stack([layer["lambda"] for layer in layers]))
-        self.layers.guarded.copy_(torch.stack([layer["guarded"] for layer in layers], 1))
+        self.layers.load_state([state[name] for name in self.names])
 
     def figures(self) -> list[dict]:
-        """Each layer's figures, see `TernaryLayers.figures`, with its name."""
+        """Each layer's figures, see `LatentLayers.figures`, with its name."""
         figures = self.layers.figures()
         return [{"layer": n, **f} for n, f in zip(self.names, figures, strict=True)]
 

@@ -3,11 +3,9 @@
 As figures 5.1 and 7.1 of Becking 2020.
 """
 
-import importlib.util
 import io
 import math
 
-from data.errors import UserError
 from model_scoring.counting.scoring import Score
 
 COLOURS = {
@@ -15,14 +13,6 @@ COLOURS = {
     "deleted weights": "#ccbb44",
     "deleted channels": "#cc3377",
 }
-
-
-def require_matplotlib() -> None:
-    """Raise UserError if it is not installed; asked before any work is done."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError(
-            "--plot needs matplotlib: install it with `pip install matplotlib`"
-        ) from None
 
 
 def shares(score: Score, rules: str) -> dict[str, list[float]]:

@@ -1,9 +1,6 @@
 """A score as text, JSON and CSV. Nothing here writes a file."""
 
-import csv
-import io
-from collections.abc import Sequence
-
+from model_compound_scaling.command_line import tables
 from model_scoring.counting.costs import Count
 from model_scoring.counting.scoring import Score, Total, layers, ternary_layers
 from model_scoring.counting.settings import RULE_SETS
@@ -15,19 +12,6 @@ NUMBERS = ("params", "adds", "mults")
 
 def is_ternary(record: Record) -> bool:
     return record.weights is not None and record.weights.ternary
-
-
-def aligned(rows: Sequence[Sequence[str]], left: set[int]) -> list[str]:
-    """Rows of cells as lines; columns in `left` are flush left, the others right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(w) if i in left else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
 
 
 def _sparsity(count: Count) -> str:
@@ -57,7 +41,7 @@ def table(score: Score, rules: str) -> list[str]:
     """The layers under one rule set, in order of execution."""
     rows = [[*COLUMNS, *NUMBERS]]
     rows += [_row(r, c) for r, c in zip(score.records, score.counts[rules], strict=True)]
-    return aligned(rows, {0, 1, 2, 7})
+    return tables.aligned(rows, {0, 1, 2, 7})
 
 
 def _live(score: Score, rules: str) -> str:
@@ -95,7 +79,7 @@ def summary(score: Score, packed_bytes: int | None = None) -> list[str]:
     return [
         f"{score.parameters:,} parameters, {100 * score.zeros:.2f} % zeros; "
         f"{len(ternary_layers(score))} of {len(layers(score))} layers ternary",
-        *aligned(rows, {0}),
+        *tables.aligned(rows),
         f"score relative to {baselines[score.reference]}",
     ]
 
@@ -149,7 +133,6 @@ def to_dict(
 
 def to_csv(score: Score, rules: str) -> str:
     """The layers, one line each, with the costs under both rule sets."""
-    text = io.StringIO()
     rows = []
     for i in range(len(score.records)):
         layer = _layer(score, i, rules)
@@ -157,7 +140,4 @@ def to_csv(score: Score, rules: str) -> str:
             layer[side] = "x".join(map(str, layer[side]))
         costs = {f"{name}_{k}": v for name in RULE_SETS for k, v in layer.pop(name).items()}
         rows.append(layer | costs)
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return tables.to_csv(rows[0], (row.values() for row in rows))

@@ -6,7 +6,6 @@ stays apart: folded into a ternary layer, it would give every filter three value
 """
 
 import contextlib
-import importlib.util
 import io
 import json
 import logging
@@ -20,37 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import UserError
+from model_scoring.export.onnx_code_types import CODE_TYPES, CodeType
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-OPSETS = range(13, 26)
 EXPORTERS_OPSET = 18  # the first that PyTorch's present exporter writes
 IMAGE, LOGITS, BATCH = "image", "logits", "batch"
 NODES = 200  # bytes that the two operations and their names take
-
-
-@dataclass(frozen=True)
-class CodeType:
-    """A type of integers that codes can be stored in."""
-
-    name: str  # ONNX' name for it
-    bits: int
-    since: int  # opset of a Cast that takes it
-
-
-CODE_TYPES = (CodeType("UINT2", 2, 25), CodeType("UINT4", 4, 21), CodeType("INT8", 8, 13))
 MOST_VALUES = 16  # of a layer worth a codebook
-
-
-def require_packages() -> None:
-    """UserError if a package that exporting needs is not installed."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"--onnx needs {', '.join(missing)}: pip install -r requirements-export.txt"
-        )
 
 
 @contextlib.contextmanager

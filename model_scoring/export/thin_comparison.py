@@ -7,8 +7,8 @@ import time
 import torch
 from torch import nn
 
+from model_compound_scaling.command_line.tables import aligned
 from model_scoring.counting.costs import positions
-from model_scoring.counting.report import aligned
 from model_scoring.counting.scoring import Score, layers
 
 RUNS, SECONDS = 301, 5.0  # timed passes of each network, and when to be content with fewer
@@ -62,4 +62,4 @@ def comparison(before: Score, after: Score, milliseconds: list[float]) -> list[s
         cells.append([label, f"{one:{text}}", f"{other:{text}}", f"{other / one:.3f}"])
     threads = torch.get_num_threads()
     unit = f"{threads} thread" + "s" * (threads != 1)
-    return [*aligned(cells, {0}), f"time: median on the CPU, batch 1, {unit}"]
+    return [*aligned(cells), f"time: median on the CPU, batch 1, {unit}"]

@@ -15,9 +15,10 @@ from data.datasets import Stats, find_dataset
 from data.errors import DataError, UserError
 from data.image_files import SUFFIXES, read_image
 from data.transforms import Transform, eval_transform
+from model_compound_scaling.networks.registry import NetworkSpec, table_row
+from model_scoring.inference import TOP
 
 BATCH = 64
-TOP = 5  # classes shown of each image
 
 
 @dataclass(frozen=True)
@@ -93,17 +94,30 @@ def predict(
     network: nn.Module,
     path: Path,
     *,
-    prepare: Preparation,
+    spec: NetworkSpec,
+    data: dict,
     top: int | None,
-    names: Sequence[str],
     device: torch.device,
 ) -> Iterator[str]:
     """One line per image: its path, and the `top` most probable classes with their probabilities;
     by default five, or all of fewer.
 
-    `names` of all classes. Raises DataError if there are no images, UserError if there are fewer
-    than `top` classes, at once; DataError for an unreadable image when its turn comes.
+    `data`: what is known of the network's images, as checkpoints record it. Mistakes show at once,
+    as UserError, or DataError if there are no images; an unreadable image when its turn comes.
     """
+    if "mean" not in data:
+        raise UserError(
+            "--predict needs --normalize or --dataset: the checkpoint does not say how its images "
+            "were normalised"
+        )
+    row = table_row(spec.model)
+    transform = choose_transform(
+        data.get("dataset"), image_size=data["image_size"], family=row.family
+    )
+    prepare = Preparation(transform, row.channels, (tuple(data["mean"]), tuple(data["std"])))
+    names = data.get("class_names", ())
+    if len(names) != spec.num_classes:
+        names = [str(i) for i in range(spec.num_classes)]
     paths = image_paths(path)
     if top is None:
         top = min(TOP, len(names))

@@ -94,7 +94,7 @@ def compare_loops(device: torch.device, *, batches: int, pairs: int) -> None:
     torch.manual_seed(0)
     shape = scaled_shape("cifar_micronet", depth=1.4, width=1.2)
     network = build(NetworkSpec("cifar_micronet", 100, shape)).to(device)
-    optimizer = make_sgd(network, SGD)
+    optimizer = make_sgd(network, **SGD)
     step = TrainStep(network, network=network, optimizer=optimizer, classes=100)
     pictures = torch.randint(0, 256, (batches * BATCH, 3, 32, 32), dtype=torch.uint8)
     loader = cached_loader(pictures, device)

@@ -1,6 +1,7 @@
 """run_scoring.py: files it writes, flags it takes, mistakes it explains in one line."""
 
 import csv
+import importlib.util
 import json
 
 import numpy as np
@@ -12,7 +13,6 @@ import run_scoring
 from model_compound_scaling.checkpoints.network_checkpoint import network_content
 from model_compound_scaling.networks.building import build
 from model_compound_scaling.networks.registry import NetworkSpec
-from model_scoring.counting import plot
 from model_scoring.counting.scoring import prune_depthwise
 from model_scoring.export import layer_masks
 from model_scoring.inference.half_precision import InType, Rounding, half_precision
@@ -120,7 +120,7 @@ def test_plot(checkpoint, tmp_path, capsys):
 
 
 def test_plot_without_matplotlib(checkpoint, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(plot.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     code, out, err = run(capsys, "--t-model", checkpoint, "--plot", tmp_path / "chart.png")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "pip install matplotlib" in err

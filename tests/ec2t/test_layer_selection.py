@@ -5,10 +5,10 @@ import torch
 
 from data.errors import UserError
 from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.few_values import few_values
 from model_compound_scaling.networks.registry import NetworkSpec, default_spec
 from model_quantization.layer_selection import (
     freeze_quantized,
-    is_quantized,
     pruned_names,
     ternarized_names,
 )
@@ -59,14 +59,22 @@ def test_pruning_families():
 
 
 def test_quantized_layers_are_recognised_by_value():
-    assert is_quantized(torch.tensor([0.0, 0.3, -0.1, 0.3]))
-    assert is_quantized(torch.zeros(3))
-    assert not is_quantized(torch.tensor([0.0, 0.3, 0.2]))
-    assert not is_quantized(torch.tensor([0.3, -0.1]))
+    assert few_values(torch.tensor([0.0, 0.3, -0.1, 0.3])).tolist() == pytest.approx([-0.1, 0, 0.3])
+    assert few_values(torch.zeros(3)).tolist() == [0]
+    assert few_values(torch.tensor([0.0, 0.3, 0.2])) is not None  # two values of one sign
+    assert few_values(torch.tensor([0.3, -0.1])) is None
     many = torch.arange(-7.0, 8).repeat(4)
-    assert is_quantized(many) and not is_quantized(many + 0.5)
-    assert not is_quantized(many[:59]) and not is_quantized(torch.arange(-8.0, 8).repeat(4))
+    assert few_values(many) is not None and few_values(many + 0.5) is not None  # 0 or not
+    assert few_values(many[:59]) is None and few_values(torch.arange(-8.0, 8).repeat(4)) is None
     network = build(NetworkSpec("resnet20", 10))
     network.layer1[0].conv1.weight.data.sign_().mul_(0.1)[0] = 0
-    assert freeze_quantized(network) == ["layer1.0.conv1.weight"]
-    assert not network.layer1[0].conv1.weight.requires_grad
+    network.layer1[1].conv1.weight.data.sign_()  # binary
+    names = ["layer1.0.conv1.weight", "layer1.1.conv1.weight"]
+    assert freeze_quantized(network) == names
+    assert not any(network.get_parameter(name).requires_grad for name in names)
+
+
+def test_binary_layers_are_not_pruned():
+    network = build(NetworkSpec("lenet-5", 10))
+    network.fc1.weight.data.sign_().mul_(0.2)
+    assert pruned_names(network, families=["fc"]) == ["fc2.weight", "fc3.weight"]

@@ -15,7 +15,7 @@ from model_compound_scaling.checkpoints.network_checkpoint import (
 )
 from model_compound_scaling.networks.building import build
 from model_compound_scaling.networks.registry import NetworkSpec
-from model_scoring.export import onnx_file
+from model_scoring.export import onnx_code_types, onnx_file
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -224,7 +224,7 @@ def test_mistakes(checkpoint, tmp_path, monkeypatch, capsys, flags, words):
 
 
 def test_absent_packages_are_named(checkpoint, monkeypatch, capsys):
-    monkeypatch.setattr(onnx_file, "PACKAGES", ("onnx", "no_such_package"))
+    monkeypatch.setattr(onnx_code_types, "PACKAGES", ("onnx", "no_such_package"))
     assert run_scoring.main(["--t-model", str(checkpoint), "--onnx", "net.onnx"]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1

@@ -14,7 +14,8 @@ import torch
 from data.batches import Part, Schedule
 from data.errors import UserError
 from model_compound_scaling.machine import processes
-from model_compound_scaling.machine.processes import Place, checksum, find_place, rendezvous
+from model_compound_scaling.machine.place import Place, find_place, rendezvous
+from model_compound_scaling.machine.processes import checksum
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,6 +80,28 @@ def test_alone_everything_is_local():
     assert processes.from_main(lambda: "x") == "x"
 
 
+PRINTING = """
+import ctypes, os, sys
+sys.path.insert(0, {root!r})
+from model_compound_scaling.machine.processes import silent_stdout
+c = ctypes.CDLL(None)
+print("before")
+with silent_stdout():
+    c.puts(b"[Gloo] Rank 0 is connected to 1 peer ranks.")  # C buffers it where stdout is a pipe
+    os.write(1, b"[Gloo] at once\\n")
+    os.write(2, b"an error\\n")
+print("after")
+c.puts(b"and C again")
+"""
+
+
+def test_what_libraries_print_while_processes_meet_stays_out_of_the_log():
+    command = [sys.executable, "-c", PRINTING.format(root=str(ROOT))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert sorted(done.stdout.splitlines()) == ["after", "and C again", "before"]
+    assert done.stderr == "an error\n"
+
+
 def run(processes, script, *flags):
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / script), *flags]
@@ -109,8 +132,10 @@ def test_two_processes_are_one(scaled):
     for a, b in zip(one["history"], two["history"], strict=True):
         assert a["val_loss"] == pytest.approx(b["val_loss"], rel=1e-6)
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-6)
-    # the second process neither prints nor writes
-    lines = [one.stdout.splitlines() for one in shown]
+    # the second process neither prints nor writes; what libraries print is not ours
+    lines = [
+        [line for line in one.stdout.splitlines() if not line.startswith("[Gloo]")] for one in shown
+    ]
     assert len(lines[0]) == len(lines[1]) and "2 processes" in lines[1][0]
 
 
@@ -136,7 +161,7 @@ network = lay_out(build(default_spec("resnet20", 10)), device)
 ternarizer = Ternarizer(network, ternarized_names(network, family="resnet"), initial_scale=0.3,
                         gamma=0.15)
 first = torch.cat([c.flatten() for c in ternarizer.codes()])
-optimizer = make_optimizer(network, ternarizer, {{"lr": 1e-3, "lr2": 1e-4, "weight_decay": 0.0}})
+optimizer = make_optimizer(network, ternarizer, lr=1e-3, lr2=1e-4, weight_decay=0.0)
 step = TrainStep(for_processes(network, device), network=network, optimizer=optimizer, classes=10,
                  prepare=ternarizer.prepare_step, finish=ternarizer.finish_step)
 for number in range(20):

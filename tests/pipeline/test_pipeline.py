@@ -14,7 +14,7 @@ import run_compound_scaling
 import run_quantization
 import run_scoring
 from model_compound_scaling.checkpoints.atomic_save import write_file
-from model_compound_scaling.runs.history import History, copy_best
+from model_compound_scaling.runs.history import Configuration, History, copy_best
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--grid", "0.1", "0.5", "--phi", "1", "--batch-size", "8", "--workers", "0", "--no-cuda"]
@@ -354,10 +354,12 @@ def test_a_run_goes_on_from_the_checkpoint_alone(images, trained, tmp_path, caps
 
 def test_two_runs_do_not_share_a_folder(images, tmp_path, capsys):
     from model_compound_scaling.networks.registry import NetworkSpec
+    from model_compound_scaling.runs.resume import RunRequest
     from model_compound_scaling.runs.run import Run
 
     folder = tmp_path / "cifar_micronet_d0.1_w0.5_phi1"
-    run = Run(folder, config={}, spec=NetworkSpec("lenet-5", 10), phases=())
+    request = RunRequest(folder, Configuration({}))
+    run = Run(request, spec=NetworkSpec("lenet-5", 10), phases=())
     (run.folder / "config.json").unlink()
     assert scale(images, tmp_path, "--epochs", "1") == 3
     assert "used by another run" in capsys.readouterr().err
@@ -474,3 +476,37 @@ def test_piped_output_has_no_progress_bars_and_survives_a_closed_pipe(images, tm
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "evaluating" not in done.stderr and "\r" not in done.stdout + done.stderr
     assert "best network" in done.stdout
+
+
+# what a command line needs to print its help or to say what is wrong with a flag
+EARLY = """
+import sys, time
+start = time.perf_counter()
+import run_compound_scaling, run_quantization, run_scoring
+for script in (run_compound_scaling, run_quantization, run_scoring):
+    script.build_parser().format_help()
+mistakes = [
+    (run_compound_scaling, ["--model", "resnet21"]),
+    (run_compound_scaling, ["--dataset", "nope"]),
+    (run_compound_scaling, ["--grid", "1", "1", "1"]),
+    (run_compound_scaling, ["--grid", "auto", "--resume", "last.pt"]),
+    (run_compound_scaling, ["--warmup-epochs", "200"]),
+    (run_quantization, ["--model-dict", "net.pt", "--model", "resnet21"]),
+    (run_quantization, ["--model-dict", "net.pt", "--levels", "5", "--centroids", "3"]),
+    (run_quantization, ["--model-dict", "net.pt", "--resume", "last.pt"]),
+    (run_scoring, ["--t-model", "net.pt", "--dataset", "nope"]),
+    (run_scoring, ["--t-model", "net.pt", "--top", "3"]),
+    (run_scoring, ["--t-model", "net.pt", "--onnx", "a", "--json", "a"]),
+]
+assert all(script.main(argv) == 2 for script, argv in mistakes)
+print(time.perf_counter() - start, *sys.modules.keys() & {"torch", "torchvision", "numpy", "PIL"})
+"""
+
+
+def test_help_and_mistakes_do_not_wait_for_torch():
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    seconds, *loaded = done.stdout.split()
+    assert not loaded and float(seconds) < 5  # 0.2 on a quiet machine
+    assert done.stderr.count("error: ") == done.stderr.count("\n") == 11

@@ -209,7 +209,7 @@ def test_quantization_goes_on_with_the_same_layers_and_phases(images, trained, t
 def test_gradients_that_no_scale_helps_end_the_run():
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
     network[1].weight.register_hook(lambda gradient: gradient * torch.nan)
-    sgd = make_sgd(network, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0})
+    sgd = make_sgd(network, lr=0.1, momentum=0.9, weight_decay=0.0)
     options = Options(amp="fp16")
     step = TrainStep(network, network=network, optimizer=sgd, classes=3, options=options)
     before = network[1].weight.detach().clone()

@@ -150,7 +150,7 @@ def test_a_step_waits_for_nothing():
             return function(*args, **(kwargs or {}))
 
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
-    sgd = make_sgd(network, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0})
+    sgd = make_sgd(network, lr=0.1, momentum=0.9, weight_decay=0.0)
     step = TrainStep(network, network=network, optimizer=sgd, classes=3)
     images, labels = torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 2, 0])
     step(images, labels, seed=0, number=0)

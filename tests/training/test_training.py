@@ -31,7 +31,7 @@ def small_network():
 def make_step(network, **options):
     decay = options.pop("ema", 0.0)
     averaged = Average(network, decay) if decay else None
-    sgd = make_sgd(network, SGD)
+    sgd = make_sgd(network, **SGD)
     return TrainStep(
         network, network=network, optimizer=sgd, classes=5, options=Options(**options),
         averaged=averaged,
@@ -147,7 +147,7 @@ def test_a_resumed_optimizer_has_the_moments_of_one_and_the_settings_of_the_othe
     saved = make_step(small_network())
     saved(*batch(), seed=0, number=0)
     network = small_network()
-    optimizer = make_sgd(network, {"lr": 0.5, "momentum": 0.8, "weight_decay": 0.0})
+    optimizer = make_sgd(network, lr=0.5, momentum=0.8, weight_decay=0.0)
     load_optimizer(optimizer, saved.optimizer.state_dict(), keep=("lr",))
     group = optimizer.param_groups[0]
     assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.1, 0.8, 0.0)
