@@ -142,32 +142,31 @@ def _temporary(path: Path) -> Path:
 
 @contextmanager
 def _temporary_files(*paths: Path) -> Iterator[None]:
-    """Remove what a killed save left before, and what a failed one leaves behind; say why it failed
-    in one line."""
+    """Remove what a killed save left before, and what a failed one leaves behind, and say why it
+    failed in one line."""
     temporaries = [_temporary(path) for path in paths]
     try:
-        for file in temporaries:  # never truncated: it may be a link to a good generation
+        for file in temporaries:  # never overwritten: it may be a link to a good generation
             with suppress(FileNotFoundError):
                 os.unlink(file)
         yield
-    except BaseException as error:
+    except OSError as error:
+        raise DiskError(f"cannot write {paths[0]}: {error.strerror or error}") from None
+    finally:
         for file in temporaries:
             with suppress(OSError):
                 os.unlink(file)
-        if isinstance(error, OSError):
-            raise DiskError(f"cannot write {paths[0]}: {error.strerror or error}") from None
-        raise
 
 
 def _save(content: dict, path: Path) -> None:
-    """torch.save down to the disk. Raises OSError."""
+    """torch.save, down to the disk. Raises OSError."""
     with open(path, "xb") as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # of torch's writer, which closes after a write that failed
-            failed = error.__context__
-            known = isinstance(failed, OSError)
-            raise (failed if known else OSError(str(error).partition("\n")[0])) from None
+        except RuntimeError as error:  # of torch's writer, which also closes after a failed write
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise OSError(str(error).partition("\n")[0]) from None
         _sync(file)
 
 

@@ -139,6 +139,14 @@ def test_the_flags_that_would_fit_are_named(tmp_path):
         network_spec(checkpoint, model="image_micronet")
 
 
+def test_widths_of_another_network_are_refused(tmp_path):
+    network = build(NetworkSpec("resnet20", 10))
+    checkpoint = read_checkpoint(save(tmp_path, network.state_dict()))
+    spec = NetworkSpec("resnet20", 10, {}, {"conv7": {"out_channels": 3}})
+    with pytest.raises(CheckpointError, match=r"net\.pt: widths of 'conv7'"):
+        load_network(checkpoint, spec)
+
+
 def test_unknown_networks_need_a_name(tmp_path):
     network = build(NetworkSpec("torchvision:squeezenet1_1", 10))
     checkpoint = read_checkpoint(save(tmp_path, network.state_dict()))

@@ -1,8 +1,10 @@
 """What a checkpoint's pickle claims, found out without torch, its tensors or their memory.
 
-torch's own `weights_only` unpickler runs no foreign code, but it allocates what it is told to. So
-the pickle is unpickled once before with stand-ins: of what may be named, only what state dicts and
-optimizers need exists, and it checks and counts instead of computing.
+torch's own `weights_only` unpickler runs no foreign code, but it allocates what it is told to: it
+calls bytearray(10**12) and torch.UntypedStorage(10**12), copies one tuple a million times, makes
+expanded tensors and, in the legacy format, storages of any size. Fake tensors change the last two
+only. So the pickle is unpickled once before with stand-ins: of what may be named, only what state
+dicts and optimizers need exists, and it checks and counts instead of computing.
 """
 
 import io

@@ -9,7 +9,7 @@ import pickletools
 import struct
 import zlib
 
-from model_compound_scaling.checkpoints.untrusted.pickle_claims import Refused, Storage, claims
+from model_compound_scaling.checkpoints.untrusted.pickle_claims import Refused, claims
 
 ENTRY_LIMIT = 100_000
 PICKLE_LIMIT = 32 << 20  # bytes; a list takes up to 64 times its pickled size
@@ -56,9 +56,10 @@ def _entries(raw: bytes) -> dict[str, memoryview]:
     """The archive's files in order, each after its CRC-32 test.
 
     Stricter than the zip format, all as torch.save writes it: the directory at the end, entries
-    stored one after the other from byte 0, no name twice. Python's zipfile accepts more (bytes
-    before the first entry, a 64-bit directory that is not where its locator says, two sizes of one
-    entry), so that torch's reader could see another archive than the one that was checked.
+    stored one after the other from byte 0, no name twice. Python's zipfile cannot do this: it
+    accepts bytes before and after the archive, a directory that is not where its locator says,
+    one name twice and overlapping entries. torch's reader accepts some of them, too, but may see
+    another archive than the one that was checked.
     """
     count, directory, end = _directory(raw)
     if count > ENTRY_LIMIT:
@@ -152,13 +153,8 @@ def _check_legacy(raw: bytes) -> None:
     order = [value for opcode, value, _ in pickletools.genops(pickled) if opcode.name in names]
     if sorted(order) != sorted(storages):
         raise Refused("is damaged: its list of tensors is not that of its content")
-    for key in order:
-        at = _skip_storage(raw, at, storages[key])
-
-
-def _skip_storage(raw: bytes, at: int, storage: Storage) -> int:
-    (count,) = struct.unpack_from("<q", raw, at)
-    end = at + 8 + storage.size
-    if count * storage.item_size != storage.size or end > len(raw):
-        raise Refused(f"claims {storage.size:,} bytes for tensor {storage.key}, holds fewer")
-    return end
+    for storage in map(storages.get, order):
+        (count,) = struct.unpack_from("<q", raw, at)
+        at += 8 + storage.size
+        if count * storage.item_size != storage.size or at > len(raw):
+            raise Refused(f"claims {storage.size:,} bytes for tensor {storage.key}, holds fewer")
