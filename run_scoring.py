@@ -120,10 +120,6 @@ def check(args: argparse.Namespace) -> list[Path]:
             given = f"--{name.replace('_', '-')}"
             raise UserError(f"{given} takes effect with --{needed}: add it")
     paths = [path for name in FILE_FLAGS if (path := getattr(args, name))]
-    if args.thin:
-        from model_compound_scaling.checkpoints.manifest import manifest_path
-
-        paths.append(manifest_path(args.thin))
     if folder := next((path for path in paths if path.is_dir()), None):
         raise UserError(f"{folder} is a folder: name a file in it")
     named = [path.resolve() for path in paths]

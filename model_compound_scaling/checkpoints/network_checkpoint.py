@@ -1,6 +1,6 @@
-"""Checkpoints: read any, recognise what network they hold, write ours.
+"""Checkpoints of networks, read from any source and written.
 
-Ours are plain dicts, so that they load with `weights_only=True`:
+Ours are plain dicts of tensors and plain values, which load with `weights_only=True`:
 `{"network": {"model", "num_classes", "arguments"}, "data": {...}, "state_dict": {...}, ...}`,
 with "widths" in "network" if some layers are narrower than the arguments say.
 """
@@ -14,17 +14,15 @@ from torch import Tensor, nn
 
 from model_compound_scaling.checkpoints.atomic_save import read_file, write_file
 from model_compound_scaling.checkpoints.errors import CheckpointError
-from model_compound_scaling.checkpoints.untrusted.description_limits import (
-    Bounds,
-    check_description,
-)
+from model_compound_scaling.checkpoints.untrusted import Bounds, check_description
 from model_compound_scaling.networks import efficientnet_keys
 from model_compound_scaling.networks.building import build, skeleton
+from model_compound_scaling.networks.narrowing import WidthsError
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
 
 __all__ = ["read_file", "write_file"]  # whoever reads and writes checkpoints imports them here
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-PREFIXES = ("module.", "_orig_mod.")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys that hold the state dict
+PREFIXES = ("module.", "_orig_mod.")  # of keys: DataParallel and DDP, torch.compile
 FIELDS = {"model", "num_classes", "arguments"}  # of a described network
 
 
@@ -46,32 +44,31 @@ class Checkpoint:
 
 def find_file(name: str, *, folder: Path, flag: str) -> Path:
     """A bare name is looked up in the stage's folder first; anything else is a path."""
-    candidates = [folder / name, Path(name)]
-    for path in candidates:
+    for path in (folder / name, Path(name)):
         if path.is_file():
             return path
-    found = sorted(
-        file.name for file in folder.glob("[!.]*") if file.is_file() and file.suffix != ".manifest"
-    )
-    listing = ", ".join(found) if found else "no files"
+    files = (file for file in folder.glob("[!.]*") if file.is_file())
+    found = sorted(file.name for file in files if file.suffix != ".manifest")  # of version 0.1
+    listing = ", ".join(found) or "no files"
     raise CheckpointError(f"{flag} {name}: no such file; {folder} holds {listing}")
 
 
 def require_finite(state: dict[str, Tensor], path: Path) -> None:
     """Raise CheckpointError, naming the first tensor, if one has values that are no numbers."""
-    broken = next(
-        (k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()), None
-    )
-    if broken:
-        raise CheckpointError(f"{path}: {broken} holds NaN or infinite values")
+    for key, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise CheckpointError(f"{path}: {key} holds NaN or infinite values")
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """A file of ours or a foreign state dict, raw or wrapped, with or without prefixes."""
+    """A file of ours or a foreign state dict, raw or wrapped, with or without key prefixes.
+
+    Raises CheckpointError for files that cannot be read, hold no tensors, NaN or infinite values,
+    or a description that does not belong to them.
+    """
     content = read_file(path)
     inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
-    pairs = ((k, v) for k, v in inner.items() if isinstance(k, str) and isinstance(v, Tensor))
-    state = dict(pairs)
+    state = {k: v for k, v in inner.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not state:
         raise CheckpointError(f"{path} holds no tensors")
     while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None):
@@ -101,8 +98,14 @@ def network_content(network: nn.Module, spec: NetworkSpec, data: dict, **more: o
 
 
 def load_network(checkpoint: Checkpoint, spec: NetworkSpec) -> nn.Module:
-    """The network with the checkpoint's weights, on the CPU, in training mode."""
-    network = _narrow_shell(spec) if spec.widths else build(spec)
+    """The network with the checkpoint's weights, on the CPU, in training mode.
+
+    Raises CheckpointError if keys, shapes or described widths do not fit.
+    """
+    try:
+        network = _narrow_shell(spec) if spec.widths else build(spec)
+    except WidthsError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from None
     own = network.state_dict()
     counters = {k: torch.zeros_like(v) for k, v in own.items() if k.endswith("batches_tracked")}
     state = OrderedDict({**counters, **checkpoint.state})
@@ -121,12 +124,14 @@ def _narrow_shell(spec: NetworkSpec) -> nn.Module:
     any width, never takes memory."""
     network = skeleton(spec)
     loaded = network.state_dict().keys()
-    others = [name for name, _ in network.named_buffers() if name not in loaded]
-    return build(spec) if others else network.to_empty(device="cpu")
+    if any(name not in loaded for name, _ in network.named_buffers()):  # whose values are needed
+        return build(spec)
+    return network.to_empty(device="cpu")
 
 
 def _require_coherent(checkpoint: Checkpoint, spec: NetworkSpec) -> None:
-    """CheckpointError if a narrowed network's layers do not take each other's channels."""
+    """CheckpointError if a narrowed network's layers do not take each other's channels: a forward
+    pass on the meta device computes shapes only."""
     row, network = table_row(spec.model), skeleton(spec).eval()
     size = checkpoint.data.get("image_size", row.image_size)
     image = torch.zeros(1, row.channels, size, size, device=next(network.parameters()).device)

@@ -1,13 +1,14 @@
-"""Which network a state dict holds."""
+"""Which network a state dict holds, by its keys and shapes."""
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor
 
 from data.errors import UserError
 from model_compound_scaling.checkpoints.errors import CheckpointError
 from model_compound_scaling.checkpoints.network_checkpoint import Checkpoint
-from model_compound_scaling.checkpoints.untrusted.description_limits import runs_foreign_code
+from model_compound_scaling.checkpoints.untrusted import runs_foreign_code
 from model_compound_scaling.networks import efficientnet_keys
 from model_compound_scaling.networks.building import expected_tensors
 from model_compound_scaling.networks.micronet_scaling import BASELINES, round_channels, scaled_shape
@@ -32,45 +33,52 @@ def mismatches(state: dict[str, Tensor], spec: NetworkSpec) -> list[str]:
     return phrases
 
 
-def _micronet_arguments(state: dict[str, Tensor]) -> dict | None:
-    """Blocks and channels of a MicroNet, read off its tensors; None if it is none."""
-    stages = 0
-    blocks, channels = [], []
-    while f"layer{stages + 1}.0.bn3.weight" in state:
-        stages += 1
-        firsts = [k for k in state if k.startswith(f"layer{stages}.") and k.endswith(".bn3.weight")]
-        blocks.append(len(firsts))
-        channels.append(len(state[f"layer{stages}.0.bn3.weight"]))
-    if not stages or "conv1.weight" not in state:
+Arguments = dict[str, object]
+
+
+def _micronet_arguments(model: str, checkpoint: Checkpoint, _: str | None) -> Arguments | None:
+    """Blocks and channels: stages are `layerS`, each block's last BatchNorm is `bn3`."""
+    state, blocks, channels = checkpoint.state, [], []
+    while (first := f"layer{len(blocks) + 1}.0.bn3.weight") in state:
+        stage = first.partition(".")[0]
+        blocks.append(sum(k.startswith(f"{stage}.") and k.endswith(".bn3.weight") for k in state))
+        channels.append(len(state[first]))
+    if len(blocks) != len(BASELINES[model].blocks) or "conv1.weight" not in state:
         return None
-    head = state.get("conv2.weight")
-    return {
-        "blocks": blocks,
-        "channels": channels,
-        "stem": len(state["conv1.weight"]),
-        "head": None if head is None else len(head),
-    }
+    stem, head = state["conv1.weight"], state.get("conv2.weight")
+    sizes = {"stem": len(stem), "head": None if head is None else len(head)}
+    return {"blocks": blocks, "channels": channels, **sizes}
+
+
+def _efficientnet_arguments(
+    model: str, checkpoint: Checkpoint, origin: str | None
+) -> Arguments | None:
+    """Whose weights they are: as told, else what the key style suggests."""
+    if checkpoint.style is None:
+        return None
+    return {"origin": origin or efficientnet_keys.KEY_STYLES[checkpoint.style].origin}
+
+
+# family -> the arguments a network of it would have, read off a state dict; None if it is none
+ARGUMENTS: dict[str, Callable[[str, Checkpoint, str | None], Arguments | None]] = {
+    "micronet": _micronet_arguments,
+    "efficientnet": _efficientnet_arguments,
+}
 
 
 def _candidate(model: str, checkpoint: Checkpoint, origin: str | None) -> NetworkSpec | None:
-    """The network `model` would be, if the checkpoint were one: arguments from shapes."""
-    row, arguments = table_row(model), {}
+    """The network `model` would be, if the checkpoint were one: classes from the last layer."""
+    row = table_row(model)
     classifier = checkpoint.state.get(f"{row.classifier}.weight")
     if classifier is None or classifier.dim() != 2:
         return None
-    if row.family == "micronet":
-        arguments = _micronet_arguments(checkpoint.state)
-        if arguments is None or len(arguments["blocks"]) != len(BASELINES[model].blocks):
-            return None
-    elif row.family == "efficientnet":
-        if checkpoint.style is None:
-            return None
-        arguments = {"origin": origin or efficientnet_keys.KEY_STYLES[checkpoint.style].origin}
-    return NetworkSpec(model, len(classifier), arguments)
+    read = ARGUMENTS.get(row.family)
+    arguments = read(model, checkpoint, origin) if read else {}
+    return None if arguments is None else NetworkSpec(model, len(classifier), arguments)
 
 
 def recognise(checkpoint: Checkpoint, *, origin: str | None = None) -> NetworkSpec | None:
-    """The network of the table whose tensors are exactly these, None if there is none."""
+    """The network of the table whose keys and shapes are exactly these, None if there is none."""
     candidates = (_candidate(model, checkpoint, origin) for model in REGISTRY)
     return next((c for c in candidates if c and not mismatches(checkpoint.state, c)), None)
 
@@ -116,7 +124,8 @@ def network_spec(
             "(for MicroNets also --dw-multps and --phi)"
         )
     if spec is None:
-        classes = num_classes or _last_size(checkpoint.state)
+        sizes = [len(tensor) for tensor in checkpoint.state.values() if tensor.dim() > 0]
+        classes = num_classes or [1, *sizes][-1]  # of unknown layers, the last one's bias or weight
         spec = _candidate(model, checkpoint, origin) or default_spec(model, classes)
     if depth_width:
         if table_row(spec.model).family != "micronet":
@@ -131,11 +140,6 @@ def network_spec(
             "choose the --dataset it was trained on"
         )
     return spec
-
-
-def _last_size(state: dict[str, Tensor]) -> int:
-    """Classes of a network of unknown layers: size of its last bias or weight."""
-    return len([v for v in state.values() if v.dim() > 0][-1])
 
 
 def _require_fit(checkpoint: Checkpoint, spec: NetworkSpec, found: NetworkSpec | None) -> None:

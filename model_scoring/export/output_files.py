@@ -1,6 +1,5 @@
 """Output files, each written beside its place and moved there: whole or not at all."""
 
-import hashlib
 import io
 from contextlib import suppress
 from dataclasses import replace
@@ -12,7 +11,6 @@ from torch import nn
 from data.errors import UserError
 from model_compound_scaling.checkpoints.atomic_save import write_synced
 from model_compound_scaling.checkpoints.errors import DiskError
-from model_compound_scaling.checkpoints.manifest import manifest_path, manifest_text
 from model_compound_scaling.checkpoints.network_checkpoint import network_content
 from model_compound_scaling.networks.building import skeleton
 from model_compound_scaling.networks.narrowing import describe
@@ -55,10 +53,5 @@ def checkpoint_bytes(network: nn.Module, spec: NetworkSpec, data: dict) -> bytes
 
 
 def checkpoint_files(path: Path, network: nn.Module, spec: NetworkSpec, data: dict) -> Files:
-    """The checkpoint and, where it will be a file, the manifest that vouches for it."""
-    content = checkpoint_bytes(network, spec, data)
-    if path.exists() and not path.is_file():
-        return {path: content}
-    place, digest = path.resolve(), hashlib.sha256(content).hexdigest()
-    text = manifest_text(place.name, size=len(content), sha256=digest)
-    return {path: content, manifest_path(place): text.encode()}
+    """The checkpoint as a file to write."""
+    return {path: checkpoint_bytes(network, spec, data)}

@@ -113,3 +113,19 @@ def overlapping() -> bytes:
         hidden.CRC = hidden.file_size = hidden.compress_size = 0
         file.filelist.append(hidden)
     return buffer.getvalue()
+
+
+def elsewhere() -> bytes:
+    """An archive whose 64-bit directory torch looks for in one place, Python's zipfile in
+    another."""
+    raw = bytearray(saved({}))
+    raw[raw.rindex(b"PK\6\7") + 8] ^= 1
+    assert zipfile.ZipFile(io.BytesIO(raw)).testzip() is None
+    return bytes(raw)
+
+
+def folder(name: str) -> zipfile.ZipInfo:
+    """An entry that torch reads as a folder: what memory held before passes for its values."""
+    info = zipfile.ZipInfo(name)
+    info.external_attr = 0x10
+    return info

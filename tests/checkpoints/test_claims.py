@@ -14,6 +14,8 @@ from crafted import (
     archive,
     assert_refused,
     copies,
+    elsewhere,
+    folder,
     legacy,
     overlapping,
     patched,
@@ -82,6 +84,8 @@ CLAIMS = {
     ),
     ("something before", "directory has the wrong size"): b"PK\3\4" + archive(),
     ("something after", "its end is missing"): archive() + b"x",
+    ("64-bit directory elsewhere", "not where it should be"): elsewhere(),
+    ("values in a folder", "marked as a folder"): archive(more=[(folder("net/data/1"), b"")]),
     ("wrong values", "CRC test"): patched(archive(), VALUES, VALUES[::-1]),
 }
 

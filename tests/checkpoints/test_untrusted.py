@@ -147,6 +147,9 @@ def test_a_description_does_not_choose_code(tmp_path, monkeypatch):
     write_file({**content, "network": {**content["network"], "model": "evil:net"}}, path)
     with pytest.raises(CheckpointError, match="--model evil:net"):
         network_spec(read_checkpoint(path))
+    write_file({**content, "network": {**content["network"], "model": "evil"}}, path)
+    with pytest.raises(CheckpointError, match=r"network\.model"):
+        read_checkpoint(path)
     content["network"] = {"model": "torch.hub:load", "num_classes": 10, "arguments": {"a": 1}}
     write_file(content, path)
     with pytest.raises(CheckpointError, match="arguments"):

@@ -16,7 +16,6 @@ import run_compound_scaling
 import run_quantization
 from data.errors import UserError
 from model_compound_scaling.checkpoints.errors import DiskError
-from model_compound_scaling.checkpoints.manifest import manifest_path
 from model_compound_scaling.command_line.entry import out_of_memory
 from model_compound_scaling.runs import run
 from model_compound_scaling.training.loop import CHECK_EVERY
@@ -96,7 +95,6 @@ def test_a_damaged_best_network_is_restored_from_the_last_checkpoint(images, tra
     best = output / POINT / "best.pt"
     best.write_bytes(best.read_bytes()[:-50] + bytes(50))
     (output / "best_model.pt").unlink()
-    manifest_path(output / "best_model.pt").unlink()
     assert scale(images, output) == 0
     assert best_top1(output) == expected
 

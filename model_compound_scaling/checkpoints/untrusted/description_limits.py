@@ -5,7 +5,7 @@ bounded by the checkpoint's own tensors: no description can ask for more than th
 """
 
 import reprlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,43 +57,57 @@ def _blocks(value: object, bounds: Bounds) -> bool:
     return whole and sum(value) <= bounds.tensors
 
 
-def _layer_widths(value: object, bounds: Bounds) -> bool:
-    entries = value.values() if isinstance(value, dict) else [None]
-    return all(
-        isinstance(entry, dict) and all(type(size) is int for size in entry.values())
-        for entry in entries
-    )
+def _layer_widths(value: object, _: Bounds) -> bool:
+    """Whether they fit the network's layers is seen when it is built."""
+    tables = isinstance(value, dict) and all(isinstance(entry, dict) for entry in value.values())
+    return tables and all(type(n) is int for entry in value.values() for n in entry.values())
 
 
 def _numbers(value: object, smallest: float) -> bool:
-    numbers = isinstance(value, list | tuple) and len(value) in (1, 3)
-    return numbers and all(
-        isinstance(v, int | float) and smallest <= v <= LARGEST_STATISTIC for v in value
+    return (
+        isinstance(value, list | tuple)
+        and len(value) in (1, 3)
+        and all(isinstance(v, int | float) and smallest <= v <= LARGEST_STATISTIC for v in value)
     )
 
 
-def _words(value: object) -> bool:
+def _words(value: object, _: Bounds) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
 
 
-MICRONET: dict[str, Check] = {
-    "blocks": _blocks,
-    "channels": _widths,
-    "stem": _width,
-    "head": lambda value, bounds: value is None or _width(value, bounds),
+def _model(value: object, _: Bounds) -> bool:
+    if not isinstance(value, str):
+        return False
+    if ":" not in value:
+        return value in REGISTRY  # table_row would import a module of that name
+    try:
+        return runs_foreign_code(value) or table_row(value) is not None
+    except UserError:  # torchvision has no such network
+        return False
+
+
+NETWORK: dict[str, Check] = {
+    "model": _model,
+    "num_classes": _width,
+    "arguments": lambda value, _: isinstance(value, dict),
 }
 # a family's arguments; networks from elsewhere have none: what they were called with is not the
 # file's to choose
 ARGUMENTS: dict[str, dict[str, Check]] = {
-    "micronet": MICRONET,
-    "efficientnet": {"origin": lambda value, bounds: value in list(ORIGINS)},
+    "micronet": {
+        "blocks": _blocks,
+        "channels": _widths,
+        "stem": _width,
+        "head": lambda value, bounds: value is None or _width(value, bounds),
+    },
+    "efficientnet": {"origin": lambda value, _: value in list(ORIGINS)},
 }
 DATA: dict[str, Check] = {
-    "dataset": lambda value, bounds: value in list(DATASETS),
-    "image_size": lambda value, bounds: _integer(value, LARGEST_IMAGE),
-    "mean": lambda value, bounds: _numbers(value, -LARGEST_STATISTIC),
-    "std": lambda value, bounds: _numbers(value, 1e-12),
-    "class_names": lambda value, bounds: _words(value),
+    "dataset": lambda value, _: value in list(DATASETS),
+    "image_size": lambda value, _: _integer(value, LARGEST_IMAGE),
+    "mean": lambda value, _: _numbers(value, -LARGEST_STATISTIC),
+    "std": lambda value, _: _numbers(value, 1e-12),
+    "class_names": _words,
 }
 
 
@@ -107,58 +121,37 @@ def check_description(path: Path, *, network: dict, data: object, bounds: Bounds
 
     `network` has the fields of a NetworkSpec; `bounds` say what the file can hold at most.
     """
-    before = replace(bounds, width=WIDEST) if network.get("widths") else bounds
-    rows = {
-        "model": lambda value, bounds: isinstance(value, str) and _known(value),
-        "num_classes": _width,
-        "arguments": lambda value, bounds: isinstance(value, dict),
-        "widths": _layer_widths,  # whether they fit its layers is seen when it is built
-    }
-    _check_fields(path, "network", network, rows, bounds, required=rows.keys() - {"widths"})
-    _check_arguments(path, network["model"], network["arguments"], before)
-    if not isinstance(data, dict):
-        raise _damaged(path, "data", data)
-    _check_fields(path, "data", data, DATA, bounds)
-    if len(data.get("mean", ())) != len(data.get("std", ())):
-        raise _damaged(path, "data.std", data.get("std"))
+    for name, value in _wrong_fields(network, data, bounds):
+        raise CheckpointError(  # reprlib: the plain repr of nested lists can be endless
+            f"{path}: {name} is {reprlib.repr(value)}, which is no valid value: the file is "
+            "damaged or was edited"
+        )
 
 
-def _known(model: str) -> bool:
-    if model in REGISTRY or runs_foreign_code(model):
-        return True
-    try:
-        return ":" in model and table_row(model) is not None
-    except UserError:
-        return False
-
-
-def _check_arguments(path: Path, model: str, arguments: dict, bounds: Bounds) -> None:
-    family = REGISTRY[model].family if model in REGISTRY else "other"
-    rows = ARGUMENTS.get(family, {})
+def _wrong_fields(network: dict, data: object, bounds: Bounds) -> Iterator[tuple[str, object]]:
+    """Name and value, in an order in which each check may rely on those before it."""
+    yield from _wrong("network", network, NETWORK, bounds)
+    if "widths" in network and not _layer_widths(network["widths"], bounds):
+        yield "network.widths", network["widths"]
+    model, arguments = network["model"], network["arguments"]
+    rows = ARGUMENTS.get(table_row(model).family, {}) if model in REGISTRY else {}
     if unknown := arguments.keys() - rows:
-        raise _damaged(path, "network.arguments", list(unknown))
-    _check_fields(path, "network.arguments", arguments, rows, bounds, required=rows.keys())
+        yield "network.arguments", list(unknown)
+    before = replace(bounds, width=WIDEST) if network.get("widths") else bounds
+    yield from _wrong("network.arguments", arguments, rows, before)
     for key in rows.keys() & {"blocks", "channels"}:
         if len(arguments[key]) != len(BASELINES[model].blocks):
-            raise _damaged(path, f"network.arguments.{key}", arguments[key])
+            yield f"network.arguments.{key}", arguments[key]
+    if not isinstance(data, dict):
+        yield "data", data
+    yield from _wrong("data", data, {key: DATA[key] for key in DATA if key in data}, bounds)
+    if len(data.get("mean", ())) != len(data.get("std", ())):
+        yield "data.std", data.get("std")
 
 
-def _check_fields(
-    path: Path,
-    group: str,
-    values: dict,
-    rows: dict[str, Check],
-    bounds: Bounds,
-    *,
-    required: Collection[str] = (),
-) -> None:
+def _wrong(
+    group: str, values: dict, rows: dict[str, Check], bounds: Bounds
+) -> Iterator[tuple[str, object]]:
     for key, allows in rows.items():
-        if (key in required or key in values) and not allows(values.get(key), bounds):
-            raise _damaged(path, f"{group}.{key}", values.get(key))
-
-
-def _damaged(path: Path, name: str, value: object) -> CheckpointError:
-    return CheckpointError(  # reprlib: the plain repr of nested lists can be endless
-        f"{path}: {name} is {reprlib.repr(value)}, which is no valid value: the file is damaged or "
-        "was edited"
-    )
+        if not allows(values.get(key), bounds):
+            yield f"{group}.{key}", values.get(key)

@@ -1,16 +1,18 @@
 """What a checkpoint's pickle claims, found out without torch, its tensors or their memory.
 
-torch's own `weights_only` unpickler runs no foreign code, but it allocates what it is told to. So
-the pickle is unpickled once before with stand-ins: of what may be named, only what state dicts and
-optimizers need exists, and it checks and counts instead of computing.
+torch's own `weights_only` unpickler runs no foreign code, but it allocates what it is told to: it
+calls bytearray(10**12) and torch.UntypedStorage(10**12), copies one tuple a million times, makes
+expanded tensors and, in the legacy format, storages of any size. Fake tensors change the last two
+only. So the pickle is unpickled once before with stand-ins: of what may be named, only what state
+dicts and optimizers need exists, and it checks and counts instead of computing.
 """
 
 import io
 import math
 import pickle
 import pickletools
-from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
@@ -25,21 +27,15 @@ OPCODES = {
     *("BINUNICODE", "SHORT_BINSTRING", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
     *("EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_SET"),
 }
+# fmt: off
 STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "ComplexDoubleStorage": torch.complex128,
-    "ComplexFloatStorage": torch.complex64,
-    "UntypedStorage": torch.uint8,
+    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool, "ComplexDoubleStorage": torch.complex128,
+    "ComplexFloatStorage": torch.complex64, "UntypedStorage": torch.uint8,
 }
+# fmt: on
 
 
 class Refused(ValueError):
@@ -102,10 +98,10 @@ class _Census(pickle.Unpickler):
         self.storages: dict[str, Storage] = {}
         self.copied = 0
         self.globals: dict[tuple[str, str], Callable] = {
-            ("collections", "OrderedDict"): self._ordered_dict,
-            ("collections", "Counter"): self._counter,
-            ("builtins", "set"): self._set,
-            ("torch", "Size"): self._size,
+            ("collections", "OrderedDict"): self._mapping,
+            ("collections", "Counter"): self._mapping,
+            ("builtins", "set"): self._sequence,
+            ("torch", "Size"): self._sequence,
             ("torch", "device"): self._device,
             ("_codecs", "encode"): self._encode,
             ("torch._utils", "_rebuild_tensor"): self._tensor,
@@ -147,21 +143,13 @@ class _Census(pickle.Unpickler):
         if self.copied > COPY_LIMIT:
             raise Refused(f"asks for more than {COPY_LIMIT:,} copied objects")
 
-    def _ordered_dict(self, *pairs: list) -> OrderedDict:
+    def _mapping(self, *pairs: Collection) -> OrderedDict:
         self._count(sum(map(len, pairs)))
         return OrderedDict(*pairs)
 
-    def _counter(self, *counts: dict) -> Counter:
-        self._count(sum(map(len, counts)))
-        return Counter(*counts)
-
-    def _set(self, *items: list) -> set:
-        self._count(sum(map(len, items)))
-        return set(*items)
-
-    def _size(self, sizes: tuple = ()) -> tuple:
-        self._count(len(sizes))
-        return tuple(map(_natural, sizes))
+    def _sequence(self, items: Collection = ()) -> tuple:
+        self._count(len(items))
+        return tuple(items)
 
     def _encode(self, text: str, encoding: str) -> bytes:
         """How Python 2's pickles hold bytes."""
@@ -174,43 +162,32 @@ class _Census(pickle.Unpickler):
         """A device is a name here; everything is loaded to the CPU."""
 
     def _tensor(
-        self, storage: Storage, offset: int, size: tuple, stride: tuple, *_: object
-    ) -> _Tensor:
-        if type(storage) is not Storage:
-            raise Refused("is damaged: a tensor in it has no memory")
-        self._check_extent(storage, storage.item_size, offset, size, stride)
-        return _Tensor(storage)
-
-    def _typed_tensor(
         self,
         storage: Storage,
         offset: int,
         size: tuple,
         stride: tuple,
-        requires_grad: bool,
-        hooks: dict,
-        dtype: torch.dtype,
         *_: object,
+        dtype: torch.dtype | None = None,
     ) -> _Tensor:
-        if type(storage) is not Storage:
-            raise Refused("is damaged: a tensor in it has no memory")
-        self._check_extent(storage, dtype.itemsize, offset, size, stride)
-        return _Tensor(storage)
-
-    def _check_extent(
-        self, storage: Storage, item_size: int, offset: int, size: tuple, stride: tuple
-    ) -> None:
         """A tensor's elements, and the last one's place, must be within its storage; torch would
         enlarge it. Expanded tensors (stride 0) would be as large as they claim when copied."""
+        if type(storage) is not Storage:
+            raise Refused("is damaged: a tensor in it has no memory")
         shape = list(map(_natural, size))
         last = sum(max(n - 1, 0) * _natural(s) for n, s in zip(shape, stride, strict=True))
         count = math.prod(shape)
-        held = storage.size // item_size
+        held = storage.size // (dtype.itemsize if dtype else storage.item_size)
         if count > held or (count and _natural(offset) + last >= held):
             raise Refused(
                 f"claims a tensor of {' x '.join(map(str, shape))[:60]} elements for which tensor "
                 f"{storage.key} holds {held:,}; save contiguous tensors"
             )
+        return _Tensor(storage)
+
+    def _typed_tensor(self, *arguments: object) -> _Tensor:
+        """Untyped storage, offset, size, stride, requires_grad, hooks, dtype, ..."""
+        return self._tensor(*arguments[:4], dtype=arguments[6])
 
     def _parameter(self, data: _Tensor, *_: object) -> _Tensor:
         if type(data) is not _Tensor:
