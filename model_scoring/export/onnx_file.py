@@ -5,13 +5,13 @@ the layer's values. What is computed afterwards is the same graph with the same 
 stays apart: folded into a ternary layer, it would give every filter three values of its own.
 """
 
-import contextlib
 import importlib.util
 import io
 import json
 import logging
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import UserError
+from model_compound_scaling.networks.few_values import few_values
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -41,7 +42,6 @@ class CodeType:
 
 
 CODE_TYPES = (CodeType("UINT2", 2, 25), CodeType("UINT4", 4, 21), CodeType("INT8", 8, 13))
-MOST_VALUES = 16  # of a layer worth a codebook
 
 
 def require_packages() -> None:
@@ -53,17 +53,13 @@ def require_packages() -> None:
         )
 
 
-@contextlib.contextmanager
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporters' remarks on their own future, and whole graphs on an error."""
     sink, before = io.StringIO(), logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(sink),
-            contextlib.redirect_stderr(sink),
-        ):
+        with redirect_stdout(sink), redirect_stderr(sink), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -71,6 +67,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _present(network: nn.Module, image: Tensor, opset: int) -> "ModelProto":
+    """By PyTorch's present exporter, based on torch.export."""
     from onnxscript import optimizer
 
     program = torch.onnx.export(
@@ -90,6 +87,7 @@ def _present(network: nn.Module, image: Tensor, opset: int) -> "ModelProto":
 
 
 def _older(network: nn.Module, image: Tensor, opset: int) -> "ModelProto":
+    """By its older one, based on TorchScript, which writes opsets that the other does not."""
     import onnx
 
     buffer = io.BytesIO()
@@ -141,19 +139,17 @@ def _packed(codes: np.ndarray, bits: int) -> bytes:
     return (padded.reshape(-1, per_byte) << shifts).sum(1, dtype=np.uint8).tobytes()
 
 
-def _code_type(values: int, opset: int) -> CodeType | None:
-    """The smallest that holds so many codes."""
-    fitting = (t for t in CODE_TYPES if opset >= t.since and values <= min(2**t.bits, MOST_VALUES))
-    return next(fitting, None)
-
-
 def _encoded(weight: np.ndarray, opset: int) -> tuple[np.ndarray, np.ndarray, CodeType] | None:
-    """Values, codes and their type; None if the weights take less space as they are."""
-    values, codes = np.unique(weight, return_inverse=True)
-    kind = _code_type(len(values), opset)
-    if kind is None or weight.size * kind.bits / 8 + values.nbytes + NODES >= weight.nbytes:
+    """Values, codes and their type; None if the weights are not few values, or take less space as
+    they are."""
+    found = few_values(torch.tensor(weight))
+    if found is None:
         return None
-    return values, codes.reshape(-1), kind
+    values = found.numpy()
+    kind = next(t for t in CODE_TYPES if opset >= t.since and len(values) <= 2**t.bits)
+    if weight.size * kind.bits / 8 + values.nbytes + NODES >= weight.nbytes:
+        return None
+    return values, np.searchsorted(values, weight.reshape(-1)), kind
 
 
 def with_codes(model: "ModelProto") -> "ModelProto":

@@ -1,9 +1,10 @@
-"""Interleaved rANS (Duda 2013, arXiv 1311.2540): an entropy coder of integers, many at a time.
+"""Interleaved rANS (range asymmetric numeral systems; Duda 2013, arXiv 1311.2540).
 
-Several layers of the same shape are coded side by side, each into bytes of its own. A layer has
-`states` coders that take turns: the lanes of a step go to them in order, round by round. States
-have 32 bits, words 16, and probabilities are cuts of 0 ... 65536. Coding runs backwards, so that
-decoding runs forwards.
+An entropy coder: as arithmetic coding, it spends -log2 p bits on a symbol of probability p. Several
+layers of the same shape are coded side by side, each into bytes of its own. A layer has `states`
+coders that take turns: the lanes of a step go to them in order, round by round. States have 32
+bits, words 16, and probabilities are cuts of 0 ... 65536. Coding runs backwards, so that decoding
+runs forwards.
 """
 
 from dataclasses import dataclass, field
