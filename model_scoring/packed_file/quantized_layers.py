@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -165,13 +166,12 @@ def pack_layers(layers: Mapping[str, Quantized]) -> dict[str, bytes]:
     return {name: packed[name] for name in layers}
 
 
-@dataclass(frozen=True)
-class _Parsed:
+class _Parsed(NamedTuple):
     layout: Layout
     priors: Array
     negative: Array
     positive: Array
-    part: bytes
+    part: bytes  # the coder's
 
 
 def _parse(content: bytes, shape: tuple[int, ...]) -> _Parsed:
@@ -185,13 +185,9 @@ def _parse(content: bytes, shape: tuple[int, ...]) -> _Parsed:
     if len(content) < start:
         raise CheckpointError(f"{len(content)} bytes cannot hold {low + high} values")
     values = np.frombuffer(content, "<f4", low + high, offset=3).astype(np.float32)
-    return _Parsed(
-        layout(shape, max(1, low, high)),
-        np.array([*np.frombuffer(content, np.int8, 2, offset=1), informed], dtype=np.int8),
-        values[:low],
-        values[low:],
-        content[start:],
-    )
+    priors = np.array([*np.frombuffer(content, np.int8, 2, offset=1), informed], dtype=np.int8)
+    place = layout(shape, max(1, low, high))
+    return _Parsed(place, priors, values[:low], values[low:], content[start:])
 
 
 def unpack_layers(
