@@ -20,6 +20,7 @@ from torch import nn
 
 from data import Data
 from data.errors import UserError
+from model_compound_scaling.checkpoints.manifest import manifest_path
 from model_compound_scaling.checkpoints.network_checkpoint import load_network
 from model_compound_scaling.command_line import flag_values, inputs
 from model_compound_scaling.command_line.entry import run
@@ -229,6 +230,7 @@ def check(args: argparse.Namespace) -> list[Path]:
             given = f"--{flag.replace('_', '-')}"
             raise UserError(f"{given} takes effect with --{needed}: add it")
     paths = [path for flag in FILE_FLAGS if (path := getattr(args, flag))]
+    paths += [manifest_path(args.thin)] if args.thin else []
     if folder := next((path for path in paths if path.is_dir()), None):
         raise UserError(f"{folder} is a folder: name a file in it")
     named = [path.resolve() for path in paths]

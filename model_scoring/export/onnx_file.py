@@ -5,13 +5,13 @@ the layer's values. What is computed afterwards is the same graph with the same 
 stays apart: folded into a ternary layer, it would give every filter three values of its own.
 """
 
+import contextlib
 import importlib.util
 import io
 import json
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,13 +53,17 @@ def require_packages() -> None:
         )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporters' remarks on their own future, and whole graphs on an error."""
     sink, before = io.StringIO(), logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with redirect_stdout(sink), redirect_stderr(sink), warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(sink),
+            contextlib.redirect_stderr(sink),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

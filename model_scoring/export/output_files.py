@@ -1,8 +1,7 @@
-"""Output files by atomic writes: each to a temporary file beside its place, down to the disk
-(fsync), then renamed (os.replace), so that it is there whole or not at all."""
+"""Output files by atomic writes, all of them or none: a temporary file each, fsync, rename."""
 
+import hashlib
 import io
-import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 from data.errors import UserError
 from model_compound_scaling.checkpoints.atomic_save import write_synced
 from model_compound_scaling.checkpoints.errors import DiskError
+from model_compound_scaling.checkpoints.manifest import manifest_path, manifest_text
 from model_compound_scaling.checkpoints.network_checkpoint import network_content
 from model_compound_scaling.networks.building import skeleton
 from model_compound_scaling.networks.narrowing import describe
@@ -35,7 +35,7 @@ def write_all(files: Files) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_synced(content, temporaries[path])
         for path, temporary in temporaries.items():  # only now that all of them could be written
-            os.replace(temporary, path)
+            temporary.replace(path)
         for path, content in special.items():
             path.write_bytes(content)
     except OSError as error:
@@ -52,3 +52,13 @@ def checkpoint_bytes(network: nn.Module, spec: NetworkSpec, data: dict) -> bytes
     buffer = io.BytesIO()
     torch.save(network_content(network, narrow, data), buffer)
     return buffer.getvalue()
+
+
+def checkpoint_files(path: Path, network: nn.Module, spec: NetworkSpec, data: dict) -> Files:
+    """The checkpoint and, where it will be a file, the manifest that vouches for it."""
+    content = checkpoint_bytes(network, spec, data)
+    if path.exists() and not path.is_file():
+        return {path: content}
+    place, digest = path.resolve(), hashlib.sha256(content).hexdigest()
+    text = manifest_text(place.name, size=len(content), sha256=digest)
+    return {path: content, manifest_path(place): text.encode()}

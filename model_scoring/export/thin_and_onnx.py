@@ -8,7 +8,7 @@ from model_compound_scaling.networks.registry import NetworkSpec, table_row
 from model_scoring.counting.scoring import Score, score
 from model_scoring.dead_channels.removal import thin
 from model_scoring.export import onnx_file
-from model_scoring.export.output_files import Files, checkpoint_bytes
+from model_scoring.export.output_files import Files, checkpoint_files
 from model_scoring.export.thin_comparison import comparison, latencies
 
 
@@ -28,7 +28,7 @@ def thin_form(
     lines = ["", *comparison(before, after, times)]
     if result.note:
         lines.append(f"unchanged: {result.note}")
-    return result.network, {path: checkpoint_bytes(result.network, spec, data)}, lines
+    return result.network, checkpoint_files(path, result.network, spec, data), lines
 
 
 def onnx_form(

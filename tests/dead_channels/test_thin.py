@@ -15,6 +15,7 @@ from torchvision.ops import SqueezeExcitation
 import run_quantization
 import run_scoring
 from data import DATASETS, load_data
+from model_compound_scaling.checkpoints.atomic_save import write_file
 from model_compound_scaling.checkpoints.errors import CheckpointError
 from model_compound_scaling.checkpoints.network_checkpoint import (
     load_network,
@@ -555,6 +556,8 @@ def test_the_command_line_writes_a_checkpoint_for_all_stages(checkpoint, tmp_pat
     assert run_scoring.main(["--t-model", str(target), "--json", str(report)]) == 0
     layers = {layer["name"]: layer for layer in json.loads(report.read_text())["layers"]}
     assert layers["layer1.0.conv1"]["out_shape"] == [1, 13, 32, 32]
+    manifest = json.loads((target.parent / "thin.pt.manifest").read_text())
+    assert manifest["bytes"] == target.stat().st_size
     found = read_checkpoint(target)
     assert {"dataset": "Shapes", "image_size": 32}.items() <= found.data.items()
     assert found.data["mean"] == list(DATASETS["Shapes"].stats[0])  # what the data set says
@@ -615,12 +618,11 @@ def test_the_checkpoint_itself_is_never_overwritten(checkpoint, capsys):
     assert checkpoint.read_bytes() == before
 
 
-def test_an_old_manifest_is_ignored_and_devices_get_none(checkpoint, tmp_path):
-    target, manifest = tmp_path / "best.pt", tmp_path / "best.pt.manifest"
-    manifest.write_text("of another file")
+def test_an_older_manifest_is_replaced_and_devices_get_none(checkpoint, tmp_path):
+    target = tmp_path / "best.pt"
+    write_file({"state_dict": {}}, target)
     assert run_scoring.main(["--t-model", str(checkpoint), "--thin", str(target)]) == 0
-    assert torch.load(target, weights_only=True)["network"]["widths"]
-    assert manifest.read_text() == "of another file"
+    assert read_checkpoint(target).network.widths
     assert run_scoring.main(["--t-model", str(checkpoint), "--thin", "/dev/null"]) == 0
     assert not Path("/dev/null.manifest").exists()
 
