@@ -1,6 +1,7 @@
 """Batches on the device from a data set in memory; every epoch can be repeated exactly."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ class Part(NamedTuple):
 WHOLE = Part(0, 1)
 
 
+@dataclass(frozen=True)
 class Schedule:
     """Which samples are in which batch of an epoch: shuffled for training, else as they are.
 
@@ -30,9 +32,11 @@ class Schedule:
     two.
     """
 
-    def __init__(self, samples: int, *, batch_size: int, train: bool, seed: int, part: Part):
-        self.samples, self.batch_size, self.train = samples, batch_size, train
-        self.seed, self.part = seed, part
+    samples: int
+    batch_size: int  # of all processes together
+    train: bool
+    seed: int
+    part: Part
 
     def __len__(self) -> int:
         whole, rest = divmod(self.samples, self.batch_size)

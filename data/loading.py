@@ -103,7 +103,11 @@ def read_splits(row: Dataset, options: DataOptions, bad: BadImages) -> tuple[Spl
     size = 3 * options.image_size**2 * sum(len(tree.paths) for tree in trees)
     if row.cached and trees and size <= 1e9 * options.cache_gb:
         bad.shown = options.part.this == 0  # all processes find the same
-        sources = {split: decoded(tree, options.image_size, bad) for split, tree in sources.items()}
+        for split, tree in sources.items():
+            images, readable = decode_all(tree.paths, options.image_size, bad)
+            if not len(images):
+                raise DataError(f"no image can be read: {sorted(bad.names)[0]}")
+            sources[split] = Source(images, tree.labels[readable], tree.class_names)
         require_batches(row, sources, options)  # of the images that can be read
     return sources, class_names
 
@@ -158,14 +162,6 @@ def require_batches(row: Dataset, sources: Splits, options: DataOptions) -> None
             f"--batch-size {options.batch_size}, that of all processes together, is no multiple of "
             f"their number, {options.part.of}"
         )
-
-
-def decoded(tree: Tree, size: int, bad: BadImages) -> Source:
-    """A tree's images in memory, without those that cannot be read."""
-    images, readable = decode_all(tree.paths, size, bad)
-    if not len(images):
-        raise DataError(f"no image can be read: {sorted(bad.names)[0]}")
-    return Source(images, tree.labels[readable], tree.class_names)
 
 
 def common_classes(row: Dataset, sources: Splits) -> list[str]:
