@@ -5,7 +5,7 @@ from data.lazy_exports import lazy_exports
 __all__, __getattr__ = lazy_exports(
     __name__,
     datasets="DATASETS find_dataset",
-    loading="Data load_data",
+    loading="Data DataOptions load_data",
     batches="Loader Part",
     errors="UserError DataError",
 )

@@ -110,20 +110,16 @@ def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
         images = blend(images, factor, to_grey, to_mean)
         rows = (operation == HUE).nonzero()[:, 0]
         if len(rows) and images.shape[1] == 3:
-            turns, rows = (
-                factors[HUE, rows].to(device, non_blocking=True),
-                rows.to(device, non_blocking=True),
-            )
+            turns = factors[HUE, rows].to(device, non_blocking=True)
+            rows = rows.to(device, non_blocking=True)
             images[rows] = shift_hue(images[rows], turns)
     return images
 
 
 def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(x - mean) / std per channel, in place; float (B, C, H, W) in [0, 1]."""
-    mean_, std_ = (
-        torch.tensor(v)[:, None, None].to(images.device, non_blocking=True) for v in (mean, std)
-    )
-    return images.sub_(mean_).div_(std_)
+    stats = torch.tensor([mean, std])[:, :, None, None].to(images.device, non_blocking=True)
+    return images.sub_(stats[0]).div_(stats[1])
 
 
 def cutout(images: Tensor, row: Tensor, column: Tensor, size: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Batches on the device from a data set in memory; every epoch can be repeated exactly."""
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,21 +24,7 @@ class Part(NamedTuple):
 WHOLE = Part(0, 1)
 
 
-class Loader(Protocol):
-    """What training and evaluation see of a data set."""
-
-    samples: int  # images in the data set
-
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-
-    def images_in(self, batch: int) -> int:
-        """Images in a batch (counted from 0) of all processes together."""
-
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from number `first` on; the same call gives the same batches."""
-
-
+@dataclass(frozen=True)
 class Schedule:
     """Which samples are in which batch of an epoch: shuffled for training, else as they are.
 
@@ -45,9 +32,11 @@ class Schedule:
     two.
     """
 
-    def __init__(self, samples: int, *, batch_size: int, train: bool, seed: int, part: Part):
-        self.samples, self.batch_size, self.train = samples, batch_size, train
-        self.seed, self.part = seed, part
+    samples: int
+    batch_size: int  # of all processes together
+    train: bool
+    seed: int
+    part: Part
 
     def __len__(self) -> int:
         whole, rest = divmod(self.samples, self.batch_size)
@@ -78,15 +67,8 @@ class Preparation(NamedTuple):
         mean, std = self.stats
         if self.recipe is None:
             return normalize(to_float(images), mean, std)
-        return augment(
-            images,
-            recipe=self.recipe,
-            mean=mean,
-            std=std,
-            seed=self.seed,
-            epoch=epoch,
-            index=index,
-        )
+        how = {"recipe": self.recipe, "mean": mean, "std": std}
+        return augment(images, **how, seed=self.seed, epoch=epoch, index=index)
 
 
 def to_channels(images: Tensor, channels: int) -> Tensor:
@@ -98,20 +80,34 @@ def to_channels(images: Tensor, channels: int) -> Tensor:
     return images
 
 
-class CachedLoader:
+class Loader:
+    """What training and evaluation see of a data set: the batches of any epoch, repeatable."""
+
+    def __init__(self, schedule: Schedule, prepare: Preparation) -> None:
+        self.schedule, self.prepare = schedule, prepare
+        self.samples = schedule.samples  # images in the data set
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self.schedule)
+
+    def images_in(self, batch: int) -> int:
+        """Images in a batch (counted from 0) of all processes together."""
+        return self.schedule.images_in(batch)
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from number `first` on; the same call gives the same batches."""
+        raise NotImplementedError
+
+
+class CachedLoader(Loader):
     """A data set held on the device as uint8 (N, C, H, W); batches are augmented there."""
 
     def __init__(
         self, images: Tensor, labels: Tensor, *, schedule: Schedule, prepare: Preparation
     ) -> None:
-        self.images, self.labels, self.samples = images, labels, len(images)
-        self.schedule, self.prepare = schedule, prepare
-
-    def __len__(self) -> int:
-        return len(self.schedule)
-
-    def images_in(self, batch: int) -> int:
-        return self.schedule.images_in(batch)
+        super().__init__(schedule, prepare)
+        self.images, self.labels = images, labels
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         for index in self.schedule.epoch(epoch, first):

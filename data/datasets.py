@@ -10,16 +10,10 @@ from data.errors import UserError, choose
 
 Stats = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of each channel, 0..1
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-CIFAR_STATS = (
-    (125.3 / 255, 123.0 / 255, 113.9 / 255),
-    (63.0 / 255, 62.1 / 255, 66.7 / 255),
-)
+CIFAR_STATS = (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)
 MNIST_STATS = ((0.1307,), (0.3081,))
 FASHION_STATS = ((0.2860,), (0.3530,))
-SHAPES_STATS = (
-    (0.3454, 0.3473, 0.3459),
-    (0.2017, 0.201, 0.2012),
-)  # measured on the training images
+SHAPES_STATS = (0.3454, 0.3473, 0.3459), (0.2017, 0.201, 0.2012)  # of the training images
 LUMA = (0.2989, 0.587, 0.114)  # brightness as the eye sees it, of red, green and blue
 
 

@@ -1,12 +1,13 @@
 """Batches from image files, decoded by worker processes while the network trains."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.batches import Batch, Preparation, Schedule, to_channels
+from data.batches import Batch, Loader, Preparation, Schedule, to_channels
 from data.errors import DataError
 from data.image_files import BadImages, Tree, read_image
 from data.stateless_random import sample_seed
@@ -58,7 +59,18 @@ class EpochBatches:
             yield [(self.epoch, i) for i in index.tolist()]
 
 
-class FileLoader:
+@dataclass(frozen=True)
+class Reading:
+    """How files are read: by so many worker processes, each of which begins with
+    worker_init(its number), for a device; which bad files are left out."""
+
+    workers: int
+    worker_init: Callable[[int], None] | None
+    device: torch.device
+    bad: BadImages
+
+
+class FileLoader(Loader):
     """A data set read from files by worker processes; augmented and normalised on the device."""
 
     def __init__(
@@ -70,13 +82,10 @@ class FileLoader:
         prepare: Preparation,
         image_size: int,
         channels: int,
-        workers: int,
-        worker_init: Callable[[int], None] | None,
-        device: torch.device,
-        bad: BadImages,
-    ):
-        self.samples, self.channels, self.device = len(tree.paths), channels, device
-        self.schedule, self.prepare, self.bad = schedule, prepare, bad
+        reading: Reading,
+    ) -> None:
+        super().__init__(schedule, prepare)
+        self.channels, self.device, self.bad = channels, reading.device, reading.bad
         size = (3, image_size, image_size)  # a process' share of the last batch may be nothing
         none = torch.empty(0, dtype=torch.long)
         self.nothing = torch.empty(0, *size, dtype=torch.uint8), none, none
@@ -85,18 +94,12 @@ class FileLoader:
             FileDataset(tree, transform, prepare.seed),
             batch_sampler=self.sampler,
             collate_fn=collate,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=device.type == "cuda",
+            num_workers=reading.workers,
+            persistent_workers=reading.workers > 0,
+            pin_memory=reading.device.type == "cuda",
             generator=torch.Generator(),  # else each epoch draws from, and moves, the global one
-            worker_init_fn=worker_init,
+            worker_init_fn=reading.worker_init,
         )
-
-    def __len__(self) -> int:
-        return len(self.schedule)
-
-    def images_in(self, batch: int) -> int:
-        return self.schedule.images_in(batch)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         self.sampler.epoch, self.sampler.first = epoch, first

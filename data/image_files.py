@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
 from tqdm import tqdm
 
 from data.errors import DataError
+from data.transforms import eval_transform
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 CHUNK = 128  # files per task of a thread; one each would cost more than decoding a small one
@@ -47,18 +47,13 @@ class BadImages:
             if str(error) in self.names:
                 continue
             if len(self.names) == self.limit:
-                hint = (
-                    f"more than --skip-bad-images {self.limit}"
-                    if self.limit
-                    else ("--skip-bad-images N leaves out up to N such files")
-                )
+                hint = "--skip-bad-images N leaves out up to N such files"
+                hint = f"more than --skip-bad-images {self.limit}" if self.limit else hint
                 raise DataError(f"{error} ({hint})")
             self.names.add(str(error))
             if self.shown:
-                print(
-                    f"warning: {error}; left out ({len(self.names)} of at most {self.limit})",
-                    file=sys.stderr,
-                )
+                count = f"{len(self.names)} of at most {self.limit}"
+                print(f"warning: {error}; left out ({count})", file=sys.stderr)
 
 
 def class_folders(root: Path, split: str) -> list[Path]:
@@ -104,7 +99,11 @@ def read_image(path: str | bytes) -> Image.Image:
     path = os.fsdecode(path)
     try:
         with Image.open(path) as image:
-            return _to_rgb(image)
+            if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip to white
+                image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+            if "transparency" in image.info:  # a palette with alpha has to go through RGBA
+                image = image.convert("RGBA")
+            return image.convert("RGB")
     # Decoders raise OSError, SyntaxError, struct.error and more on damaged files, and an error of
     # their own on files that would unpack to gigabytes.
     except Exception as error:
@@ -112,38 +111,24 @@ def read_image(path: str | bytes) -> Image.Image:
         raise DataError(f"cannot read image {path}: {reason}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip to white
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if "transparency" in image.info:  # a palette with alpha has to go through RGBA
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
 def decode_all(paths: np.ndarray, size: int, bad: BadImages) -> tuple[Tensor, Tensor]:
     """Read all files, in threads, into one uint8 tensor (n, 3, size, size); which those n are
-    (bool, one for each path): not those that cannot be read, as far as `bad` allows.
-
-    Images of another size: shorter side to `size` (bilinear, antialiased), then the centre.
-    """
-    images = np.empty((len(paths), size, size, 3), dtype=np.uint8)
+    (bool, one for each path): not those that cannot be read, as far as `bad` allows."""
+    images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
     readable = torch.ones(len(paths), dtype=torch.bool)
-    fit = v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
+    transform = eval_transform(size, "fit")
 
     def decode(chunk: range) -> list[DataError]:
         errors = []
         for i in chunk:
             try:
-                image = read_image(paths[i])
+                images[i] = transform(read_image(paths[i]))
             except DataError as error:
                 errors.append(error)
                 readable[i] = False
-            else:
-                images[i] = np.asarray(image if image.size == (size, size) else fit(image))
         return errors
 
-    files = range(len(paths))
-    chunks = [files[start : start + CHUNK] for start in files[::CHUNK]]
+    chunks = [range(len(paths))[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     with (
         ThreadPoolExecutor(THREADS) as pool,
         tqdm(total=len(paths), desc="reading images", unit="img", disable=None) as progress,
@@ -151,7 +136,4 @@ def decode_all(paths: np.ndarray, size: int, bad: BadImages) -> tuple[Tensor, Te
         for chunk, errors in zip(chunks, pool.map(decode, chunks), strict=True):
             bad.add(errors)
             progress.update(len(chunk))
-    decoded = torch.from_numpy(images)
-    if not readable.all():
-        decoded = decoded[readable]
-    return decoded.permute(0, 3, 1, 2).contiguous(), readable
+    return images if readable.all() else images[readable], readable

@@ -1,6 +1,5 @@
 """How each kind of data set is read: (row of the table, split, data_path) -> Source or Tree."""
 
-import contextlib
 import fcntl
 import gzip
 import io
@@ -9,6 +8,7 @@ import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,15 +118,11 @@ def read_idx(path: Path) -> Tensor:
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())
 
 
-@contextlib.contextmanager
+@contextmanager
 def quiet() -> Iterator[None]:
     """Keep torchvision's progress bars, and warnings about the age of its pickles, out of logs."""
     noise = sys.stderr if sys.stderr.isatty() else io.StringIO()
-    with (
-        contextlib.redirect_stdout(noise),
-        contextlib.redirect_stderr(noise),
-        warnings.catch_warnings(),
-    ):
+    with redirect_stdout(noise), redirect_stderr(noise), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 

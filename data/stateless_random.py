@@ -1,4 +1,4 @@
-"""Random numbers as a pure function of (seed, epoch, sample index, draw).
+"""Stateless (counter-based) random numbers: a pure function of (seed, epoch, sample index, draw).
 
 A generator with a state would give an image other numbers as soon as the batch size, the number of
 workers or the point of a resume changed. Here every number is a hash of its own coordinates
@@ -9,15 +9,10 @@ operations that wrap modulo 2^64, hence identical on every device.
 import torch
 from torch import Tensor
 
-
-def _signed(value: int) -> int:
-    """The int64 with the same 64 bits as an unsigned constant."""
-    return value - (1 << 64) if value >> 63 else value
-
-
-GOLDEN = _signed(0x9E3779B97F4A7C15)
-MIX_1 = _signed(0xBF58476D1CE4E5B9)
-MIX_2 = _signed(0x94D049BB133111EB)
+# SplitMix64's constants (Steele, Lea, Flood 2014), as the int64 of the same 64 bits
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+MIX_2 = 0x94D049BB133111EB - (1 << 64)
 DRAWS_PER_SAMPLE = 16
 
 

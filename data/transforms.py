@@ -1,28 +1,48 @@
-"""From an image file to the pixels a network is trained and evaluated on."""
+"""From an image file to the pixels a network is trained and evaluated on: every crop there is.
+
+Importing torchvision takes 1.5 s, so only the training crop, which needs it, does.
+"""
 
 from collections.abc import Callable
+from functools import partial
 
+import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
 
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Image.Image], Tensor]  # RGB image -> uint8 (3, size, size)
 
 
 def train_transform(size: int) -> Transform:
-    """The usual ImageNet augmentation; PIL image -> uint8 (3, size, size)."""
+    """The usual ImageNet augmentation: random resized crop and horizontal flip."""
+    from torchvision.transforms import v2
+
     return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()])
 
 
 def eval_transform(size: int, crop: str) -> Transform:
-    """The centre of an image for evaluation; PIL image -> uint8 (3, size, size).
+    """The centre crop of an image, the same for evaluation, images held in memory and --predict.
 
     crop "standard": 224 of 256 pixels, or in proportion, bilinear; "full" (EfficientNet): the whole
-    shorter side, bicubic; "fit": the whole shorter side, bilinear.
+    shorter side, bicubic; "fit" (small images): the whole shorter side, bilinear.
     """
-    resize = {
-        "standard": v2.Resize(round(size * 256 / 224)),
-        "full": v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC),
-        "fit": v2.Resize(size),
+    shorter, resample = {
+        "standard": (round(size * 256 / 224), Image.Resampling.BILINEAR),
+        "full": (size, Image.Resampling.BICUBIC),
+        "fit": (size, Image.Resampling.BILINEAR),
     }[crop]
-    return v2.Compose([resize, v2.CenterCrop(size), v2.PILToTensor()])
+    return partial(_centre, shorter=shorter, size=size, resample=resample)
+
+
+def _centre(image: Image.Image, *, shorter: int, size: int, resample: int) -> Tensor:
+    """Shorter side to `shorter` pixels, then the central square: torchvision's Resize, CenterCrop
+    and PILToTensor, to the bit."""
+    short = min(image.size)
+    width, height = (int(shorter * side / short) for side in image.size)
+    if image.size != (width, height):
+        image = image.resize((width, height), resample)
+    if image.size != (size, size):
+        left, top = (round((side - size) / 2) for side in image.size)
+        image = image.crop((left, top, left + size, top + size))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

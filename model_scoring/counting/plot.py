@@ -45,14 +45,10 @@ def plot(score: Score, rules: str, *, title: str) -> bytes:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     found, places = shares(score, rules), range(len(names))
-    axes.bar(places, found["ternary weights"], color=COLOURS["ternary weights"])
-    axes.bar(
-        places,
-        found["deleted weights"],
-        bottom=found["ternary weights"],
-        color=COLOURS["deleted weights"],
-    )
-    axes.bar(places, found["deleted channels"], width=0.35, color=COLOURS["deleted channels"])
+    stacked = {"deleted weights": {"bottom": found["ternary weights"]}}
+    for name, colour in COLOURS.items():
+        width = 0.35 if name == "deleted channels" else 0.8
+        axes.bar(places, found[name], width=width, color=colour, **stacked.get(name, {}))
     every = math.ceil(len(names) / 120)
     axes.set_xticks(places[::every], names[::every], rotation=90, fontsize=7)
     axes.set(ylabel="%", ylim=(0, 100), title=title)

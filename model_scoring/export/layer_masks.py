@@ -1,4 +1,4 @@
-"""Files of this stage. Each is written beside its place and moved there, whole or not at all."""
+"""Ternary layers in files of their own: bit masks and centroids, or sparse tensors."""
 
 import io
 import math
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from model_compound_scaling.checkpoints.errors import CheckpointError
+from model_compound_scaling.networks.few_values import ternary_values
 from model_scoring.export.output_files import Files
-from model_scoring.tracing.layer_weights import ternary_values
 from model_scoring.tracing.operation_record import Record
 
 LARGEST_LAYER = 1 << 30  # weights; a sparse file could claim any number

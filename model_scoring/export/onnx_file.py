@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import UserError
+from model_compound_scaling.networks.few_values import few_values
 from model_scoring.export.onnx_code_types import CODE_TYPES, CodeType
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 EXPORTERS_OPSET = 18  # the first that PyTorch's present exporter writes
 IMAGE, LOGITS, BATCH = "image", "logits", "batch"
 NODES = 200  # bytes that the two operations and their names take
-MOST_VALUES = 16  # of a layer worth a codebook
 
 
 @contextlib.contextmanager
@@ -48,6 +48,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _present(network: nn.Module, image: Tensor, opset: int) -> "ModelProto":
+    """By PyTorch's present exporter, based on torch.export."""
     from onnxscript import optimizer
 
     program = torch.onnx.export(
@@ -67,6 +68,7 @@ def _present(network: nn.Module, image: Tensor, opset: int) -> "ModelProto":
 
 
 def _older(network: nn.Module, image: Tensor, opset: int) -> "ModelProto":
+    """By its older one, based on TorchScript, which writes opsets that the other does not."""
     import onnx
 
     buffer = io.BytesIO()
@@ -118,19 +120,17 @@ def _packed(codes: np.ndarray, bits: int) -> bytes:
     return (padded.reshape(-1, per_byte) << shifts).sum(1, dtype=np.uint8).tobytes()
 
 
-def _code_type(values: int, opset: int) -> CodeType | None:
-    """The smallest that holds so many codes."""
-    fitting = (t for t in CODE_TYPES if opset >= t.since and values <= min(2**t.bits, MOST_VALUES))
-    return next(fitting, None)
-
-
 def _encoded(weight: np.ndarray, opset: int) -> tuple[np.ndarray, np.ndarray, CodeType] | None:
-    """Values, codes and their type; None if the weights take less space as they are."""
-    values, codes = np.unique(weight, return_inverse=True)
-    kind = _code_type(len(values), opset)
-    if kind is None or weight.size * kind.bits / 8 + values.nbytes + NODES >= weight.nbytes:
+    """Values, codes and their type; None if the weights are not few values, or take less space as
+    they are."""
+    found = few_values(torch.tensor(weight))
+    if found is None:
         return None
-    return values, codes.reshape(-1), kind
+    values = found.numpy()
+    kind = next(t for t in CODE_TYPES if opset >= t.since and len(values) <= 2**t.bits)
+    if weight.size * kind.bits / 8 + values.nbytes + NODES >= weight.nbytes:
+        return None
+    return values, np.searchsorted(values, weight.reshape(-1)), kind
 
 
 def with_codes(model: "ModelProto") -> "ModelProto":

@@ -1,4 +1,4 @@
-"""Output files, each written beside its place and moved there: whole or not at all."""
+"""Output files by atomic writes, all of them or none: a temporary file each, fsync, rename."""
 
 import io
 from contextlib import suppress
@@ -32,7 +32,7 @@ def write_all(files: Files) -> None:
         for path, content in regular.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_synced(content, temporaries[path])
-        for path, temporary in temporaries.items():
+        for path, temporary in temporaries.items():  # only now that all of them could be written
             temporary.replace(path)
         for path, content in special.items():
             path.write_bytes(content)

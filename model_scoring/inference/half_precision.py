@@ -1,4 +1,4 @@
-"""Evaluate in 16 bit, with the machine's own operations where it has them."""
+"""Half precision: evaluate in 16 bit, with the machine's own operations where it has them."""
 
 import copy
 from dataclasses import dataclass
@@ -62,12 +62,9 @@ def _native_types(device: torch.device) -> list[torch.dtype]:
     """16-bit types the processor computes with; others would be 50 times slower than float32."""
     if device.type == "cuda":
         return [torch.float16]
-    onednn = torch.ops.mkldnn
-    checks = {
-        torch.float16: "_is_mkldnn_fp16_supported",
-        torch.bfloat16: "_is_mkldnn_bf16_supported",
-    }
-    return [dtype for dtype, check in checks.items() if getattr(onednn, check, lambda: False)()]
+    names, mkldnn = {"fp16": torch.float16, "bf16": torch.bfloat16}, torch.ops.mkldnn
+    checks = {name: getattr(mkldnn, f"_is_mkldnn_{name}_supported", bool) for name in names}
+    return [names[name] for name, supported in checks.items() if supported()]
 
 
 def half_precision(network: nn.Module, image: Tensor) -> HalfPrecision:

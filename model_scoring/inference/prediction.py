@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from data.augmentation import normalize, to_float
 from data.batches import to_channels
@@ -35,16 +34,11 @@ class Preparation:
         return normalize(to_float(pixels), *self.stats)[0]
 
 
-def small_transform(size: int) -> Transform:
-    """As small images are held in memory: shorter side to `size`, then the centre."""
-    return v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()])
-
-
 def choose_transform(dataset: str | None, *, image_size: int, family: str) -> Transform:
     """The evaluation transform of a data set; of folders of images if none is named."""
-    if find_dataset(dataset or "ImageFolder", image_size).cached:
-        return small_transform(image_size)
-    return eval_transform(image_size, "full" if family == "efficientnet" else "standard")
+    crop = "full" if family == "efficientnet" else "standard"
+    cached = find_dataset(dataset or "ImageFolder", image_size).cached
+    return eval_transform(image_size, "fit" if cached else crop)
 
 
 def image_paths(path: Path) -> list[Path]:

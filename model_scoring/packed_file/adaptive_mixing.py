@@ -1,8 +1,10 @@
-"""Adaptive probabilities: running counts of zeros and ones, and a mixer of what they predict.
+"""Adaptive probabilities and the logistic mixing of them, as in PAQ (context mixing).
 
-Everything is done for several layers at once, (layers, lanes), in integers, so that encoder and
-decoder agree on any machine. Mixing in the logistic domain with weights learned on the way:
-Mahoney 2005, "Adaptive weighing of context models for lossless data compression".
+Running counts of zeros and ones in a context give its adaptive probability. A mixer adds several of
+them in the logistic domain, with weights learned on the way by gradient descent on the code length:
+Mahoney 2005, "Adaptive weighing of context models for lossless data compression". Everything is
+done for several layers at once, (layers, lanes), in integers (fixed point), so that encoder and
+decoder agree on any machine.
 """
 
 import math
@@ -30,16 +32,17 @@ def initial_counts(prior: Array, strength: int) -> tuple[Array, Array]:
 
 
 class LaneCounts:
-    """Zeros and ones seen in each lane: (layers, lanes)."""
+    """Adaptive probability of each lane: zeros and ones seen in it, (layers, lanes)."""
 
     def __init__(self, prior: Array, strength: int, lanes: int) -> None:
         self.zeros, self.ones = (c.repeat(lanes, 1) for c in initial_counts(prior, strength))
 
-    def look(self, block: slice) -> Array:
+    def predict(self, block: slice) -> Array:
+        """Stretches of a one, of the lanes in a block."""
         self.block = block
         return stretch(self.ones[:, block], self.zeros[:, block])
 
-    def learn(self, bits: Array, active: Array, where: Array | None) -> None:
+    def update(self, bits: Array, active: Array, where: Array | None) -> None:
         self.ones[:, self.block] += COUNT * bits
         self.zeros[:, self.block] += COUNT * (active - bits)
 
@@ -52,7 +55,7 @@ class LaneCounts:
 
 
 class ContextCounts:
-    """Zeros and ones seen in `classes` sets of `size` contexts, for each layer its own.
+    """Adaptive probabilities of `classes` sets of `size` contexts, for each layer its own.
 
     They start as `strength` observations of probability squash(prior); prior: (layers, 1 or size).
     """
@@ -67,17 +70,16 @@ class ContextCounts:
     def reset(self) -> None:
         self.counts = self.initial.copy()
 
-    def look(self, which: int = 0, context: Array | int = 0) -> Array:
+    def predict(self, which: int = 0, context: Array | int = 0) -> Array:
         """Stretches in contexts (layers, lanes); (layers, 1) where they are the same."""
         self.table, self.at = self.counts[which], self.base + context
         return stretch(self.table[:, 1], self.table[:, 0]).take(self.at)
 
-    def learn(self, bits: Array, active: Array, where: Array | None) -> None:
+    def update(self, bits: Array, active: Array, where: Array | None) -> None:
         table = self.table
         if self.at.shape[1] == 1:  # one context for all lanes of a layer: no need to sort them
             ones = bits.sum(1)
-            new = np.stack([active.sum(1) - ones, ones], axis=1)
-            table[self.at[:, 0]] += COUNT * new
+            table[self.at[:, 0]] += COUNT * np.stack([active.sum(1) - ones, ones], axis=1)
         else:
             pairs = (2 * self.at + bits).reshape(-1)
             pairs = pairs if where is None else pairs.take(where)
@@ -86,8 +88,8 @@ class ContextCounts:
         np.maximum(table, 1, out=table)
 
 
-class Question:
-    """A yes or no asked of every lane: mixes several stretches into one probability.
+class Mixer:
+    """Logistic mixing of several stretches into one probability, of a bit in every lane.
 
     The mixing weights (one per input and layer) start at `weights`; inputs and weights apply to
     differences from the layer's prior. Where `informed` (layers, 1) is 0 they are, and stay, 0.
@@ -99,7 +101,7 @@ class Question:
         self.prior, self.rate = prior, RATE // math.isqrt(256 * lanes) * informed
 
     def mix(self, stretches: Sequence[Array], signals: Sequence[Array]) -> Array:
-        """Stretch of a yes, from stretches and small integers (layers, lanes or 1); the first has
+        """Stretch of a one, from stretches and small integers (layers, lanes or 1); the first has
         the shape (layers, lanes)."""
         shape = (len(self.weights), *stretches[0].shape)
         self.inputs = np.empty(shape, dtype=np.int32)
@@ -113,34 +115,35 @@ class Question:
         self.p = squash(mixed)
         return mixed
 
-    def learn(self, bits: Array, active: Array) -> None:
-        """Move the mixing weights along the gradient of the code length."""
+    def update(self, bits: Array, active: Array) -> None:
+        """Move the mixing weights along the gradient of the code length: input x (bit - p)."""
         error = ((bits << 16) - active * self.p) >> 4
         slopes = np.einsum("iln,ln->il", self.inputs, error, dtype=np.int64)
         self.weights += slopes[:, :, None] * self.rate >> 6
         np.clip(self.weights, -MOST_WEIGHT, MOST_WEIGHT, out=self.weights)
 
 
-class Model:
-    """A question, the counts it rests on, and a last correction by how often similar answers were
-    right. Subclasses say where the counts look."""
+class ContextModel:
+    """A mixer, the counts it rests on, and a last correction by how often similar probabilities
+    were right (PAQ's adaptive probability map, or secondary symbol estimation). Subclasses say
+    which contexts the counts are kept for."""
 
-    def __init__(self, question: Question, parts: Sequence[LaneCounts | ContextCounts]) -> None:
+    def __init__(self, mixer: Mixer, *parts: LaneCounts | ContextCounts) -> None:
         buckets = np.arange(-SPAN, SPAN + 1, BUCKET)
-        layers = len(question.prior)
+        layers = len(mixer.prior)
         self.correction = ContextCounts(np.tile(buckets, (layers, 1)), 25, size=len(buckets))
-        self.question, self.parts = question, (*parts, self.correction)
+        self.mixer, self.parts = mixer, (*parts, self.correction)
 
     def mix(self, stretches: Sequence[Array], signals: Sequence[Array] = ()) -> Array:
-        """Probability of yes, in 16 bits."""
-        mixed = self.question.mix(stretches, signals)
-        corrected = self.correction.look(0, mixed + (SPAN + BUCKET // 2) >> BUCKET_BITS)
+        """Probability of a one, in 16 bits."""
+        mixed = self.mixer.mix(stretches, signals)
+        corrected = self.correction.predict(0, mixed + (SPAN + BUCKET // 2) >> BUCKET_BITS)
         return squash(3 * mixed + corrected >> 2)
 
-    def learn(self, bits: Array, active: Array | None = None) -> None:
-        """Take the answers: bits (layers, lanes) of 0 and 1, where `active`."""
+    def update(self, bits: Array, active: Array | None = None) -> None:
+        """Take what the bits (layers, lanes) of 0 and 1 turned out to be, where `active`."""
         where = None if active is None else np.flatnonzero(active)
         active = np.ones_like(bits) if active is None else active
-        self.question.learn(bits, active)
+        self.mixer.update(bits, active)
         for part in self.parts:
-            part.learn(bits, active, where)
+            part.update(bits, active, where)

@@ -1,9 +1,10 @@
-"""What a layer's weights tell about the next one: the probabilities its codes are stored with.
+"""The context model: the probabilities that a layer's codes are entropy-coded with.
 
 Codes are -h ... h, the rank of a weight's value. A layer is read channel by channel and, within
 one, tap by tap; its lanes (filters, or inputs if these are more) are coded together, and so are the
-lanes of several layers of the same shape. Whether a weight is zero is predicted from the densities
-of its lane, channel and tap and from the kernel it is in; signs likewise.
+lanes of several layers of the same shape. Each code is a few binary decisions: zero or not, its
+sign, larger or not. Whether a weight is zero is predicted from the densities of its lane, channel
+and tap and from the kernel it is in (the weights around it that are known already); signs likewise.
 """
 
 import math
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model_scoring.packed_file.adaptive_mixing import ContextCounts, LaneCounts, Model, Question
+from model_scoring.packed_file.adaptive_mixing import ContextCounts, ContextModel, LaneCounts, Mixer
 from model_scoring.packed_file.fixed_point import ONE, UNIT
 from model_scoring.packed_file.rans_coder import Decoder, Encoder
 
@@ -95,7 +96,7 @@ class Kernel:
         self.balance[:, self.block] += signs
 
 
-class ZeroModel(Model):
+class ZeroModel(ContextModel):
     """Whether weights are nonzero."""
 
     def __init__(self, prior: Array, informed: Array, shape: Geometry) -> None:
@@ -105,29 +106,28 @@ class ZeroModel(Model):
         self.near = ContextCounts(prior, 8, size=48, classes=6)
         self.kernel = ContextCounts(prior, 8, size=10, classes=FIRST_TAPS + 1)
         weights = (0.6, 0.6, 0.0, 0.45, 0.2, 0.25, 0.2, -0.1, -0.1, 0.1)
-        super().__init__(
-            Question(prior, informed, weights, shape.lanes),
-            (self.lane, self.channel, self.tap, self.near, self.kernel),
-        )
+        mixer = Mixer(prior, informed, weights, shape.lanes)
+        super().__init__(mixer, self.lane, self.channel, self.tap, self.near, self.kernel)
 
     def probability(self, kernel: Kernel) -> Array:
         left, above = kernel.sign(0, 1), kernel.sign(1, 0)
         around = [plane & 1 for plane in (left, above, kernel.sign(1, 1), kernel.sign(1, -1))]
         same = np.abs(left + above)
         place = 0 if kernel.column == 0 else 1 + (kernel.column == kernel.shape.width - 1)
+        # 48 contexts: which of four neighbours are nonzero, and 0 to 2 for the signs of two
         near = sum((known << i for i, known in enumerate(around)), same << 4)
         count = kernel.nonzeros[:, kernel.block].clip(0, 9)
         stretches = (
-            self.lane.look(kernel.block),
-            self.channel.look(),
-            self.tap.look(kernel.tap),
-            self.near.look(3 * (kernel.row > 0) + place, near),
-            self.kernel.look(min(kernel.tap, FIRST_TAPS), count),
+            self.lane.predict(kernel.block),
+            self.channel.predict(),
+            self.tap.predict(kernel.tap),
+            self.near.predict(3 * (kernel.row > 0) + place, near),
+            self.kernel.predict(min(kernel.tap, FIRST_TAPS), count),
         )
         return self.mix(stretches, (*around, same))
 
 
-class SignModel(Model):
+class SignModel(ContextModel):
     """Whether nonzero weights are positive."""
 
     def __init__(self, prior: Array, informed: Array, shape: Geometry) -> None:
@@ -136,40 +136,39 @@ class SignModel(Model):
         self.near = ContextCounts(prior, 4, size=27, classes=4)
         self.kernel = ContextCounts(prior, 4, size=81)
         weights = (0.15, 0.15, 0.7, 0.05, 0.7, 0.7, 0.15, -0.2, -0.3, -0.1)
-        super().__init__(
-            Question(prior, informed, weights, shape.lanes),
-            (self.lane, self.channel, self.near, self.kernel),
-        )
+        mixer = Mixer(prior, informed, weights, shape.lanes)
+        super().__init__(mixer, self.lane, self.channel, self.near, self.kernel)
 
     def probability(self, kernel: Kernel) -> Array:
         left, above = kernel.sign(0, 1), kernel.sign(1, 0)
         left2, above2 = kernel.sign(0, 2), kernel.sign(2, 0)
         diagonal = np.sign(kernel.sign(1, 1) + kernel.sign(1, -1))
         balance = kernel.balance[:, kernel.block].clip(-4, 4).astype(np.int8)
+        # digits of base 3 (27 contexts), and 9 balances by 3 by 3 (81)
         near = left + 3 * above + 9 * diagonal + 13
         far = balance + 9 * np.sign(left2 + above2) + 27 * np.sign(left + above) + 40
         stretches = (
-            self.lane.look(kernel.block),
-            self.channel.look(),
-            self.near.look(2 * (kernel.row > 0) + (kernel.column > 0), near),
-            self.kernel.look(0, far),
+            self.lane.predict(kernel.block),
+            self.channel.predict(),
+            self.near.predict(2 * (kernel.row > 0) + (kernel.column > 0), near),
+            self.kernel.predict(0, far),
         )
         signals = (left, above, diagonal, left2, above2, balance.clip(-2, 2))
         return self.mix(stretches, signals)
 
 
-class LevelModel(Model):
+class LevelModel(ContextModel):
     """Whether a weight of magnitude at least m has a larger one; for more than three values."""
 
     def __init__(self, prior: Array, informed: Array, shape: Geometry) -> None:
         self.lane = LaneCounts(prior, 6, shape.lanes)
         self.near = ContextCounts(prior, 4, size=2 * 8, classes=shape.levels)
-        question = Question(prior, informed, (0.5, 1.0), shape.lanes)
-        super().__init__(question, (self.lane, self.near))
+        mixer = Mixer(prior, informed, (0.5, 1.0), shape.lanes)
+        super().__init__(mixer, self.lane, self.near)
 
     def probability(self, kernel: Kernel, m: int, positive: Array) -> Array:
         near = np.maximum(kernel.size(0, 1), kernel.size(1, 0)).clip(0, 7) + 8 * positive
-        return self.mix((self.lane.look(kernel.block), self.near.look(m - 1, near)))
+        return self.mix((self.lane.predict(kernel.block), self.near.predict(m - 1, near)))
 
 
 class LayerModels:
@@ -207,8 +206,8 @@ class LayerModels:
         symbol = None if known is None else (known != 0).astype(np.int8) + (known > 0)
         symbol = self.coder.code([ONE - nonzero, negative_end], symbol)  # zero, negative, positive
         found, up = (symbol > 0).astype(np.int32), (symbol > 1).astype(np.int32)
-        self.zero.learn(found)
-        self.sign.learn(up, found)
+        self.zero.update(found)
+        self.sign.update(up, found)
         size = self._sizes(kernel, known, found, up)
         return np.where(up, size, -size).astype(np.int8)
 
@@ -220,7 +219,7 @@ class LayerModels:
             cut = np.where(active, ONE - larger, ONE)  # nothing to say of the others
             more = None if known is None else (np.abs(known) > m).astype(np.int8)
             more = self.coder.code([cut], more).astype(np.int32)
-            self.level.learn(more, active)
+            self.level.update(more, active)
             size += more
             active = more
         return size

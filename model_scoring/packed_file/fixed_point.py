@@ -1,6 +1,7 @@
-"""Probabilities in integers: the same numbers on every machine, which a decoder depends on.
+"""Probabilities in fixed point: the same numbers on every machine, which a decoder depends on.
 
-A probability has 16 bits, its stretch log2(p / (1 - p)) is in units of 1/256.
+A probability has 16 bits. Its stretch (logit) log2(p / (1 - p)) is in units of 1/256; squash, the
+logistic function, is the way back.
 """
 
 import numpy as np

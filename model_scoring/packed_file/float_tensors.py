@@ -10,6 +10,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from model_compound_scaling.checkpoints.errors import CheckpointError
 from model_scoring.packed_file.varint import read_varint, varint
@@ -19,6 +21,24 @@ LZMA = [{"id": lzma.FILTER_LZMA1, "preset": 6, "lc": 0, "lp": 0, "pb": 0, "dict_
 VALUES_PER_BYTE = 20_000  # compressors reach less: more values than that are a false claim
 SMALL = 1 << 16
 RAW, ZLIB, XZ = range(3)
+HALF = {torch.float32: torch.float16, torch.float64: torch.float16}
+
+
+def stored_type(dtype: torch.dtype, half: bool) -> torch.dtype:
+    """The type in which a tensor is kept, with `half` in fp16 if it is a wider float."""
+    return HALF.get(dtype, dtype) if half else dtype
+
+
+def as_array(tensor: Tensor) -> Array:
+    """A tensor's values; the bits of bfloat16, which numpy does not know."""
+    plain = tensor.detach().cpu().contiguous()
+    return (plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain).numpy()
+
+
+def as_tensor(array: Array, dtype: torch.dtype) -> Tensor:
+    """The tensor again, from what was stored of it."""
+    tensor = torch.from_numpy(array.copy())
+    return tensor.view(dtype) if dtype == torch.bfloat16 else tensor.to(dtype)
 
 
 def compress(content: bytes) -> tuple[int, bytes]:

@@ -1,11 +1,14 @@
-"""Packed networks, `.ec2t` files: everything a network needs, as small as it gets.
+"""The `.ec2t` format: a packed network, everything it needs, as small as it gets.
+
+Ternary and other layers of few values go through a context model with logistic mixing and rANS
+(entropy coding), the other tensors through a general compressor. A file is
 
     "EC2T", version (1 byte), header's length (4), CRC-32 of the two and the header (4)
     header    CRC-32 of the tensors' names, shapes and types (4), number of sections, for each:
               2 x the tensors left out before its own + 1 if dense, its length, its CRC-32 (4);
               then the description: its length, and JSON deflated with WORDS as what came before
-    sections  one for each quantized layer (quantized.py) and large tensor (dense.py), then one for
-              all other tensors
+    sections  one for each layer of few values (quantized_layers.py) and each other large tensor
+              (float_tensors.py), then one for all tensors that are left
 
 Numbers without a size are varints, others little-endian. Names and shapes are those of the network
 described, so they take no bytes. Any section can be read without the others.
@@ -13,11 +16,11 @@ described, so they take no bytes. Any section can be read without the others.
 
 import json
 import zlib
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,7 +39,14 @@ from model_compound_scaling.checkpoints.untrusted.description_limits import (
 )
 from model_compound_scaling.networks.building import expected_tensors
 from model_compound_scaling.networks.registry import NetworkSpec
-from model_scoring.packed_file.float_tensors import pack_dense, unpack_dense
+from model_scoring.packed_file.float_tensors import (
+    HALF,
+    as_array,
+    as_tensor,
+    pack_dense,
+    stored_type,
+    unpack_dense,
+)
 from model_scoring.packed_file.quantized_layers import pack_layers, quantized, unpack_layers
 from model_scoring.packed_file.varint import read_varint, varint
 
@@ -58,7 +68,6 @@ WORDS = (
 )
 REST = ""  # stands for the section of all other tensors
 DAMAGED = (ValueError, TypeError, KeyError, AttributeError, RecursionError, zlib.error)
-HALF = {torch.float32: torch.float16, torch.float64: torch.float16}
 
 
 @dataclass(frozen=True)
@@ -89,30 +98,14 @@ def _signature(tensors: Mapping[str, Tensor]) -> bytes:
     return _crc("".join(lines).encode())
 
 
-def _kind(name: str, tensor: Tensor) -> tuple[int, str]:
-    kind = name.rpartition(".")[2]
-    kind = "matrix" if tensor.dim() > 1 else kind
-    return (KINDS.index(kind) if kind in KINDS else len(KINDS)), kind
-
-
 def _by_kind(tensors: Mapping[str, Tensor], without: Container[str]) -> list[str]:
     """Names of the other tensors: all means, all biases, ... Alike values compress better."""
-    names = [name for name in tensors if name not in without]
-    return sorted(names, key=lambda name: _kind(name, tensors[name]))
 
+    def order(name: str) -> tuple[int, str]:
+        kind = "matrix" if tensors[name].dim() > 1 else name.rpartition(".")[2]
+        return (KINDS.index(kind) if kind in KINDS else len(KINDS)), kind
 
-def _numpy(tensor: Tensor) -> np.ndarray:
-    plain = tensor.detach().cpu().contiguous()
-    return (plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain).numpy()
-
-
-def _stored_type(dtype: torch.dtype, half: bool) -> torch.dtype:
-    return HALF.get(dtype, dtype) if half else dtype
-
-
-def _beyond_half(tensor: Tensor) -> bool:
-    changed = tensor.dtype in HALF and tensor.numel() > 0
-    return changed and bool(tensor.half().isinf().any())
+    return sorted((name for name in tensors if name not in without), key=order)
 
 
 def pack(
@@ -123,14 +116,12 @@ def pack(
     Layers of few values are kept exactly; `half` rounds other floating-point tensors to fp16, but
     not those it cannot hold (beyond 65504).
     """
-    arrays = {name: _numpy(t) for name, t in state.items()}
+    arrays = {name: as_array(t) for name, t in state.items()}
     layers = {name: q for name, a in arrays.items() if (q := quantized(a + 0 if half else a))}
     others = {name: t for name, t in state.items() if name not in layers}
-    wide = [name for name, t in others.items() if half and _beyond_half(t)]
-    stored = {
-        name: _numpy(t.to(_stored_type(t.dtype, half and name not in wide)))
-        for name, t in others.items()
-    }
+    wide = [n for n, t in others.items() if half and t.dtype in HALF and t.half().isinf().any()]
+    types = {n: stored_type(t.dtype, half and n not in wide) for n, t in others.items()}
+    stored = {n: as_array(t.to(types[n])) for n, t in others.items()}
     packed = pack_layers(layers)
     sections = {n: packed[n] if n in packed else pack_dense({n: stored[n]})
                 for n, a in arrays.items() if n in packed or a.size >= ALONE}  # fmt: skip
@@ -168,27 +159,28 @@ class PackedFile:
         """`trusted`: the one `module:function` whose code the file may have run to build its
         network. Raises CheckpointError, naming the file, if it is damaged or none of ours."""
         self.path, self.trusted = path, trusted
-        try:
+        with self._named():
             self._content = path.read_bytes()
             header = self._header()
             table, at = self._table(header)
             self._description(header, at)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-        except CheckpointError as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from None
-        network = self.network.content()
-        check_description(path, network=network, data=self.data, bounds=self._bounds())
-        try:
+        # what a file of this size may describe: nothing larger is built to look at its shapes
+        size = len(self._content)
+        bounds = Bounds(tensors=1000 + size // 32, width=max(WIDEST, size))
+        check_description(path, network=self.network.content(), data=self.data, bounds=bounds)
+        with self._named():
             self.expected = self._tensors(header[:4])
             self.sections = self._sections(table)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from None
 
-    def _bounds(self) -> Bounds:
-        """What a file of this size may describe: nothing larger is built to look at its shapes."""
-        size = len(self._content)
-        return Bounds(tensors=1000 + size // 32, width=max(WIDEST, size))
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors name the file."""
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error.strerror}") from None
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error}") from None
 
     def _header(self) -> bytes:
         content = self._content
@@ -269,35 +261,31 @@ class PackedFile:
             raise CheckpointError(f"{name or 'its last section'} is damaged")
         return content
 
-    def _numpy_type(self, name: str) -> np.dtype:
-        stored = _stored_type(self.expected[name].dtype, self.half and name not in self.wide)
-        return _numpy(torch.empty(0, dtype=stored)).dtype
-
     def _dense(self, content: bytes, names: list[str]) -> dict[str, Tensor]:
-        shapes = {n: tuple(self.expected[n].shape) for n in names}
-        arrays = unpack_dense(content, shapes, {n: self._numpy_type(n) for n in names})
-        tensors = {}
-        for name, array in arrays.items():
-            tensor, dtype = torch.from_numpy(array.copy()), self.expected[name].dtype
-            tensors[name] = tensor.view(dtype) if dtype == torch.bfloat16 else tensor.to(dtype)
-        return tensors
+        """The tensors of a section of dense ones, in the types of the network."""
+        shapes, types = {}, {}
+        for name in names:
+            expected = self.expected[name]
+            stored = stored_type(expected.dtype, self.half and name not in self.wide)
+            shapes[name] = tuple(expected.shape)
+            types[name] = as_array(torch.empty(0, dtype=stored)).dtype
+        found = unpack_dense(content, shapes, types)
+        return {name: as_tensor(a, self.expected[name].dtype) for name, a in found.items()}
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The named tensors. Only the sections that hold them are decoded."""
         names = list(names)
-        try:
-            needed = dict.fromkeys(n if n in self.sections else REST for n in names)
-            contents = {section: self._bytes(section) for section in needed}
-            found = self._decode(contents)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.path} cannot be read: {error}") from None
+        needed = dict.fromkeys(name if name in self.sections else REST for name in names)
+        with self._named():
+            found = self._decode({section: self._bytes(section) for section in needed})
         return {name: found[name] for name in names}
 
     def _decode(self, contents: dict[str, bytes]) -> dict[str, Tensor]:
         """All tensors of some sections."""
         layers = {n: c for n, c in contents.items() if not self.sections[n].dense}
         shapes = {n: tuple(self.expected[n].shape) for n in layers}
-        found = {n: torch.from_numpy(q.weights()) for n, q in unpack_layers(layers, shapes).items()}
+        unpacked = unpack_layers(layers, shapes)
+        found = {name: torch.from_numpy(q.weights()) for name, q in unpacked.items()}
         for section in contents.keys() - layers.keys():
             names = [section] if section != REST else _by_kind(self.expected, self.sections)
             found |= self._dense(contents[section], names)
@@ -313,14 +301,9 @@ def read_packed(path: Path, *, trusted: str | None = None) -> Checkpoint:
     return Checkpoint(path, state, file.network, content)
 
 
-def _is_packed(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError:
-        return False
-
-
 def read_any(path: Path, *, trusted: str | None = None) -> Checkpoint:
     """A packed file, whatever its name, or any other checkpoint."""
-    return read_packed(path, trusted=trusted) if _is_packed(path) else read_checkpoint(path)
+    packed = False
+    with suppress(OSError), path.open("rb") as file:  # read_checkpoint says what is wrong
+        packed = file.read(len(MAGIC)) == MAGIC
+    return read_packed(path, trusted=trusted) if packed else read_checkpoint(path)

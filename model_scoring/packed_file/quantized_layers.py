@@ -1,4 +1,4 @@
-"""Layers of few values, packed: codes through the entropy coder, values as they are.
+"""Layers of few values, packed: codes through the entropy coder, values (the codebook) as they are.
 
 Bytes of a layer: counts of its negative and positive values (4 bits each; all bits inverted if its
 weights are independent), two densities (int8), the values (float32, the negative ones first, both
@@ -9,14 +9,17 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from model_compound_scaling.checkpoints.errors import CheckpointError
+from model_compound_scaling.networks.few_values import few_values
 from model_scoring.packed_file.context_model import Geometry, decode, encode, prior_of
 
 Array = np.ndarray
-MOST_VALUES = 15
+NIBBLE = 15  # largest count of 4 bits; no layer of few values has more of them beside 0
 MOST_TAPS = 1024
 TOGETHER = 8192  # lanes coded side by side: more no longer fit the processor's cache
 MANY = 1 << 20  # weights of which a second try takes time
@@ -48,21 +51,18 @@ class Quantized:
 
 
 def quantized(weights: Array) -> Quantized | None:
-    """The codes of float32 weights with few values: up to three with a zero (ternary) or up to 15,
-    if the layer has at least four weights for each. None of another layer, or of a vector."""
-    if weights.ndim < 2 or weights.dtype != np.float32 or not weights.size:
+    """The codes of a float32 layer of few values; None of any other layer, or of a vector."""
+    if weights.ndim < 2 or weights.dtype != np.float32:
         return None
-    flat = np.ascontiguousarray(weights).reshape(-1)
-    if len(np.unique(flat[:1024].view(np.int32))) > MOST_VALUES:
+    found = few_values(torch.from_numpy(weights))
+    if found is None or found.isnan().any():
         return None
-    values = np.unique(flat.view(np.int32)).view(np.float32)
-    ternary = len(values) <= 3 and 0 in values
-    if not ternary and len(values) > min(MOST_VALUES, len(flat) // 4):
-        return None
-    below = np.signbit(values)
-    negative, positive = np.sort(values[below]), np.sort(values[~below & (values != 0)])
+    values, flat = found.numpy(), np.ascontiguousarray(weights).reshape(-1)
+    negative, positive = values[values < 0], values[values > 0]
+    if np.signbit(flat[flat == 0]).any():
+        negative = np.append(negative, np.float32(-0.0))
     table = np.concatenate([negative, np.zeros(1, np.float32), positive])
-    patterns = table.view(np.int32)
+    patterns = table.view(np.int32)  # compared by their bits, which tell -0.0 from 0.0
     order = np.argsort(patterns)
     ranks = order[np.searchsorted(patterns, flat.view(np.int32), sorter=order)]
     codes = (ranks - len(negative)).astype(np.int8).reshape(weights.shape)
@@ -116,86 +116,78 @@ def _groups(layouts: Mapping[str, Layout]) -> Iterator[tuple[Geometry, list[str]
         yield from ((geometry, names[i : i + size]) for i in range(0, len(names), size))
 
 
-def _priors(codes: Array, informed: bool) -> tuple[int, int, int]:
-    nonzero = np.count_nonzero(codes)
-    positive = np.count_nonzero(codes > 0)
-    shares = nonzero / max(codes.size, 1), positive / max(nonzero, 1)
-    return (*map(prior_of, shares), informed)
-
-
-def _entropy(layer: Quantized) -> float:
-    """Bytes that the codes take if each is drawn by itself: order-0 entropy."""
+def _excess(layer: Quantized, content: bytes) -> tuple[float, float]:
+    """Bytes that the codes take, and those they would take if each was drawn by itself: their
+    order-0 entropy."""
     counts = np.bincount(layer.codes.reshape(-1) + len(layer.negative))
     shares = counts[counts > 0] / layer.codes.size
-    return float(-(shares * np.log2(shares)).sum()) * layer.codes.size / 8
-
-
-def _overhead(layer: Quantized) -> int:
-    """Bytes of a layer beside its codes."""
-    return 3 + 4 * layer.value_count + 4 * layout(layer.codes.shape, layer.levels).geometry.states
+    states = layout(layer.codes.shape, layer.levels).geometry.states
+    overhead = 3 + 4 * layer.value_count + 4 * states
+    entropy = float(-(shares * np.log2(shares)).sum()) * layer.codes.size / 8
+    return len(content) - overhead, entropy
 
 
 def _encode(layers: Mapping[str, Quantized], *, informed: bool) -> dict[str, bytes]:
-    """The bytes of each layer, told by its neighbours or not."""
+    """The bytes of each layer, its weights predicted from their neighbours or not."""
     layouts = {name: layout(layer.codes.shape, layer.levels) for name, layer in layers.items()}
     packed = {}
     for geometry, names in _groups(layouts):
         codes = np.stack([layouts[n].to_coder(layers[n].codes) for n in names], axis=2)
-        priors = np.array([_priors(layers[n].codes, informed) for n in names], dtype=np.int8)
+        shares = [_shares(layers[n].codes) for n in names]
+        priors = np.array([(*map(prior_of, s), informed) for s in shares], dtype=np.int8)
         parts = encode(codes, geometry, priors)
         for name, prior, part in zip(names, priors, parts, strict=True):
             low, high = layers[name].negative, layers[name].positive
             counts = len(low) << 4 | len(high)
             head = bytes([counts if informed else counts ^ 255]) + prior[:2].tobytes()
-            values = np.concatenate([low, high]).astype("<f4").tobytes()
-            packed[name] = head + values + part
+            packed[name] = head + np.concatenate([low, high]).astype("<f4").tobytes() + part
     return packed
+
+
+def _shares(codes: Array) -> tuple[float, float]:
+    """Of nonzero weights among all, and of positive ones among these."""
+    nonzero = np.count_nonzero(codes)
+    return nonzero / max(codes.size, 1), np.count_nonzero(codes > 0) / max(nonzero, 1)
 
 
 def pack_layers(layers: Mapping[str, Quantized]) -> dict[str, bytes]:
     """The bytes of each layer."""
     packed = _encode(layers, informed=True)
-    # nothing may come of what weights tell of others; that is seen only now, and a second try is
-    # worth its time for 1 % of many weights, or less of few
+    # Where neighbours tell nothing, learning that costs more than the entropy. That is seen only
+    # now, and a second try is worth its time for 1 % of many weights, or less of few.
     limit = 1.003 if sum(layer.codes.size for layer in layers.values()) < MANY else 1.01
-    random = {
-        name: layer
-        for name, layer in layers.items()
-        if len(packed[name]) - _overhead(layer) > limit * _entropy(layer)
-        and layer.value_count < MOST_VALUES
-    }
+    random = {}
+    for name, layer in layers.items():
+        size, entropy = _excess(layer, packed[name])
+        if size > limit * entropy and layer.value_count < NIBBLE:
+            random[name] = layer
     for name, content in _encode(random, informed=False).items():
         packed[name] = min(content, packed[name], key=len)
     return {name: packed[name] for name in layers}
 
 
-@dataclass(frozen=True)
-class _Parsed:
+class _Parsed(NamedTuple):
     layout: Layout
     priors: Array
     negative: Array
     positive: Array
-    part: bytes
+    part: bytes  # the coder's
 
 
 def _parse(content: bytes, shape: tuple[int, ...]) -> _Parsed:
     if len(content) < 3 or math.prod(shape) > WEIGHTS_PER_BYTE * len(content):
         raise CheckpointError(f"{len(content)} bytes cannot hold {math.prod(shape):,} weights")
     low, high = content[0] >> 4, content[0] & 15
-    informed = low + high <= MOST_VALUES
+    informed = low + high <= NIBBLE
     if not informed:
-        low, high = 15 - low, 15 - high
+        low, high = NIBBLE - low, NIBBLE - high
     start = 3 + 4 * (low + high)
     if len(content) < start:
         raise CheckpointError(f"{len(content)} bytes cannot hold {low + high} values")
     values = np.frombuffer(content, "<f4", low + high, offset=3).astype(np.float32)
-    return _Parsed(
-        layout(shape, max(1, low, high)),
-        np.array([*np.frombuffer(content, np.int8, 2, offset=1), informed], dtype=np.int8),
-        values[:low],
-        values[low:],
-        content[start:],
-    )
+    priors = np.array([*np.frombuffer(content, np.int8, 2, offset=1), informed], dtype=np.int8)
+    place = layout(shape, max(1, low, high))
+    return _Parsed(place, priors, values[:low], values[low:], content[start:])
 
 
 def unpack_layers(

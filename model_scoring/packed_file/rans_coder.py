@@ -1,9 +1,10 @@
-"""Interleaved rANS (Duda 2013, arXiv 1311.2540): an entropy coder of integers, many at a time.
+"""Interleaved rANS (range asymmetric numeral systems; Duda 2013, arXiv 1311.2540).
 
-Several layers of the same shape are coded side by side, each into bytes of its own. A layer has
-`states` coders that take turns: the lanes of a step go to them in order, round by round. States
-have 32 bits, words 16, and probabilities are cuts of 0 ... 65536. Coding runs backwards, so that
-decoding runs forwards.
+An entropy coder: as arithmetic coding, it spends -log2 p bits on a symbol of probability p. Several
+layers of the same shape are coded side by side, each into bytes of its own. A layer has `states`
+coders that take turns: the lanes of a step go to them in order, round by round. States have 32
+bits, words 16, and probabilities are cuts of 0 ... 65536. Coding runs backwards, so that decoding
+runs forwards.
 """
 
 from dataclasses import dataclass, field
@@ -22,16 +23,6 @@ def rounds(lanes: int, states: int) -> list[slice]:
     return [slice(i, min(i + states, lanes)) for i in range(0, lanes, states)]
 
 
-def interval(cuts: list[np.ndarray], symbols: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Start and end of each lane's symbol; symbols[i] says whether it lies above cuts[i]."""
-    start, end = np.zeros_like(cuts[0]), np.full_like(cuts[0], ONE)
-    for cut, above in zip(cuts, symbols, strict=True):
-        np.copyto(start, cut, where=above)
-    for cut, above in zip(cuts[::-1], symbols[::-1], strict=True):
-        np.copyto(end, cut, where=~above)
-    return start, end
-
-
 @dataclass
 class Encoder:
     """Notes down the symbols of `layers` layers; `finish` codes them."""
@@ -42,7 +33,11 @@ class Encoder:
 
     def code(self, cuts: list[np.ndarray], symbol: np.ndarray) -> np.ndarray:
         """Take symbols (layers, lanes) whose intervals are bounded by rising cuts (same shape)."""
-        start, end = interval(cuts, [symbol > i for i in range(len(cuts))])
+        start, end = np.zeros_like(cuts[0]), np.full_like(cuts[0], ONE)
+        for i, cut in enumerate(cuts):
+            np.copyto(start, cut, where=symbol > i)
+        for i, cut in reversed(list(enumerate(cuts))):
+            np.copyto(end, cut, where=symbol <= i)
         # an interval's width is at least 1 and at most 65536, so both fit 16 bits
         self.steps.append((start.astype(np.uint16), (end - start - 1).astype(np.uint16)))
         return symbol

@@ -1,4 +1,4 @@
-"""Whole numbers in as few bytes as they need: seven bits each, the lowest first."""
+"""Varints (unsigned LEB128): whole numbers of seven bits a byte, the lowest first."""
 
 from model_compound_scaling.checkpoints.errors import CheckpointError
 

@@ -5,6 +5,8 @@ import hashlib
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,16 @@ import torch
 import torchvision
 from helpers import unpack
 from PIL import Image
+from torchvision.transforms import v2
 
-from data import DATASETS, load_data, sources
+from data import DATASETS, DataOptions, load_data, sources
 from data.batches import CachedLoader, Part
 from data.datasets import CIFAR_STATS, IMAGENET_STATS
 from data.errors import DataError, UserError
 from data.file_loader import FileLoader
 from data.image_files import read_image
 from data.shapes import make_shapes
+from data.transforms import eval_transform
 
 SHAPES_SHA256 = {
     "train": "67bc56166ac8806f4c938a4bfb2185ea85804fa4db05c141a61a6965968b3f02",
@@ -529,3 +533,33 @@ def test_the_first_of_several_processes_names_bad_images(damaged, capfd):
     for this in (0, 1):
         load_folder(damaged, 32, skip_bad_images=2, batch_size=6, part=Part(this, 2))
         assert capfd.readouterr().err.count("left out") == (2 if this == 0 else 0)
+
+
+@pytest.mark.parametrize("crop", ["standard", "full", "fit"])
+def test_evaluation_crops_are_torchvisions(crop):
+    """To the bit, for images of any shape, smaller and larger than the crop."""
+    rng = np.random.default_rng(0)
+    for size in (1, 28, 33, 64):
+        resize = {
+            "standard": v2.Resize(round(size * 256 / 224)),
+            "full": v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC),
+            "fit": v2.Resize(size),
+        }[crop]
+        reference = v2.Compose([resize, v2.CenterCrop(size), v2.PILToTensor()])
+        for shape in [(size, size), *rng.integers(1, 100, (20, 2)).tolist()]:
+            image = Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8))
+            found = eval_transform(size, crop)(image)
+            assert found.shape == (3, size, size) and found.equal(reference(image))
+
+
+def test_options_may_be_kept_and_changed():
+    options = DataOptions(splits=("val",), normalize="none")
+    grey = load_data("Shapes", options, channels=1)
+    assert (grey.train, grey.channels, grey.mean) == (None, 1, (0.0,))
+    with pytest.raises(TypeError, match="imag_size"):
+        load_data("Shapes", options, imag_size=32)
+
+
+def test_loading_the_built_in_set_does_not_wait_for_torchvision():
+    code = "import sys, data; data.load_data('Shapes'); assert 'torchvision' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
