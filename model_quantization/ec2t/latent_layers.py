@@ -69,7 +69,7 @@ class LatentLayers:
         # d value / d w_p = 1 on the positive side, d value / d |w_n| = -1 on the negative one
         self.centroids.grad = self.signs * self._sums(gradient, self.members())
         if not frozen:  # straight through, times |centroid|; times 1 in the zero cluster
-            self.latent.grad = gradient.mul_(self.values.abs().add_(self.values == 0))
+            self.latent.grad = gradient.mul_(self.values.abs().add_(self.at_zero()))
 
     def _sums(self, per_weight: Tensor, members: Iterable[Tensor]) -> Tensor:
         """Sum over each cluster: (2h, L)."""

@@ -91,6 +91,10 @@ class MultiLevelLayers(LatentLayers):
         sides = (range(1, self.half + 1), range(-1, -self.half - 1, -1))
         return (codes == code for side in sides for code in side)
 
+    def at_zero(self) -> Tensor:
+        """Which weights are at zero."""
+        return self.levels_of == 0
+
     def codes(self) -> Tensor:
         """-h ... h for each weight: int8 (R, width), a copy."""
         return self.levels_of.clone()

@@ -44,7 +44,7 @@ class TernaryLayers(LatentLayers):
     def set_values(self) -> None:
         """The network's weights from codes and centroids."""
         if self.prune:
-            self.values.copy_(self.latent).masked_fill_(~(self.positive | self.negative), 0)
+            self.values.copy_(self.latent).masked_fill_(self.at_zero(), 0)
         else:
             positive, negative = (self.segments.spread(c) for c in self.centroids)
             torch.mul(self.positive, positive, out=self.values)
@@ -82,6 +82,10 @@ class TernaryLayers(LatentLayers):
     def nearest(self) -> tuple[Tensor, Tensor]:
         """The same, were each weight at its nearest centroid."""
         return assign(self.latent, self.centroids / 2, self.segments)
+
+    def at_zero(self) -> Tensor:
+        """Which weights are at zero; from the masks, which are bytes and so cheaper than floats."""
+        return ~(self.positive | self.negative)
 
     def codes(self) -> Tensor:
         """-1, 0 or +1 for each weight: int8 (R, width)."""
