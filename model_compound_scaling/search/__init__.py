@@ -8,5 +8,5 @@ __all__, __getattr__ = lazy_exports(
     search="Search",
     results_table="rows",
     recipes="RECIPES",
-    train_network="Training train_point",
+    train_network="train_point",
 )
