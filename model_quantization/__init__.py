@@ -4,7 +4,7 @@ from data.lazy_exports import lazy_exports
 
 __all__, __getattr__ = lazy_exports(
     __name__,
-    two_phases="quantize_point",
+    two_phases="Quantizing quantize_point",
     grid="grid_points",
     layer_selection="pruned_names ternarized_names",
     gamma_search="Goal solve_gamma",

@@ -4,10 +4,10 @@ from data.lazy_exports import lazy_exports
 
 __all__, __getattr__ = lazy_exports(
     __name__,
-    loop="NonFiniteLoss run_epochs",
+    loop="Phase run_epochs",
     step="TrainStep",
-    evaluation="Evaluation evaluate require_fit",
+    evaluation="evaluate require_fit",
     optimizers="load_optimizer make_sgd",
-    recipe="Options SCHEDULES lr_factor",
+    recipe="Options from_flags",
     weight_average="Average",
 )

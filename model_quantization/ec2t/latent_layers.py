@@ -1,4 +1,4 @@
-"""What ternary and multi-level layers share: latent weights, centroids, and their gradients.
+"""What ternary and multi-level layers share: latent weights, centroids, and the parts of a step.
 
 Quantization has no useful derivative, so the gradients of the network's quantized weights are
 handed to latent weights in full precision (a straight-through estimator), scaled by the centroid.
@@ -8,26 +8,26 @@ nothing waits for the device. Shapes are named as in `assignment.py`.
 """
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from model_quantization.ec2t.assignment import shares
+from model_quantization.ec2t.assignment import largest_lambda, shares, statistics
 from model_quantization.ec2t.flat_layers import Segments
 
 MIN_CENTROID = 0.675  # |w_c| is at least this many standard deviations of its layer
 
 
 class LatentLayers:
-    """The quantized layers of a network in one tensor, and the parts of a step.
+    """The quantized layers of a network in one tensor.
 
     `latent` (R, width) and `centroids` (2h, L) are the parameters to optimize: for 2h + 1 levels,
     the magnitudes of the h positive centroids from small to large, then of the h negative ones.
     `values` (R, width) is what the network computes with: its weights are views of it.
 
-    Subclasses keep the codes and choose them: `reassign` by cost, `adopt` from the values. Their
-    `members` and `nearest` are masks (R, width), one for each row of `centroids`.
+    Subclasses keep the codes: `choose` sets them to the cheapest, of which `probabilities` are the
+    guarded shares; `members` are their masks (R, width), one for each row of `centroids`; `adopt`
+    takes codes and centroids from the values, `set_values` makes values of them.
     """
 
     saved: int  # how many rows of `table` a file has
@@ -67,27 +67,38 @@ class LatentLayers:
         """Gradients of latents and centroids from those of the network's weights."""
         gradient = self.gradient()
         # d value / d w_p = 1 on the positive side, d value / d |w_n| = -1 on the negative one
-        self.centroids.grad = self.signs * self._sums(gradient, self.members())
+        self.centroids.grad = self.signs * self._sums(gradient)
         if not frozen:  # straight through, times |centroid|; times 1 in the zero cluster
-            self.latent.grad = gradient.mul_(self.values.abs().add_(self.values == 0))
+            self.latent.grad = gradient.mul_(self.values.abs().add_(self.at_zero()))
 
-    def _sums(self, per_weight: Tensor, members: Iterable[Tensor]) -> Tensor:
+    def _sums(self, per_weight: Tensor) -> Tensor:
         """Sum over each cluster: (2h, L)."""
-        return torch.stack([self.segments.reduce(per_weight * m, "sum") for m in members])
+        return torch.stack([self.segments.reduce(per_weight * m, "sum") for m in self.members()])
 
-    def guard(self, least: Tensor) -> None:
-        """Keep each |centroid| at `least` (2h, L) or more, and above 0 where a layer's weights are
-        all equal: thresholds divide by it."""
+    def reassign(self, gamma: float) -> None:
+        """The entropy-constrained assignment; lambda = gamma delta lambda_max, where the outermost
+        centroids set lambda_max."""
+        stats = statistics(self.latent, self.segments)
+        least = MIN_CENTROID * stats.std
+        if self.half > 1:
+            least = least * self.spacing
+        # above 0, too, where all weights of a layer are equal: thresholds divide by it
         least = least.clamp_min(torch.finfo(least.dtype).tiny)
         self.guarded = self.centroids <= least
         self.centroids.copy_(torch.maximum(self.centroids, least))
+        self.choose()
+        information = -self.probabilities().log2()
+        outer = information if self.half == 1 else information[[self.half - 1, -2, -1]]
+        limit = largest_lambda(self.centroids[self.half - 1 :: self.half], outer, stats)
+        self.lam = gamma * self.segments.delta * limit
+        self.choose(information)
 
     def kmeans(self, rounds: int = 20) -> None:
         """Centroids by Lloyd's algorithm, layer by layer, with the one at zero fixed."""
         for _ in range(rounds):
-            members = list(self.nearest())
-            counts = torch.stack([self.segments.reduce(member, "sum") for member in members])
-            means = self.signs * self._sums(self.latent, members) / counts.clamp_min(1)
+            self.choose()
+            counts = torch.stack([self.segments.reduce(m, "sum") for m in self.members()])
+            means = self.signs * self._sums(self.latent) / counts.clamp_min(1)
             self.centroids.copy_(torch.where(counts > 0, means, self.centroids))
 
     def freeze(self) -> None:

@@ -9,15 +9,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from model_quantization.ec2t.assignment import MIN_ZERO_SHARE, largest_lambda, shares, statistics
-from model_quantization.ec2t.latent_layers import MIN_CENTROID, LatentLayers
+from model_quantization.ec2t.assignment import MIN_ZERO_SHARE, shares
+from model_quantization.ec2t.latent_layers import LatentLayers
 
 
 class MultiLevelLayers(LatentLayers):
-    """Layers with `levels` (odd) values each, 0 among them; int8 codes, -h ... h.
-
-    What is per cluster is in the order of the codes, but for `centroids` and its like.
-    """
+    """Layers with `levels` (odd) values each, 0 among them; int8 codes, -h ... h."""
 
     def __init__(self, weights: list[nn.Parameter], *, levels: int) -> None:
         super().__init__(weights, levels=levels)
@@ -34,37 +31,25 @@ class MultiLevelLayers(LatentLayers):
         ]
         self.values.copy_(self.segments.join(values))
 
-    def reassign(self, gamma: float) -> None:
-        """The cheapest of all centroids; lambda = gamma delta lambda_max of the outermost ones."""
-        stats = statistics(self.latent, self.segments)
-        self.guard(MIN_CENTROID * stats.std * self.spacing)
-        information = -self._probabilities(self._cheapest()).log2()
-        outer = self.centroids[[self.half - 1, -1]]
-        # rows of `information`: codes h, -h and 0
-        limit = largest_lambda(outer, information[[2 * self.half, 0, self.half]], stats)
-        self.lam = gamma * self.segments.delta * limit
-        self.levels_of = self._cheapest(self.lam, information)
-
-    def _cheapest(self, lam: Tensor | None = None, information: Tensor | None = None) -> Tensor:
-        """Codes (R, width) of least cost at these lambda (L,); without, of the nearest centroid."""
+    def choose(self, information: Tensor | None = None) -> None:
+        """The cheapest of all costs; the nearest centroid without costs."""
         table, codes = self.table(), []
+        if information is not None:
+            information = information.index_select(0, self.order)
         for i, latent in enumerate(self.segments.split(self.latent.detach())):
             cost = (latent - table[:, i, None]).square_()
             if information is not None:
-                cost += lam[i] * information[:, i, None]
+                cost += self.lam[i] * information[:, i, None]
             codes.append(cost.argmin(0))
-        return self.segments.join(codes).sub_(self.half).to(torch.int8)
+        self.levels_of = self.segments.join(codes).sub_(self.half).to(torch.int8)
 
-    def _probabilities(self, codes: Tensor) -> Tensor:
-        """Guarded P (2h + 1, L), see `assignment.probabilities`."""
-        every = range(-self.half, self.half + 1)
-        counts = torch.stack([self.segments.reduce(codes == code, "sum") for code in every])
-        chance = counts.clamp_min(1)
-        chance = chance / chance.sum(0)
-        zero = chance[self.half].clamp_min(MIN_ZERO_SHARE)
-        chance = chance * ((1 - zero) / (1 - chance[self.half]))
-        chance[self.half] = zero
-        return chance
+    def probabilities(self) -> Tensor:
+        """P (2h + 1, L) of the present codes, with the guards of `assignment.probabilities`."""
+        counts = torch.stack([self.segments.reduce(m, "sum") for m in self.members()])
+        counts = torch.cat([counts, self.segments.counts[None] - counts.sum(0)]).clamp_min(1)
+        chance = counts / counts.sum(0)
+        zero = chance[-1].clamp_min(MIN_ZERO_SHARE)
+        return torch.cat([chance[:-1] * ((1 - zero) / (1 - chance[-1])), zero[None]])
 
     def adopt(self) -> None:
         """Codes and centroids of the present values: each side's distinct ones in order of
@@ -81,15 +66,12 @@ class MultiLevelLayers(LatentLayers):
 
     def members(self) -> Iterator[Tensor]:
         """Which weights are at each centroid, one after the other: all at once take memory."""
-        return self._masks(self.levels_of)
-
-    def nearest(self) -> Iterator[Tensor]:
-        """The same, were each weight at its nearest centroid."""
-        return self._masks(self._cheapest())
-
-    def _masks(self, codes: Tensor) -> Iterator[Tensor]:
         sides = (range(1, self.half + 1), range(-1, -self.half - 1, -1))
-        return (codes == code for side in sides for code in side)
+        return (self.levels_of == code for side in sides for code in side)
+
+    def at_zero(self) -> Tensor:
+        """Which weights are at zero."""
+        return self.levels_of == 0
 
     def codes(self) -> Tensor:
         """-h ... h for each weight: int8 (R, width), a copy."""

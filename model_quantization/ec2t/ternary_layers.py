@@ -8,20 +8,13 @@ centroids, and after each step the codes are chosen anew (`assignment.py`).
 import torch
 from torch import Tensor, nn
 
-from model_quantization.ec2t.assignment import (
-    assign,
-    find_thresholds,
-    largest_lambda,
-    probabilities,
-    shares,
-    statistics,
-)
-from model_quantization.ec2t.latent_layers import MIN_CENTROID, LatentLayers
+from model_quantization.ec2t.assignment import assign, find_thresholds, probabilities, shares
+from model_quantization.ec2t.latent_layers import LatentLayers
 
 
 class TernaryLayers(LatentLayers):
     """Layers with three values. The codes are two masks (R, width), `positive` and `negative`:
-    cheaper in a step than int8.
+    bytes, and so cheaper in a step than what is computed from floats.
 
     With `prune` (ECP) surviving weights keep their latent value, and centroids only steer the
     assignment.
@@ -44,21 +37,18 @@ class TernaryLayers(LatentLayers):
     def set_values(self) -> None:
         """The network's weights from codes and centroids."""
         if self.prune:
-            self.values.copy_(self.latent).masked_fill_(~(self.positive | self.negative), 0)
+            self.values.copy_(self.latent).masked_fill_(self.at_zero(), 0)
         else:
             positive, negative = (self.segments.spread(c) for c in self.centroids)
             torch.mul(self.positive, positive, out=self.values)
             self.values.sub_(self.negative * negative)
 
-    def reassign(self, gamma: float) -> None:
-        """The cheapest of three costs, by two thresholds; lambda = gamma delta lambda_max."""
-        stats = statistics(self.latent, self.segments)
-        self.guard(MIN_CENTROID * stats.std)
-        chance = probabilities(shares(self.nearest(), self.segments), self.segments.counts)
-        information = -chance.log2()
-        limit = largest_lambda(self.centroids, information, stats)
-        self.lam = gamma * self.segments.delta * limit
-        thresholds = find_thresholds(self.centroids, self.lam, information)
+    def choose(self, information: Tensor | None = None) -> None:
+        """The cheapest of three costs, by two thresholds; the nearest centroid without costs."""
+        if information is None:
+            thresholds = self.centroids / 2
+        else:
+            thresholds = find_thresholds(self.centroids, self.lam, information)
         self.positive, self.negative = assign(self.latent, thresholds, self.segments)
 
     def reassign_ttq(self, threshold: float) -> None:
@@ -66,6 +56,10 @@ class TernaryLayers(LatentLayers):
         limit = threshold * self.segments.reduce(self.latent.abs(), "max")
         limits = torch.stack([limit, limit])
         self.positive, self.negative = assign(self.latent, limits, self.segments)
+
+    def probabilities(self) -> Tensor:
+        """P (3, L) of the present codes, see `assignment.probabilities`."""
+        return probabilities(shares(self.members(), self.segments), self.segments.counts)
 
     def adopt(self) -> None:
         """Codes and centroids of the present values; a side without weights keeps its centroid."""
@@ -79,9 +73,9 @@ class TernaryLayers(LatentLayers):
         """Which weights are on the positive and on the negative side."""
         return self.positive, self.negative
 
-    def nearest(self) -> tuple[Tensor, Tensor]:
-        """The same, were each weight at its nearest centroid."""
-        return assign(self.latent, self.centroids / 2, self.segments)
+    def at_zero(self) -> Tensor:
+        """Which weights are at zero."""
+        return ~(self.positive | self.negative)
 
     def codes(self) -> Tensor:
         """-1, 0 or +1 for each weight: int8 (R, width)."""
