@@ -6,15 +6,25 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import MICRONET
 
+import run_compound_scaling
+import run_quantization
 from data.batches import Part, Schedule
 from data.errors import UserError
 from model_compound_scaling.machine import processes
+from model_compound_scaling.machine.devices import for_processes, lay_out
 from model_compound_scaling.machine.processes import Place, checksum, find_place, rendezvous
+from model_compound_scaling.networks.building import build
+from model_compound_scaling.training.step import TrainStep
+from model_quantization.ec2t.ternarizer import Ternarizer
+from model_quantization.layer_selection import ternarized_names
+from model_quantization.two_phases import make_optimizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,149 +89,190 @@ def test_alone_everything_is_local():
     assert processes.from_main(lambda: "x") == "x"
 
 
-def run(processes, script, *flags):
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / script), *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+class Together:
+    """The same work in two processes that `fork` starts as srun would."""
+
+    def __init__(self, fork, folder: Path, work: Callable[[int], int]) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+
+        def body(rank: int) -> None:
+            os.environ.update(meeting, RANK=str(rank))
+            for number, name in ((1, "out"), (2, "err")):
+                with (folder / f"{name}{rank}").open("w") as file:
+                    os.dup2(file.fileno(), number)
+            sys.stdout = os.fdopen(1, "w", buffering=1)
+            sys.stderr = os.fdopen(2, "w", buffering=1)
+            os._exit(work(rank))
+
+        self.processes = [fork(lambda rank=rank: body(rank)) for rank in (0, 1)]
+
+    def codes(self) -> list[int]:
+        """The two exit codes, when both have ended."""
+        return [os.waitstatus_to_exitcode(os.waitpid(one, 0)[1]) for one in self.processes]
+
+    def shown(self, name: str) -> list[str]:
+        """What each wrote to "out" or "err"."""
+        return [(self.folder / f"{name}{rank}").read_text() for rank in (0, 1)]
 
 
-SCALING = "--dataset Shapes --image-size 28 --model lenet-5 --batch-size 1000 --lr 0.01 --no-cuda"
+SCALING = "--dataset ImageFolder --image-size 28 --model lenet-5 --batch-size 8 --lr 0.01 --no-cuda"
 
 
 @pytest.fixture(scope="module")
-def scaled(tmp_path_factory):
-    """Ten steps of LeNet-5, which has no BatchNorm, in one and in two processes."""
-    folder = tmp_path_factory.mktemp("scaled")
-    flags = [*SCALING.split(), "--epochs", "1", "--output"]
-    shown = [run(n, "run_compound_scaling.py", *flags, str(folder / str(n))) for n in (1, 2)]
-    assert [one.returncode for one in shown] == [0, 0], shown[1].stderr
-    return folder, shown
+def flags(images):
+    """Six steps an epoch of LeNet-5, which has no BatchNorm."""
+    return [*SCALING.split(), "--data-path", str(images), "--epochs", "1", "--output"]
 
 
-def test_two_processes_are_one(scaled):
-    folder, shown = scaled
-    one, two = (
-        torch.load(folder / n / "lenet-5" / "last.pt", weights_only=True) for n in ("1", "2")
-    )
-    for name, value in one["state_dict"].items():
-        assert (value - two["state_dict"][name]).abs().max() <= 1e-6
-    for a, b in zip(one["history"], two["history"], strict=True):
+@pytest.fixture(scope="module")
+def alone(flags, tmp_path_factory):
+    """An epoch in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert run_compound_scaling.main([*flags, str(folder)]) == 0
+    return folder
+
+
+def last(folder):
+    return torch.load(folder / "lenet-5" / "last.pt", weights_only=True)
+
+
+def assert_as_one(found, expected):
+    """The same epochs, but for the order in which sums are taken."""
+    for name, value in expected["state_dict"].items():
+        assert (value - found["state_dict"][name]).abs().max() <= 1e-6
+    for a, b in zip(found["history"], expected["history"], strict=True):
         assert a["val_loss"] == pytest.approx(b["val_loss"], rel=1e-6)
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-6)
-    # the second process neither prints nor writes
-    lines = [one.stdout.splitlines() for one in shown]
-    assert len(lines[0]) == len(lines[1]) and "2 processes" in lines[1][0]
 
 
-EC2T = """
-import sys
-sys.path.insert(0, {root!r})
-import torch
-torch.manual_seed(0)
-from model_compound_scaling.machine import processes
-from model_compound_scaling.machine.devices import for_processes, lay_out
-from model_compound_scaling.networks.building import build
-from model_compound_scaling.networks.registry import default_spec
-from model_compound_scaling.training.step import TrainStep
-from model_quantization.layer_selection import ternarized_names
-from model_quantization.two_phases import make_optimizer
-from model_quantization.ec2t.ternarizer import Ternarizer
+def ours(text):
+    """Lines, without those in which Gloo, in torch 2.10, says whom it met."""
+    return [line for line in text.splitlines() if not line.startswith("[Gloo]")]
 
-device = torch.device("cpu")
-processes.start(device)
-rank = processes.rank()
-torch.manual_seed(rank)  # what process 0 has is what counts
-network = lay_out(build(default_spec("resnet20", 10)), device)
-ternarizer = Ternarizer(network, ternarized_names(network, family="resnet"), initial_scale=0.3,
-                        gamma=0.15)
-first = torch.cat([c.flatten() for c in ternarizer.codes()])
-optimizer = make_optimizer(network, ternarizer, {{"lr": 1e-3, "lr2": 1e-4, "weight_decay": 0.0}})
-step = TrainStep(for_processes(network, device), network=network, optimizer=optimizer, classes=10,
-                 prepare=ternarizer.prepare_step, finish=ternarizer.finish_step)
-for number in range(20):
-    generator = torch.Generator().manual_seed(2 * number + rank)
-    images = torch.randn(4, 3, 16, 16, generator=generator)
-    step(images, torch.randint(0, 10, (4,), generator=generator), seed=number, number=number)
-layers = ternarizer.layers
-processes.require_equal([layers.codes(), layers.latent, layers.centroids], "codes")
-processes.require_equal(list(p for p in network.parameters()), "weights")
-codes = torch.cat([c.flatten() for c in ternarizer.codes()])
-torch.save({{"codes": codes, "first": first, "latent": layers.latent.detach()}},
-           f"{folder}/{{rank}}.pt")
-if {differ}:
+
+def assert_said_once(text, folder):
+    """What one process alone would print: all that is in the log, and the table."""
+    lines = ours(text)
+    log = (folder / "lenet-5" / "logfile.txt").read_text().splitlines()
+    assert "2 processes" in lines[0] and lines[: len(log)] == [x.split(" ", 2)[2] for x in log]
+    assert len(set(lines)) == len(lines) > len(log)
+
+
+def test_two_processes_are_one(flags, alone, fork, tmp_path):
+    two = Together(fork, tmp_path, lambda _: run_compound_scaling.main([*flags, str(tmp_path)]))
+    assert two.codes() == [0, 0], two.shown("err")
+    assert_as_one(last(tmp_path), last(alone))
+    first, second = two.shown("out")
+    assert_said_once(first, tmp_path)
+    assert not ours(second)
+
+
+def torchrun(script, *flags):
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command = [sys.executable, *launcher, str(ROOT / script), *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_are_one(flags, alone, tmp_path):
+    done = torchrun("run_compound_scaling.py", *flags, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert_as_one(last(tmp_path), last(alone))
+    assert_said_once(done.stdout, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_mistake_is_said_under_torchrun(flags, tmp_path):
+    done = torchrun("run_compound_scaling.py", *flags, str(tmp_path / "x"), "--batch-size", "7")
+    assert done.returncode != 0
+    assert "run_compound_scaling.py: error: --batch-size 7" in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def agree(rank, folder):
+    """Ternary steps of a network, and then what the processes have in common, in a file each."""
+    device = torch.device("cpu")
+    processes.start(device)
+    torch.manual_seed(rank)  # what process 0 has is what counts
+    network = lay_out(build(MICRONET), device)
+    names = ternarized_names(network, family="micronet")
+    ternarizer = Ternarizer(network, names, initial_scale=0.3, gamma=0.15)
+    first = torch.cat([c.flatten() for c in ternarizer.codes()])
+    optimizer = make_optimizer(network, ternarizer, {"lr": 1e-3, "lr2": 1e-4, "weight_decay": 0.0})
+    step = TrainStep(for_processes(network, device), network=network, optimizer=optimizer,
+                     classes=10, prepare=ternarizer.prepare_step,
+                     finish=ternarizer.finish_step)  # fmt: skip
+    for number in range(20):
+        generator = torch.Generator().manual_seed(2 * number + rank)
+        images = torch.randn(4, 3, 16, 16, generator=generator)
+        step(images, torch.randint(0, 10, (4,), generator=generator), seed=number, number=number)
+    layers = ternarizer.layers
+    processes.require_equal([layers.codes(), layers.latent, layers.centroids], "codes")
+    processes.require_equal(list(network.parameters()), "weights")
+    codes = torch.cat([c.flatten() for c in ternarizer.codes()])
+    found = {"codes": codes, "first": first, "latent": layers.latent.detach()}
+    torch.save(found, folder / f"{rank}.pt")
     layers.latent.data[0, 0] += rank
-    processes.require_equal([layers.latent], "latents")
-processes.stop()
-"""
+    with pytest.raises(RuntimeError, match="latents differ between the processes"):
+        processes.require_equal([layers.latent], "latents")
+    processes.stop()
+    return 0
 
 
-@pytest.mark.parametrize("differ", [False, True])
-def test_ternary_codes_are_the_same_in_all_processes(tmp_path, differ):
-    script = tmp_path / "steps.py"
-    script.write_text(EC2T.format(root=str(ROOT), folder=tmp_path, differ=differ))
-    done = run(2, script)
-    assert done.returncode == differ, done.stderr
-    assert ("latents differ between the processes" in done.stderr) == differ
+def test_ternary_codes_are_the_same_in_all_processes_and_a_difference_is_seen(fork, tmp_path):
+    two = Together(fork, tmp_path, lambda rank: agree(rank, tmp_path))
+    assert two.codes() == [0, 0], two.shown("err")
     a, b = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not torch.equal(a["codes"], a["first"])  # so that there was something to agree on
 
 
-def test_quantization_in_two_processes(scaled, tmp_path):
-    folder, _ = scaled
+def test_quantization_in_two_processes(images, alone, fork, tmp_path):
     flags = "--ini-c-divrs 0.3 --lambda-max-divrs 0.15 --epochs 1 --retrain-epochs 1 --no-cuda"
-    source = ["--model-dict", str(folder / "1" / "best_model.pt"), "--batch-size", "500"]
-    done = run(2, "run_quantization.py", *source, *flags.split(), "--output", str(tmp_path))
-    assert done.returncode == 0, done.stderr
+    source = ["--model-dict", str(alone / "best_model.pt"), "--data-path", str(images)]
+    command = [*source, "--batch-size", "8", *flags.split(), "--output", str(tmp_path)]
+    two = Together(fork, tmp_path, lambda _: run_quantization.main(command))
+    assert two.codes() == [0, 0], two.shown("err")
     lines = next(tmp_path.glob("*/metrics.jsonl")).read_text().splitlines()
     assert [json.loads(line)["phase"] for line in lines] == ["ternary", "frozen"]
 
 
-def start(*flags):
-    """Two processes of stage 1, as srun would start them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-u", str(ROOT / "run_compound_scaling.py"), *flags]
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    return [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **meeting, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
+def test_a_signal_to_one_process_stops_both_and_loses_nothing(flags, fork, tmp_path, monkeypatch):
+    original = TrainStep.__call__
 
+    def signalled(self, *args, number, **kwargs):
+        if number == 8 and processes.rank() == 1:  # in epoch 2; not the process that writes
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args, number=number, **kwargs)
 
-def test_a_signal_to_one_process_stops_both_and_loses_nothing(tmp_path):
-    flags = [*SCALING.split(), "--epochs", "4", "--output"]
-    whole = start(*flags, str(tmp_path / "whole"))
-    assert [process.wait(300) for process in whole] == [0, 0]
-    stopped = start(*flags, str(tmp_path / "stopped"))
-    while "epoch 1" not in stopped[0].stdout.readline():  # it trains
-        assert stopped[0].poll() is None
-    stopped[1].send_signal(signal.SIGTERM)  # not the one that writes
-    shown = [process.communicate(timeout=300)[1] for process in stopped]
-    assert [process.returncode for process in stopped] == [75, 75], shown
-    assert "stopped by SIGTERM" in shown[0] and not shown[1]
-    again = start(*flags, str(tmp_path / "stopped"))
-    lines = again[0].communicate(timeout=300)[0]
-    assert again[1].wait(300) == again[0].returncode == 0 and "resuming" in lines
-    one, two = (
-        torch.load(tmp_path / name / "lenet-5" / "last.pt", weights_only=True)
-        for name in ("whole", "stopped")
-    )
+    def both(name, shown=""):
+        command = [*flags, str(tmp_path / name), "--epochs", "4"]
+        work = lambda _: run_compound_scaling.main(command)  # noqa: E731
+        return Together(fork, tmp_path / f"{name}{shown}", work)
+
+    whole = both("whole")
+    assert whole.codes() == [0, 0]
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainStep, "__call__", signalled)
+        stopped = both("stopped")
+        assert stopped.codes() == [75, 75], stopped.shown("err")
+    first, second = stopped.shown("err")
+    assert "stopped by SIGTERM" in first and not second
+    again = both("stopped", "again")
+    assert again.codes() == [0, 0] and "resuming" in again.shown("out")[0]
+    one, two = (last(tmp_path / name) for name in ("whole", "stopped"))
     assert one["history"] == two["history"]
     assert all(torch.equal(v, two["state_dict"][name]) for name, v in one["state_dict"].items())
 
 
-def test_a_batch_that_cannot_be_shared_is_said(tmp_path):
-    flags = [*SCALING.split(), "--batch-size", "501", "--output", str(tmp_path / "x")]
-    done = run(2, "run_compound_scaling.py", *flags)
-    assert done.returncode != 0
-    assert "run_compound_scaling.py: error: --batch-size 501" in done.stderr
+def test_a_batch_that_cannot_be_shared_is_said(flags, fork, tmp_path):
+    command = [*flags, str(tmp_path / "x"), "--batch-size", "7"]
+    two = Together(fork, tmp_path, lambda _: run_compound_scaling.main(command))
+    assert two.codes() == [2, 2]
+    assert two.shown("err")[0].startswith("run_compound_scaling.py: error: --batch-size 7")
     assert not (tmp_path / "x").exists()
