@@ -62,7 +62,7 @@ def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def ternary_checkpoint(tmp_path: Path) -> Path:
+def checkpoint(tmp_path: Path) -> Path:
     """net.pt with `ternary_micronet()`, which says how its images are prepared."""
     data = {"mean": [0.5, 0.5, 0.4], "std": [0.2, 0.2, 0.3]}
     data["class_names"] = [f"class {i}" for i in range(10)]
