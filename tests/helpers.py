@@ -20,16 +20,19 @@ MICRONET = NetworkSpec(
 )
 
 
-def save_images(folder: Path, count: int, size: int | tuple[int, int] = 16, *, level=None) -> Path:
-    """Make a folder of `count` PNG files of noise, 00.png and so on, of `size` pixels or (height,
-    width): of the whole range, or with values from `level` to `level` + 60. Always the same ones."""
+def save_images(folder: Path, count: int, size=16, *, vary=False, level=None) -> Path:
+    """Make a folder of PNG files of noise, 00.png and so on; always the same ones.
+
+    size: pixels of a square's side, or (height, width); `vary` adds a few from file to file.
+    level: all values from here to `level` + 60, instead of the whole range.
+    """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(zlib.crc32(f"{folder.parent.name}/{folder.name}".encode()))
-    height, width = (size, size) if isinstance(size, int) else size
     low, high = (0, 256) if level is None else (level, level + 60)
+    height, width = (size, size) if isinstance(size, int) else size
     for i in range(count):
-        pixels = rng.integers(low, high, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:02}.png")
+        shape = (height + vary * (i % 3), width + vary * 2 * (i % 2), 3)
+        Image.fromarray(rng.integers(low, high, shape, dtype=np.uint8)).save(folder / f"{i:02}.png")
     return folder
 
 
@@ -74,7 +77,7 @@ def randomize(network: nn.Module, seed: int = 0) -> nn.Module:
     return network.eval()
 
 
-def few_values(network: nn.Module, values=(-0.25, 0.0, 0.5), *, part=".conv") -> nn.Module:
+def few_values(network: nn.Module, values=(-0.05, 0.0, 0.1), *, part=".conv") -> nn.Module:
     """These values only, at random places, in the layers whose names contain `part`."""
     generator = torch.Generator().manual_seed(0)
     for name, module in network.named_modules():
