@@ -19,17 +19,17 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="the slow tests, too")
     parser.addoption(
-        "--full", action="store_true", help="slow tests too, and random ones with their full counts"
+        "--full", action="store_true", help="the slow tests, and all random ones' full counts"
     )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out slow tests, unless --full or -m asks for them."""
-    if not config.option.full and not config.option.markexpr:
-        left_out = [item for item in items if item.get_closest_marker("slow")]
-        items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
+    if not (config.option.slow or config.option.full):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        items[:] = [item for item in items if item not in slow]
+        config.hook.pytest_deselected(items=slow)
 
 
 @pytest.fixture(scope="session")

@@ -134,21 +134,22 @@ def random_moments(full: bool, count: int) -> list[tuple[int, float]]:
     return [(random.randint(0, 6), random.uniform(0, 0.03)) for _ in range(count)]
 
 
-def test_sigkill_at_random_moments_changes_no_bit(whole, tmp_path, interrupted, full):
-    random.seed(1)
-    during_saves = 0
-    for chain in range(10 if full else 1):
-        folder = tmp_path / str(chain)
-        for _ in interrupted(folder, signal.SIGKILL, random_moments(full, 20)):
-            during_saves += any(folder.glob("*/.*.tmp"))
-        assert same(contents(folder), whole)
-    print(f"{during_saves} kills came during a save")
+CHAINS = [0, *(pytest.param(chain, marks=pytest.mark.slow) for chain in range(1, 10))]
 
 
+@pytest.mark.parametrize("chain", CHAINS)
+def test_sigkill_at_random_moments_changes_no_bit(whole, tmp_path, interrupted, full, chain):
+    random.seed(chain)
+    for _ in interrupted(tmp_path, signal.SIGKILL, random_moments(full, 20)):
+        pass
+    assert same(contents(tmp_path), whole)
+
+
+@pytest.mark.parametrize("chain", CHAINS)
 def test_sigterm_at_random_moments_saves_and_repeats_no_step(
-    whole, tmp_path, monkeypatch, interrupted, data, full
+    whole, tmp_path, monkeypatch, interrupted, data, full, chain
 ):
-    random.seed(2)
+    random.seed(chain)
     taken = tmp_path / "steps"
     original = TrainStep.__call__
 
@@ -158,20 +159,16 @@ def test_sigterm_at_random_moments_saves_and_repeats_no_step(
         return original(self, *args, number=number, **kwargs)
 
     monkeypatch.setattr(TrainStep, "__call__", recorded)
+    codes = set()
+    moments = random_moments(full, 20 if full else 8)
+    for code, seconds in interrupted(tmp_path, signal.SIGTERM, moments):
+        assert seconds < 5 or not full  # a quick machine is needed to say so
+        codes.add(code)
+    assert codes <= {75, 0} and 75 in codes  # 0: the run had ended before its signal came
+    assert same(contents(tmp_path), whole)
     _, steps = data
-    for chain in range(10 if full else 1):
-        folder = tmp_path / str(chain)
-        taken.write_text("")
-        codes = set()
-        moments = random_moments(full, 20 if full else 8)
-        for code, seconds in interrupted(folder, signal.SIGTERM, moments):
-            assert seconds < 5 or not full  # a quick machine is needed to say so
-            codes.add(code)
-        assert codes <= {75, 0} and 75 in codes  # 0: the run had ended before its signal came
-        assert same(contents(folder), whole)
-        # 2 epochs, then 2 + 1 epochs
-        expected = [*range(2 * steps), *range(3 * steps)]
-        assert list(map(int, taken.read_text().split())) == expected
+    expected = [*range(2 * steps), *range(3 * steps)]  # 2 epochs, then 2 + 1
+    assert list(map(int, taken.read_text().split())) == expected
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 75)])

@@ -67,7 +67,7 @@ def test_a_plain_step_is_the_textbook_s():
                 g = g + SGD["weight_decay"] * p
                 v.mul_(0.9).add_(g)
                 p.sub_(SGD["lr"] * (g + 0.9 * v))
-        assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+        assert float(loss) == pytest.approx(expected.item(), rel=1e-6)
         assert int(hits) == int((logits.argmax(1) == labels).sum())
     assert largest_difference(weights(ours), weights(theirs)) < 1e-6
 
