@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from data import Data
     from model_compound_scaling.checkpoints import Checkpoint
-    from model_compound_scaling.training import Evaluation
+    from model_compound_scaling.training.evaluation import Evaluation
     from model_scoring.counting import Score
     from model_scoring.packed_file import Packed
 

@@ -2,22 +2,34 @@
 
 import os
 import signal
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import MICRONET, save_network, save_tree, scale, ternary_micronet
 
 from model_compound_scaling.checkpoints.atomic_save import previous_path, read_file
 from model_compound_scaling.checkpoints.errors import CheckpointError
 
-torch.set_num_threads(1)  # on networks this small, more threads only wait for each other
+# on networks this small, more threads only wait for each other: here, and in started processes
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="the slow tests, too")
     parser.addoption(
-        "--full", action="store_true", help="random tests with their full counts (minutes)"
+        "--full", action="store_true", help="the slow tests, and all random ones' full counts"
     )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not (config.option.slow or config.option.full):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        items[:] = [item for item in items if item not in slow]
+        config.hook.pytest_deselected(items=slow)
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +45,28 @@ def real_files() -> Path:
     if not folder:
         pytest.skip("EFFICIENTCNNS_TEST_DATA is not set: no released checkpoints, no real images")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/ and val/ with 24 and 8 PNG files of 16x16 pixels in each of dark/ and light/."""
+    return save_tree(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run of stage 1, two epochs on `images`: to be read, not to be changed."""
+    output = tmp_path_factory.mktemp("trained")
+    assert scale(images, output) == 0
+    return output
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """net.pt with `ternary_micronet()`, which says how its images are prepared."""
+    data = {"mean": [0.5, 0.5, 0.4], "std": [0.2, 0.2, 0.3]}
+    data["class_names"] = [f"class {i}" for i in range(10)]
+    return save_network(tmp_path / "net.pt", ternary_micronet(), MICRONET, **data)
 
 
 @pytest.fixture(scope="session")
@@ -87,6 +121,8 @@ def fork() -> Iterator[Callable[[Callable[[], None]], int]]:
             try:
                 body()
                 code = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         children.append(child)

@@ -1,10 +1,96 @@
 """What tests of several rooms make their networks and files with."""
 
 import tarfile
+import zlib
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
+
+import run_compound_scaling
+from model_compound_scaling.checkpoints.network_checkpoint import network_content
+from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.registry import NetworkSpec
+
+# the smallest MicroNet whose convolutions are large enough for all formats and rules
+MICRONET = NetworkSpec(
+    "cifar_micronet", 10, {"blocks": [1, 1, 1], "channels": [16, 16, 32], "stem": 16}
+)
+
+
+def save_images(folder: Path, count: int, size=16, *, vary=False, level=None) -> Path:
+    """Make a folder of PNG files of noise, 00.png and so on; always the same ones.
+
+    size: pixels of a square's side, or (height, width); `vary` adds a few from file to file.
+    level: all values from here to `level` + 60, instead of the whole range.
+    """
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(zlib.crc32(f"{folder.parent.name}/{folder.name}".encode()))
+    low, high = (0, 256) if level is None else (level, level + 60)
+    height, width = (size, size) if isinstance(size, int) else size
+    for i in range(count):
+        shape = (height + vary * (i % 3), width + vary * 2 * (i % 2), 3)
+        Image.fromarray(rng.integers(low, high, shape, dtype=np.uint8)).save(folder / f"{i:02}.png")
+    return folder
+
+
+def save_tree(root: Path, classes=("dark", "light"), *, train=24, val=8, size=16) -> Path:
+    """Make train/CLASS and val/CLASS with so many images each, brighter from class to class."""
+    for split, count in (("train", train), ("val", val)):
+        for k, name in enumerate(classes):
+            save_images(root / split / name, count, size, level=60 + 180 * k // len(classes))
+    return root
+
+
+TRAINING = "--dataset ImageFolder --image-size 16 --grid 0.1 0.5 --phi 1 --batch-size 8 --no-cuda"
+POINT = "cifar_micronet_d0.1_w0.5_phi1"  # the folder of that grid's one network
+
+
+def scale(images: Path, output: Path, *flags: str) -> int:
+    """Stage 1 on a folder of images, two epochs of a tiny MicroNet; flags given here win."""
+    common = [*TRAINING.split(), "--epochs", "2", "--workers", "0"]
+    where = ["--data-path", str(images), "--output", str(output)]
+    return run_compound_scaling.main([*common, *where, *flags])
+
+
+def save_network(path: Path, network: nn.Module, spec: NetworkSpec, **data) -> Path:
+    """Make a checkpoint that describes its network and its data: Shapes, or as `data` says."""
+    data = {"dataset": "Shapes", "image_size": 32, **data}
+    torch.save(network_content(network, spec, data), path)
+    return path
+
+
+@torch.no_grad()
+def randomize(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Random BatchNorm statistics and biases, so that every channel matters; in eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.running_var):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+            for tensor in (module.bias, module.running_mean):
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) / 2)
+        elif getattr(module, "bias", None) is not None:
+            module.bias.copy_(torch.randn(module.bias.shape, generator=generator) / 4)
+    return network.eval()
+
+
+def few_values(network: nn.Module, values=(-0.05, 0.0, 0.1), *, part=".conv") -> nn.Module:
+    """These values only, at random places, in the layers whose names contain `part`."""
+    generator = torch.Generator().manual_seed(0)
+    for name, module in network.named_modules():
+        if part in name:
+            codes = torch.randint(len(values), module.weight.shape, generator=generator)
+            module.weight.data = torch.tensor(values)[codes]
+    return network
+
+
+def ternary_micronet() -> nn.Module:
+    """MICRONET with ternary blocks and random statistics, in eval mode; always the same one."""
+    torch.manual_seed(0)
+    return randomize(few_values(build(MICRONET)))
 
 
 def filled(create) -> nn.Module:

@@ -6,5 +6,5 @@ __all__, __getattr__ = lazy_exports(
     __name__,
     registry="REGISTRY NetworkSpec canonical_name default_spec table_row",
     building="build expected_tensors skeleton",
-    narrowing="describe narrowed resize",
+    narrowing="narrowed",
 )

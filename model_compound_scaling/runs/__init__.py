@@ -8,5 +8,5 @@ __all__, __getattr__ = lazy_exports(
     resume="RunRequest",
     history="Configuration History copy_best finished",
     folder_lock="FolderInUse hold_folder turn",
-    save_interval="Clock Interval",
+    save_interval="Interval",
 )

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers import MICRONET, ternary_micronet
 from torch import nn
 
 import run_scoring
-from model_compound_scaling.checkpoints.network_checkpoint import network_content
 from model_compound_scaling.networks.building import build
 from model_compound_scaling.networks.registry import NetworkSpec
 from model_scoring.counting.scoring import prune_depthwise
@@ -23,26 +23,6 @@ TOTAL_KEYS = ["params", "adds", "mults", "ops", "score", "energy_uj"]
 LAYER_KEYS = ["name", "kind", "ternary", "in_shape", "out_shape", "weights", "nonzeros", "live_in"]
 LAYER_KEYS += ["live_out", "published", "strict"]
 COST_KEYS = ["format", "params", "adds", "mults"]
-
-
-def small_network(*, ternary: bool = True) -> tuple[nn.Module, NetworkSpec]:
-    arguments = {"blocks": [1, 1, 1], "channels": [8, 8, 16], "stem": 8}
-    spec = NetworkSpec("cifar_micronet", 10, arguments)
-    torch.manual_seed(0)
-    network = build(spec)
-    for name, module in network.named_modules():
-        if ternary and ".conv" in name:
-            values = torch.tensor([-0.25, 0.0, 0.0, 0.5])
-            module.weight.data = values[torch.randint(4, module.weight.shape)]
-    return network, spec
-
-
-@pytest.fixture
-def checkpoint(tmp_path):
-    network, spec = small_network()
-    data = {"dataset": "Shapes", "image_size": 32}
-    torch.save(network_content(network, spec, data), tmp_path / "net.pt")
-    return tmp_path / "net.pt"
 
 
 def run(capsys, *argv: object) -> tuple[int, str, str]:
@@ -97,7 +77,7 @@ def test_saved_layers_come_back_bit_for_bit(checkpoint, tmp_path, capsys, sparse
     flags = ["--save", "--output", folder] + ["--pt-sparse"] * sparse
     assert run(capsys, "--t-model", checkpoint, *flags)[0] == 0
     found = {path.stem: layer_masks.load_layer(path) for path in folder.iterdir()}
-    network, _ = small_network()
+    network = ternary_micronet()
     expected = {n: m.weight for n, m in network.named_modules() if ".conv" in n}
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[n], expected[n]) for n in expected)
@@ -136,11 +116,11 @@ def test_eval(checkpoint, tmp_path, capsys, half):
 
 
 def test_half_precision_is_close_and_leaves_the_network_alone():
-    network, _ = small_network()
+    network = ternary_micronet()
     before = network.conv1.weight.clone()
     image = torch.randn(2, 3, 32, 32)
     expected = network.eval()(image).detach()
-    candidates = [half_precision(network, image[:1]).network, Rounding(small_network()[0].eval())]
+    candidates = [half_precision(network, image[:1]).network, Rounding(ternary_micronet())]
     for candidate in candidates:
         assert isinstance(candidate, InType | Rounding)
         assert torch.allclose(
@@ -163,11 +143,11 @@ def test_prune_threshold_zeroes_small_depthwise_weights_only():
 
 
 def test_a_network_that_is_not_ternary_is_counted_with_a_warning(tmp_path, capsys):
-    network, _ = small_network(ternary=False)
+    network = build(MICRONET)
     torch.save(network.state_dict(), tmp_path / "dense.pt")
     code, out, err = run(capsys, "--t-model", tmp_path / "dense.pt")
     assert (code, err.count("\n")) == (0, 1)
-    assert "conv1 216" in err and "layer1.0.conv1 576" in err
+    assert "conv1 432" in err and "layer1.0.conv1 2304" in err
     assert "0 of 10 layers ternary" in out
 
 

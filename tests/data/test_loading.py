@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from helpers import unpack
+from helpers import save_images, unpack
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -32,23 +32,12 @@ SHAPES_SHA256 = {
 }
 
 
-def save_images(folder: Path, count: int, *, size: int = 40, seed: int = 0) -> None:
-    """`count` PNG files of noise, each of another shape."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(seed)
-    for i in range(count):
-        pixels = rng.integers(0, 256, (size + i % 3, size + 2 * (i % 2), 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:02}.png")
-
-
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
     """train/ and val/ with two classes; 17 training images, 6 for validation."""
     root = tmp_path_factory.mktemp("tree")
-    for i, (folder, count) in enumerate(
-        {"train/cat": 8, "train/dog": 9, "val/cat": 3, "val/dog": 3}.items()
-    ):
-        save_images(root / folder, count, seed=i)
+    for folder, count in {"train/cat": 8, "train/dog": 9, "val/cat": 3, "val/dog": 3}.items():
+        save_images(root / folder, count, 40, vary=True)
     return root
 
 
@@ -352,8 +341,8 @@ def make_broken(root: Path, kind: str) -> None:
     for name in {"no classes": ["train", "val"], "empty": ["train/cat", "val/cat"]}.get(kind, []):
         (root / name).mkdir(parents=True)
     if kind == "other classes":
-        save_images(root / "train/cat", 2)
-        save_images(root / "val/horse", 2)
+        save_images(root / "train/cat", 2, 40)
+        save_images(root / "val/horse", 2, 40)
 
 
 @pytest.mark.parametrize(
@@ -408,7 +397,7 @@ def not_an_image(file: Path) -> None:
 @pytest.mark.parametrize("damage", [truncated, not_an_image])
 @pytest.mark.parametrize(("size", "workers"), [(32, 0), (72, 0), (72, 2)])
 def test_damaged_image_is_named_in_one_line(tmp_path, damage, size, workers):
-    save_images(tmp_path / "val" / "cat", 5)
+    save_images(tmp_path / "val" / "cat", 5, 40, vary=True)
     bad = tmp_path / "val" / "cat" / "03.png"
     damage(bad)
     with pytest.raises(DataError, match=f"^cannot read image {bad}: [^\n]+$"):

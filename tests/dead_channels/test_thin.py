@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import unpack
+from helpers import randomize, save_network, unpack
 from torch import nn
-from torchvision.io import write_png
 from torchvision.ops import SqueezeExcitation
 
 import run_quantization
@@ -55,21 +54,6 @@ def analysis_alone(monkeypatch):
     """Without the comparison at the end of `thin`, which would hide its mistakes."""
     monkeypatch.setattr(thin_module, "_same_function", lambda *_: True)
     torch.manual_seed(0)
-
-
-def randomize(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights and statistics that make every channel matter."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                for tensor in (module.weight, module.running_var):
-                    tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-                for tensor in (module.bias, module.running_mean):
-                    tensor.copy_(torch.randn(tensor.shape, generator=generator) / 2)
-            elif getattr(module, "bias", None) is not None:
-                module.bias.copy_(torch.randn(module.bias.shape, generator=generator) / 4)
-    return network.eval()
 
 
 @torch.no_grad()
@@ -414,13 +398,22 @@ FAMILIES = [
 WITHOUT_RULES = {"torchvision:convnext_tiny"}
 
 
-@pytest.mark.filterwarnings("ignore:The default weight initialization")
-@pytest.mark.parametrize("spec", FAMILIES, ids=lambda spec: spec.model)
-def test_networks_with_many_dead_channels_keep_their_logits(spec, tmp_path):
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda spec: spec.model)
+def family(request):
+    """A network with many dead channels, its image's shape, and the thin one; made once."""
+    spec = request.param
+    row = table_row(spec.model)
+    shape = (row.channels, *[min(64, row.image_size)] * 2)
     torch.manual_seed(0)
-    network, row = kill(build(spec)), table_row(spec.model)
-    size = min(64, row.image_size)
-    result = thinned(network, (row.channels, size, size))
+    network = kill(build(spec))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(thin_module, "_same_function", lambda *_: True)
+        return spec, network, shape, thinned(network, shape)
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+def test_networks_with_many_dead_channels_keep_their_logits(family, tmp_path):
+    spec, network, (channels, size, _), result = family
     parameters = [sum(p.numel() for p in n.parameters()) for n in (network, result)]
     if spec.model in WITHOUT_RULES:
         assert parameters[0] == parameters[1]
@@ -431,12 +424,12 @@ def test_networks_with_many_dead_channels_keep_their_logits(spec, tmp_path):
     checkpoint = read_checkpoint(path)
     again = load_network(checkpoint, network_spec(checkpoint)).eval()
     assert again.state_dict().keys() == result.state_dict().keys()
-    image = torch.randn(1, row.channels, size, size)
+    image = torch.randn(1, channels, size, size)
     with torch.no_grad():
         assert torch.equal(again(image), result(image))
     counters = [k for k in again.state_dict() if k.endswith("num_batches_tracked")]
     assert all(again.state_dict()[k].dtype == torch.int64 for k in counters)
-    assert not thin(again, (row.channels, size, size)).passes
+    assert not thin(again, (channels, size, size)).passes
 
 
 def test_half_of_a_group_of_ties_is_never_taken():
@@ -477,12 +470,9 @@ def test_strict_scoring_claims_what_the_thin_network_is():
     assert {r.weights.ternary for r in after.records if ".conv" in r.name} == {True}
 
 
-@pytest.mark.parametrize("spec", FAMILIES, ids=lambda spec: spec.model)
-def test_strict_scoring_knows_the_operations_of_the_thin_network(spec):
+def test_strict_scoring_knows_the_operations_of_the_thin_network(family):
     """Whatever is dead, constant, or computed and not read; the thin one stores fewer values."""
-    row, network = table_row(spec.model), kill(build(spec))
-    shape = (row.channels, *[min(64, row.image_size)] * 2)
-    found = thinned(network, shape)
+    _, network, shape, found = family
     one, other = (score(n, shape, rules=("strict",)).totals["strict"] for n in (network, found))
     assert other.params <= one.params
     assert (other.adds, other.mults) == pytest.approx((one.adds, one.mults), rel=1e-9)
@@ -523,8 +513,7 @@ def test_damaged_descriptions_are_named(tmp_path, widths):
 def test_widths_that_do_not_fit_together(tmp_path, capsys):
     widths = {"layer1.0.conv1": {"out_channels": 15}}
     spec = NetworkSpec("resnet20", 10, {}, widths)
-    content = network_content(build(spec), spec, {})
-    torch.save(content, tmp_path / "net.pt")
+    save_network(tmp_path / "net.pt", build(spec), spec)
     checkpoint = read_checkpoint(tmp_path / "net.pt")
     with pytest.raises(CheckpointError, match=r"net\.pt: the widths .* do not fit together"):
         load_network(checkpoint, network_spec(checkpoint))
@@ -542,9 +531,7 @@ def test_full_networks_are_described_as_before():
 @pytest.fixture
 def checkpoint(tmp_path):
     spec = NetworkSpec("resnet20", 10)
-    data = {"dataset": "Shapes", "image_size": 32}
-    torch.save(network_content(dead_filters(), spec, data), tmp_path / "net.pt")
-    return tmp_path / "net.pt"
+    return save_network(tmp_path / "net.pt", dead_filters(), spec)
 
 
 def test_the_command_line_writes_a_checkpoint_for_all_stages(checkpoint, tmp_path, capsys):
@@ -563,25 +550,12 @@ def test_the_command_line_writes_a_checkpoint_for_all_stages(checkpoint, tmp_pat
     assert network_spec(found, model="resnet20") == found.network
 
 
-@pytest.fixture
-def two_classes(tmp_path):
-    """A few random images."""
-    for split in ("train", "val"):
-        for label in ("a", "b"):
-            folder = tmp_path / "images" / split / label
-            folder.mkdir(parents=True)
-            for i in range(8):
-                pixels = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
-                write_png(pixels, str(folder / f"{i}.png"))
-    return tmp_path / "images"
-
-
-def test_a_thin_network_can_be_quantized_and_the_run_resumed(two_classes, tmp_path, capsys):
+def test_a_thin_network_can_be_quantized_and_the_run_resumed(images, tmp_path, capsys):
     spec = NetworkSpec("cifar_micronet", 2, SMALL | {"head": None})
     found = thin(kill(build(spec)), (3, 32, 32)).network
     data = {"dataset": "ImageFolder", "image_size": 32}
     (tmp_path / "thin.pt").write_bytes(checkpoint_bytes(found, spec, data))
-    flags = ["--model-dict", tmp_path / "thin.pt", "--data-path", two_classes, "--no-cuda"]
+    flags = ["--model-dict", tmp_path / "thin.pt", "--data-path", images, "--no-cuda"]
     flags += [
         "--epochs",
         1,
@@ -603,7 +577,7 @@ def test_a_thin_network_can_be_quantized_and_the_run_resumed(two_classes, tmp_pa
 
 def test_nothing_to_take_out_is_said(tmp_path, capsys):
     spec = NetworkSpec("lenet-5", 10)
-    torch.save(network_content(build(spec), spec, {}), tmp_path / "net.pt")
+    save_network(tmp_path / "net.pt", build(spec), spec, image_size=28)
     flags = ["--t-model", str(tmp_path / "net.pt"), "--thin", str(tmp_path / "thin.pt")]
     assert run_scoring.main(flags) == 0
     assert "unchanged: no channel is dead" in capsys.readouterr().out

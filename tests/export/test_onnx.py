@@ -5,14 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers import few_values, ternary_micronet
 from torch import nn
 
 import run_scoring
 from data.errors import UserError
-from model_compound_scaling.checkpoints.network_checkpoint import (
-    network_content,
-    read_checkpoint,
-)
+from model_compound_scaling.checkpoints.network_checkpoint import read_checkpoint
 from model_compound_scaling.networks.building import build
 from model_compound_scaling.networks.registry import NetworkSpec
 from model_scoring.export import onnx_code_types, onnx_file
@@ -22,28 +20,11 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 SHAPE = (3, 32, 32)
-TINY = {"blocks": [1, 1, 1], "channels": [16, 16, 32], "stem": 16}
-
-
-def few_values(network: nn.Module, levels: int = 3) -> nn.Module:
-    """Block convolutions with so many values; BatchNorm that changes something."""
-    generator = torch.Generator().manual_seed(0)
-    values = torch.linspace(-0.2, 0.3, levels)
-    values[levels // 2] = 0
-    for name, module in network.named_modules():
-        if ".conv" in name:
-            codes = torch.randint(levels, module.weight.shape, generator=generator)
-            module.weight.data = values[codes]
-        elif isinstance(module, nn.BatchNorm2d):
-            module.running_var.uniform_(0.5, 2, generator=generator)
-            module.running_mean.normal_(generator=generator)
-    return network.eval()
 
 
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
-    torch.manual_seed(0)
-    return few_values(build(NetworkSpec("cifar_micronet", 10, TINY)))
+    return ternary_micronet()
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +67,9 @@ def test_older_opsets_store_wider_codes(network, opset, kind):
 
 @pytest.mark.parametrize("levels", [5, 15])
 def test_more_levels_take_four_bits(levels):
-    network = few_values(build(NetworkSpec("cifar_micronet", 10, TINY)), levels)
+    values = torch.linspace(-0.2, 0.3, levels)
+    values[levels // 2] = 0
+    network = few_values(ternary_micronet(), values.tolist())
     check(network, onnx_file.float_model(network, SHAPE, 25), {"UINT4"})
 
 
@@ -165,15 +148,6 @@ def test_a_network_that_cannot_be_exported(network, opset, capfd):
     assert capfd.readouterr().err == ""
 
 
-@pytest.fixture
-def checkpoint(network, tmp_path):
-    spec = NetworkSpec("cifar_micronet", 10, TINY)
-    data = {"dataset": "Shapes", "image_size": 32, "mean": [0.5] * 3, "std": [0.25] * 3}
-    data["class_names"] = [f"class {i}" for i in range(10)]
-    torch.save(network_content(network, spec, data), tmp_path / "net.pt")
-    return tmp_path / "net.pt"
-
-
 def test_the_command_line(checkpoint, tmp_path, capsys):
     target = tmp_path / "deep" / "net.onnx"
     assert run_scoring.main(["--t-model", str(checkpoint), "--onnx", str(target)]) == 0
@@ -183,7 +157,7 @@ def test_the_command_line(checkpoint, tmp_path, capsys):
     properties = {p.key: p.value for p in model.metadata_props}
     assert properties["model"] == "cifar_micronet"
     assert json.loads(properties["class_names"])[3] == "class 3"
-    assert json.loads(properties["mean"]) == [0.5] * 3 and properties["image_size"] == "32"
+    assert json.loads(properties["mean"]) == [0.5, 0.5, 0.4] and properties["image_size"] == "32"
     batch = model.graph.input[0].type.tensor_type.shape.dim[0]
     assert batch.dim_param == "batch" and model.graph.output[0].name == "logits"
     assert target.stat().st_size < 0.35 * checkpoint.stat().st_size

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchvision.io import write_png
+from helpers import POINT, TRAINING, scale
 
 import run_compound_scaling
 import run_quantization
@@ -17,40 +17,6 @@ from model_compound_scaling.checkpoints.atomic_save import write_file
 from model_compound_scaling.runs.history import Configuration, History, copy_best
 
 ROOT = Path(__file__).parents[2]
-TINY = ["--grid", "0.1", "0.5", "--phi", "1", "--batch-size", "8", "--workers", "0", "--no-cuda"]
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """Two classes of 32x32 images that differ in brightness."""
-    root = tmp_path_factory.mktemp("images")
-    generator = torch.Generator().manual_seed(0)
-    for split, count in (("train", 24), ("val", 8)):
-        for label, level in (("dark", 60), ("light", 180)):
-            folder = root / split / label
-            folder.mkdir(parents=True)
-            for i in range(count):
-                noise = torch.randint(0, 60, (3, 32, 32), generator=generator)
-                write_png((noise + level).to(torch.uint8), str(folder / f"{i}.png"))
-    return root
-
-
-@pytest.fixture(scope="module")
-def trained(images, tmp_path_factory):
-    """Folder of a short scaling run."""
-    output = tmp_path_factory.mktemp("scaling")
-    assert scale(images, output, "--epochs", "2") == 0
-    return output
-
-
-def folder_flags(images):
-    return ["--dataset", "ImageFolder", "--data-path", str(images), "--image-size", "32"]
-
-
-def scale(images, output, *flags):
-    return run_compound_scaling.main(
-        [*folder_flags(images), *TINY, "--output", str(output), *flags]
-    )
 
 
 def quantize(images, output, checkpoint, *flags):
@@ -356,7 +322,7 @@ def test_two_runs_do_not_share_a_folder(images, tmp_path, capsys):
     from model_compound_scaling.runs.resume import RunRequest
     from model_compound_scaling.runs.run import Run
 
-    folder = tmp_path / "cifar_micronet_d0.1_w0.5_phi1"
+    folder = tmp_path / POINT
     request = RunRequest(folder, Configuration({}))
     run = Run(request, spec=NetworkSpec("lenet-5", 10), phases=())
     (run.folder / "config.json").unlink()
@@ -432,7 +398,7 @@ def test_a_truncated_image_is_named(images, tmp_path, capsys):
         (tmp_path / "train" / label).mkdir(parents=True)
         for image in sorted((images / "train" / label).iterdir()):
             (tmp_path / "train" / label / image.name).symlink_to(image)
-    broken = tmp_path / "train" / "dark" / "3.png"
+    broken = tmp_path / "train" / "dark" / "03.png"
     content = broken.read_bytes()
     broken.unlink()
     broken.write_bytes(content[:500])
@@ -470,7 +436,8 @@ def test_help_is_grouped_and_needs_no_data(script):
 
 
 def test_piped_output_has_no_progress_bars_and_survives_a_closed_pipe(images, tmp_path):
-    command = [sys.executable, "-u", "run_compound_scaling.py", *folder_flags(images), *TINY]
+    command = [sys.executable, "-u", "run_compound_scaling.py", *TRAINING.split()]
+    command += ["--data-path", str(images)]
     command += ["--epochs", "1", "--output", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "evaluating" not in done.stderr and "\r" not in done.stdout + done.stderr

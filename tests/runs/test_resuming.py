@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchvision.io import write_png
+from helpers import POINT, save_tree, scale
 
-import run_compound_scaling
 import run_quantization
 from data.errors import UserError
 from model_compound_scaling.checkpoints.errors import DiskError
@@ -26,39 +25,7 @@ from model_compound_scaling.training.step import TrainStep
 pytestmark = pytest.mark.faults
 
 ROOT = Path(__file__).parents[2]
-POINT = "cifar_micronet_d0.1_w0.5_phi1"
-SCALING = "--dataset ImageFolder --image-size 16 --grid 0.1 0.5 --phi 1 --batch-size 8 --no-cuda"
 EC2T = "--batch-size 8 --no-cuda --ini-c-divrs 0.3 --lambda-max-divrs 0.15 --lr 1e-3"
-
-
-def tree(root, classes, size=16):
-    """Eight images of each class in each split, brighter from class to class."""
-    generator = torch.Generator().manual_seed(0)
-    for split in ("train", "val"):
-        for k, name in enumerate(classes):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(8):
-                noise = torch.randint(0, 60, (3, size, size), generator=generator)
-                write_png((noise + 60 * k).byte(), str(folder / f"{i}.png"))
-    return root
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return tree(tmp_path_factory.mktemp("images"), ("cat", "dog", "emu"))
-
-
-def scale(images, output, *flags, epochs=2):
-    command = [*SCALING.split(), "--data-path", str(images), "--output", str(output)]
-    return run_compound_scaling.main([*command, "--epochs", str(epochs), *flags])
-
-
-@pytest.fixture(scope="module")
-def trained(images, tmp_path_factory):
-    output = tmp_path_factory.mktemp("trained")
-    assert scale(images, output) == 0
-    return output
 
 
 def best_top1(output):
@@ -79,7 +46,7 @@ def test_an_epoch_whose_network_was_not_saved_is_trained_again(
         raise DiskError(f"cannot write {path}: No space left on device")
 
     monkeypatch.setattr(run.Run, "finish_epoch", rising)
-    assert scale(images, tmp_path, epochs=1) == 0
+    assert scale(images, tmp_path, "--epochs", "1") == 0
     with monkeypatch.context() as patched:
         patched.setattr(run, "write_file", full_disk)
         patched.setattr(run, "write_generation", full_disk)
@@ -104,9 +71,9 @@ def test_other_classes_are_another_run(images, trained, tmp_path, capsys):
     moved = shutil.copytree(images, tmp_path / "moved")
     assert scale(moved, output) == 0
     assert "already trained" in capsys.readouterr().out
-    other = tree(tmp_path / "other", ("bus", "car", "van"))
+    other = save_tree(tmp_path / "other", ("bus", "car"))
     assert scale(other, output) == 2
-    assert "classes 3 (" in capsys.readouterr().err
+    assert "classes 2 (" in capsys.readouterr().err
 
 
 def resumable(trained):
@@ -149,11 +116,11 @@ def test_what_is_no_checkpoint_of_the_run_is_refused(
 
 def test_a_run_begun_from_another_goes_on_where_it_was(images, trained, tmp_path, capsys):
     flags = ["--resume", str(trained / POINT / "last.pt")]
-    assert scale(images, tmp_path, *flags, epochs=3) == 0
+    assert scale(images, tmp_path, *flags, "--epochs", "3") == 0
     assert "after epoch 2" in capsys.readouterr().out
     last = tmp_path / POINT / "last.pt"
     written = last.stat().st_mtime_ns
-    assert scale(images, tmp_path, *flags, epochs=3) == 0
+    assert scale(images, tmp_path, *flags, "--epochs", "3") == 0
     assert "after epoch 3" in capsys.readouterr().out
     assert last.stat().st_mtime_ns == written and not list(tmp_path.glob("*.old1"))
 
@@ -240,7 +207,7 @@ def make(num_classes):
 
 
 def test_an_unforeseen_error_ends_the_process_though_others_read_images(tmp_path):
-    tree(tmp_path / "images", ("a", "b"), size=72)
+    save_tree(tmp_path / "images", train=8, size=72)
     (tmp_path / "failing.py").write_text(FAILING)
     command = [sys.executable, str(ROOT / "run_compound_scaling.py"), "--dataset", "ImageFolder"]
     command += ["--data-path", str(tmp_path / "images"), "--image-size", "72", "--batch-size", "4"]
@@ -287,6 +254,6 @@ def test_an_array_task_without_work_says_what_is_missing(images, tmp_path, capsy
 
 def test_metrics_are_as_before_a_resume(images, trained, tmp_path):
     output = shutil.copytree(trained, tmp_path / "x")
-    assert scale(images, output, "--resume-override", epochs=3) == 0
+    assert scale(images, output, "--resume-override", "--epochs", "3") == 0
     lines = (output / POINT / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]

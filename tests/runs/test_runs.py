@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import POINT, TRAINING, save_tree, scale
 from torch.utils._python_dispatch import TorchDispatchMode
-from torchvision.io import write_png
 
 import run_compound_scaling
 from model_compound_scaling.training.optimizers import make_sgd
@@ -24,24 +24,8 @@ from model_compound_scaling.training.step import TrainStep
 pytestmark = pytest.mark.faults
 
 ROOT = Path(__file__).parents[2]
-FLAGS = (
-    "--dataset Shapes --image-size 16 --grid 0.1 0.5 --phi 1 --batch-size 200 --no-cuda "
-    "--workers 0 --checkpoint-every 10steps"
-)
-POINT = "cifar_micronet_d0.1_w0.5_phi1"
-
-
-def scale(output, *flags, epochs=2):
-    return run_compound_scaling.main(
-        [*FLAGS.split(), "--epochs", str(epochs), "--output", str(output), *flags]
-    )
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    output = tmp_path_factory.mktemp("whole")
-    assert scale(output) == 0
-    return output
+STEPS = 6  # of each epoch
+OFTEN = ("--checkpoint-every", "2steps")
 
 
 def state(output, name="last.pt"):
@@ -65,18 +49,18 @@ def at_step(monkeypatch, when, action):
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_and_ends_with_7(
-    whole, tmp_path, fork, capfd, monkeypatch
+    images, tmp_path, fork, capfd, monkeypatch
 ):
-    assert scale(tmp_path, epochs=1) == 0
+    assert scale(images, tmp_path, "--epochs", "1") == 0
     old = (tmp_path / POINT / "last.pt").read_bytes()
 
     def fill_disk(step, images):
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(old) // 2, len(old) // 2))
 
-    at_step(monkeypatch, 50, fill_disk)
+    at_step(monkeypatch, STEPS, fill_disk)
 
     def body():
-        os._exit(scale(tmp_path, "--resume-override"))
+        os._exit(scale(images, tmp_path, "--resume-override", *OFTEN))
 
     _, status = os.waitpid(fork(body), 0)
     shown = capfd.readouterr()
@@ -84,10 +68,10 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_ends_with_7(
     assert "epoch 2" in shown.out and "training goes on" in shown.out
     assert "last.pt" in shown.err and "too large" in shown.err
     assert (tmp_path / POINT / "last.pt").read_bytes() == old
-    assert scale(tmp_path, "--resume-override") == 0
+    assert scale(images, tmp_path, "--resume-override") == 0
 
 
-def test_a_save_that_fails_once_is_made_up_for(whole, tmp_path, monkeypatch, capsys):
+def test_a_save_that_fails_once_is_made_up_for(images, trained, tmp_path, monkeypatch, capsys):
     from model_compound_scaling.checkpoints.atomic_save import write_generation
     from model_compound_scaling.runs import run
 
@@ -100,21 +84,21 @@ def test_a_save_that_fails_once_is_made_up_for(whole, tmp_path, monkeypatch, cap
         write_generation(content, path)
 
     monkeypatch.setattr(run, "write_generation", fail_once)
-    assert scale(tmp_path) == 0
+    assert scale(images, tmp_path, *OFTEN) == 0
     assert "No space left" in capsys.readouterr().out
-    assert equal(state(tmp_path), state(whole))
+    assert equal(state(tmp_path), state(trained))
 
 
-def test_the_output_folder_vanishes(tmp_path, monkeypatch, capsys):
-    at_step(monkeypatch, 60, lambda step, images: shutil.rmtree(tmp_path / "runs"))
-    assert scale(tmp_path / "runs") == 7
+def test_the_output_folder_vanishes(images, tmp_path, monkeypatch, capsys):
+    at_step(monkeypatch, STEPS + 2, lambda step, images: shutil.rmtree(tmp_path / "runs"))
+    assert scale(images, tmp_path / "runs", *OFTEN) == 7
     shown = capsys.readouterr()
     assert "epoch 2" in shown.out
     assert "last.pt" in shown.err
 
 
 @pytest.mark.parametrize("poison", ["activations", "gradient"])
-def test_nothing_is_updated_from_nan(tmp_path, monkeypatch, capsys, poison):
+def test_nothing_is_updated_from_nan(images, tmp_path, monkeypatch, capsys, poison):
     def activations(step, images):
         images.fill_(torch.nan)
 
@@ -129,8 +113,8 @@ def test_nothing_is_updated_from_nan(tmp_path, monkeypatch, capsys, poison):
         {"activations": activations, "gradient": gradient}[poison](step, images)
         before["step"] = step
 
-    at_step(monkeypatch, 54, remember)
-    assert scale(tmp_path) == 6
+    at_step(monkeypatch, STEPS + 4, remember)
+    assert scale(images, tmp_path) == 6
     message = capsys.readouterr().err
     assert "step 5 of epoch 2" in message and "last.pt" in message
     network = before.pop("step").network
@@ -138,7 +122,7 @@ def test_nothing_is_updated_from_nan(tmp_path, monkeypatch, capsys, poison):
     saved = torch.load(tmp_path / POINT / "last.pt", weights_only=True)
     assert saved["progress"] is None and len(saved["history"]) == 1
     monkeypatch.undo()
-    assert scale(tmp_path) == 0
+    assert scale(images, tmp_path) == 0
 
 
 def test_a_step_waits_for_nothing():
@@ -161,36 +145,26 @@ def test_a_step_waits_for_nothing():
         assert watch.waits == 1  # so that it would have been seen
 
 
-def test_stdout_closed(whole, tmp_path):
-    command = [sys.executable, "-u", "run_compound_scaling.py", *FLAGS.split(), "--epochs", "2"]
+def test_stdout_closed(images, trained, tmp_path):
+    command = [sys.executable, "-u", "run_compound_scaling.py", *TRAINING.split()]
     run = subprocess.Popen(
-        [*command, "--output", str(tmp_path)],
+        [*command, "--epochs", "2", "--data-path", str(images), "--output", str(tmp_path)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     run.stdout.readline()
     run.stdout.close()
     assert run.wait(120) == 0
-    assert equal(state(tmp_path), state(whole))
+    assert equal(state(tmp_path), state(trained))
     assert "epoch 2" in (tmp_path / POINT / "logfile.txt").read_text()
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
+def large_images(tmp_path_factory):
     """Images too large to be held in memory: they go through worker processes."""
-    root = tmp_path_factory.mktemp("images")
-    generator = torch.Generator().manual_seed(0)
-    for split in ("train", "val"):
-        for label in ("a", "b"):
-            folder = root / split / label
-            folder.mkdir(parents=True)
-            for i in range(16):
-                image = torch.randint(0, 255, (3, 80, 80), generator=generator, dtype=torch.uint8)
-                write_png(image, str(folder / f"{i}.png"))
-    return root
+    return save_tree(tmp_path_factory.mktemp("large"), train=16, val=4, size=80)
 
 
 def scale_files(images, output, *flags):
@@ -201,25 +175,27 @@ def scale_files(images, output, *flags):
     )
 
 
-def test_a_killed_worker_is_said_and_the_run_goes_on(images, tmp_path, fork, capfd, monkeypatch):
+def test_a_killed_worker_is_said_and_the_run_goes_on(
+    large_images, tmp_path, fork, capfd, monkeypatch
+):
     def kill_workers(step, images):
         for child in multiprocessing.active_children():
             os.kill(child.pid, signal.SIGKILL)
 
     with monkeypatch.context() as patched:
         at_step(patched, 5, kill_workers)
-        child = fork(lambda: os._exit(scale_files(images, tmp_path, "--workers", "1")))
+        child = fork(lambda: os._exit(scale_files(large_images, tmp_path, "--workers", "1")))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
     message = capfd.readouterr().err
     assert "--workers" in message and "Traceback" not in message
-    assert scale_files(images, tmp_path, "--workers", "1") == 0
+    assert scale_files(large_images, tmp_path, "--workers", "1") == 0
     assert "after epoch 1" in capfd.readouterr().out
 
 
-def test_two_runs_are_the_same_bits_with_any_number_of_workers(images, tmp_path):
+def test_two_runs_are_the_same_bits_with_any_number_of_workers(large_images, tmp_path):
     results = []
     for name, workers in (("a", "0"), ("b", "0"), ("c", "2")):
-        assert scale_files(images, tmp_path / name, "--workers", workers) == 0
+        assert scale_files(large_images, tmp_path / name, "--workers", workers) == 0
         folder = tmp_path / name / "torchvision-mobilenet_v3_small"
         last = torch.load(folder / "last.pt", weights_only=True)
         results.append((last["state_dict"], (folder / "metrics.jsonl").read_text()))
@@ -227,11 +203,11 @@ def test_two_runs_are_the_same_bits_with_any_number_of_workers(images, tmp_path)
         assert equal(tensors, results[0][0]) and metrics == results[0][1]
 
 
-def test_a_clock_that_is_set_back_changes_nothing(whole, tmp_path, monkeypatch):
+def test_a_clock_that_is_set_back_changes_nothing(images, trained, tmp_path, monkeypatch):
     now = iter(range(10**9, 0, -3600))
     monkeypatch.setattr(time, "time", lambda: next(now))
-    assert scale(tmp_path) == 0
-    assert equal(state(tmp_path), state(whole))
+    assert scale(images, tmp_path, *OFTEN) == 0
+    assert equal(state(tmp_path), state(trained))
     lines = (tmp_path / POINT / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
 

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import scale
 from torch import nn
 
-import run_compound_scaling
 from data.batches import WHOLE, CachedLoader, Preparation, Schedule
 from model_compound_scaling.runs.save_interval import Clock, Interval
 from model_compound_scaling.training.evaluation import evaluate
@@ -67,7 +67,7 @@ def test_a_plain_step_is_the_textbook_s():
                 g = g + SGD["weight_decay"] * p
                 v.mul_(0.9).add_(g)
                 p.sub_(SGD["lr"] * (g + 0.9 * v))
-        assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+        assert float(loss) == pytest.approx(expected.item(), rel=1e-6)
         assert int(hits) == int((logits.argmax(1) == labels).sum())
     assert largest_difference(weights(ours), weights(theirs)) < 1e-6
 
@@ -233,14 +233,13 @@ def test_intervals():
     assert [clock.due() for _ in range(7)] == [False, False, True, False, False, True, False]
 
 
-def test_the_recipe_s_flags_reach_the_training(tmp_path):
+def test_the_recipe_s_flags_reach_the_training(images, tmp_path):
     flags = (
-        "--dataset Shapes --image-size 16 --grid 0.1 0.5 --phi 1 --epochs 3 --batch-size 500 "
-        "--no-cuda --warmup-epochs 1 --label-smoothing 0.1 --ema 0.9 --mixup 0.2 --cutmix 1 "
+        "--epochs 3 --warmup-epochs 1 --label-smoothing 0.1 --ema 0.9 --mixup 0.2 --cutmix 1 "
         "--amp bf16 --channels-last --deterministic"
     )
     try:
-        assert run_compound_scaling.main([*flags.split(), "--output", str(tmp_path)]) == 0
+        assert scale(images, tmp_path, *flags.split()) == 0
     finally:
         torch.use_deterministic_algorithms(False)
     last = torch.load(next(tmp_path.glob("*/last.pt")), weights_only=True)

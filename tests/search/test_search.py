@@ -12,6 +12,7 @@ from model_compound_scaling.networks.building import build
 from model_compound_scaling.networks.micronet_scaling import Baseline
 from model_compound_scaling.networks.registry import NetworkSpec
 from model_compound_scaling.runs.history import History
+from model_compound_scaling.runs.run import Run
 from model_compound_scaling.search.points import (
     Point,
     auto_grid,
@@ -130,12 +131,14 @@ def test_predicted_cost_follows_the_rule():
     assert one.predicted_cost == pytest.approx((1.4 * 1.44 * 1.21) ** 2)
 
 
-def test_search_on_shapes_end_to_end(tmp_path, monkeypatch, capsys):
+def search_twice(monkeypatch, tmp_path, capsys, flags):
     """The baseline misses the target, phi = 1 reaches it; a second call trains nothing."""
     small = Baseline(8, 2, (8, 8, 8), (1, 1, 1), (1, 2, 2), None, 0.0, 0.0)
     monkeypatch.setitem(micronet.BASELINES, "cifar_micronet", small)
-    flags = "--dataset Shapes --grid 1 2 --phi 0 1 2 --augment none --epochs 3 --batch-size 50"
-    command = [*flags.split(), "--lr", "0.1", "--no-cuda", "--target-accuracy", "75"]
+    command = [
+        *flags.split(),
+        *["--grid", "1", "2", "--phi", "0", "1", "2", "--no-cuda", "--target-accuracy", "75"],
+    ]
     command += ["--output", str(tmp_path)]
     assert run_compound_scaling.main([*command, "--dry-run"]) == 0
     planned = capsys.readouterr().out.splitlines()
@@ -157,6 +160,26 @@ def test_search_on_shapes_end_to_end(tmp_path, monkeypatch, capsys):
     assert second.count("already trained") == 2 and "phase training" not in second
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/last.pt")}
     assert first.splitlines()[-5:] == second.splitlines()[-5:]
+
+
+def test_search_end_to_end(images, tmp_path, monkeypatch, capsys):
+    """Real runs, whose accuracies are made up."""
+    finish = Run.finish_epoch
+
+    def measured(self, figures, content):
+        figures["val_top1"] = 78.0 if "phi1" in self.folder.name else 60.0
+        finish(self, figures, content)
+
+    monkeypatch.setattr(Run, "finish_epoch", measured)
+    flags = f"--dataset ImageFolder --data-path {images} --image-size 16 --epochs 1 --batch-size 8"
+    search_twice(monkeypatch, tmp_path, capsys, flags)
+
+
+@pytest.mark.slow
+def test_search_on_shapes_end_to_end(tmp_path, monkeypatch, capsys):
+    """Only the larger network learns the figures well enough in three epochs."""
+    flags = "--dataset Shapes --augment none --epochs 3 --batch-size 50 --lr 0.1"
+    search_twice(monkeypatch, tmp_path, capsys, flags)
 
 
 def test_shards_share_a_grid(tmp_path, capsys):
