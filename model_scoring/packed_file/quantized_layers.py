@@ -57,14 +57,14 @@ def quantized(weights: Array) -> Quantized | None:
     found = few_values(torch.from_numpy(weights))
     if found is None or found.isnan().any():
         return None
-    values, flat = found.numpy(), np.ascontiguousarray(weights).reshape(-1)
+    values, negative_zero = found.numpy(), np.float32(-0.0)
+    bits = np.ascontiguousarray(weights).reshape(-1).view(np.int32)  # they tell -0.0 from 0.0
     negative, positive = values[values < 0], values[values > 0]
-    if np.signbit(flat[flat == 0]).any():
-        negative = np.append(negative, np.float32(-0.0))
-    table = np.concatenate([negative, np.zeros(1, np.float32), positive])
-    patterns = table.view(np.int32)  # compared by their bits, which tell -0.0 from 0.0
-    order = np.argsort(patterns)
-    ranks = order[np.searchsorted(patterns, flat.view(np.int32), sorter=order)]
+    if (bits == negative_zero.view(np.int32)).any():
+        negative = np.append(negative, negative_zero)
+    table = np.concatenate([negative, np.zeros(1, np.float32), positive]).view(np.int32)
+    order = np.argsort(table)
+    ranks = order[np.searchsorted(table, bits, sorter=order)]
     codes = (ranks - len(negative)).astype(np.int8).reshape(weights.shape)
     return Quantized(codes, negative, positive)
 
