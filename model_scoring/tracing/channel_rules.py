@@ -210,9 +210,10 @@ def view(call: Call, shape: Shape, known: Channels, shapes: list[Shape], labels:
         if not differs & set(before):
             continue
         free = [d for d in after if d in adapts]
-        if len(free) != 1 or (len(before) > 1 and len(after) > 1):
-            return None
-        free_of |= {d: free[0] for d in after if d != free[0]}
+        if len(free) == 1 and 1 in (len(before), len(after)):
+            free_of |= {d: free[0] for d in after if d != free[0]}
+        else:
+            labels.pin(known.labels)
         for sizes, full, dims in ((spread, shape, before), (moved, new, after)):
             for d in dims:
                 sizes[d] = full[d]
