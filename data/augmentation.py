@@ -22,11 +22,6 @@ CUTOUT = 16
 DRAWS = 10  # flip, crop y and x, four jitter factors, jitter order, cutout y and x
 
 
-def per_image(values: Tensor) -> Tensor:
-    """(B,) -> (B, 1, 1, 1), to broadcast over images."""
-    return values[:, None, None, None]
-
-
 def luma(images: Tensor) -> Tensor:
     """Brightness as the eye sees it: float (B, 3 or 1, H, W) -> (B, 1, H, W)."""
     if images.shape[1] == 1:
@@ -37,7 +32,7 @@ def luma(images: Tensor) -> Tensor:
 
 def flip(images: Tensor, flipped: Tensor) -> Tensor:
     """Mirror the images (B, C, H, W) for which `flipped` (B,) bool is true, left to right."""
-    return torch.where(per_image(flipped), images.flip(3), images)
+    return torch.where(flipped[:, None, None, None], images.flip(3), images)
 
 
 def pad_crop(images: Tensor, top: Tensor, left: Tensor, pad: int) -> Tensor:
@@ -47,15 +42,6 @@ def pad_crop(images: Tensor, top: Tensor, left: Tensor, pad: int) -> Tensor:
     return windows[torch.arange(len(images), device=images.device), :, top, left]
 
 
-def exact_mean(planes: Tensor) -> Tensor:
-    """Mean of (B, 1, H, W) with values in [0, 1] per image: (B, 1, 1, 1).
-
-    Summed as integers, because a float sum may be split differently in another batch.
-    """
-    units = (planes * 2**20).round_().int().sum(dim=(1, 2, 3), keepdim=True)
-    return units.float() / (2**20 * planes[0].numel())
-
-
 def blend(images: Tensor, factor: Tensor, to_grey: Tensor, to_mean: Tensor) -> Tensor:
     """clamp(factor·image + (1 - factor)·base); float (B, C, H, W) in [0, 1], the rest (B,).
 
@@ -63,9 +49,13 @@ def blend(images: Tensor, factor: Tensor, to_grey: Tensor, to_mean: Tensor) -> T
     (contrast), else black (brightness). Factor 1 leaves an image exactly as it is.
     """
     grey, other = luma(images), 1 - factor
-    base = exact_mean(grey) * per_image(other * to_mean)
-    base = torch.addcmul(base, grey, per_image(other * to_grey))
-    return torch.addcmul(base, images, per_image(factor)).clamp_(0, 1)
+    of_image, of_grey, of_mean = (
+        values[:, None, None, None] for values in (factor, other * to_grey, other * to_mean)
+    )
+    # the mean is summed as integers: a float sum may be split differently in another batch
+    units = (grey * 2**20).round_().int().sum(dim=(1, 2, 3), keepdim=True)
+    base = units.float() / (2**20 * grey[0].numel()) * of_mean
+    return torch.addcmul(torch.addcmul(base, grey, of_grey), images, of_image).clamp_(0, 1)
 
 
 def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
@@ -97,8 +87,8 @@ def jitter_parameters(draws: Tensor) -> tuple[Tensor, Tensor]:
 def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """Brightness, contrast, saturation and hue with `factors` (4, B); float images, overwritten.
 
-    `order` (B, 4): the operation at each step. Three of the four are the same blend with other
-    coefficients, so a step blends all images at once and turns the hue of those whose turn it is.
+    `order` (B, 4): the operation at each step. Three of the four are one blend with different
+    coefficients: a step blends all images at once, then turns the hue of those whose turn it is.
     `factors` and `order` are wanted on the CPU: choosing rows there does not stall a GPU.
     """
     device = images.device
@@ -126,9 +116,8 @@ def cutout(images: Tensor, row: Tensor, column: Tensor, size: int) -> Tensor:
     """Zero the size x size square around pixel (row, column) (B,), clipped at borders, in place."""
 
     def inside(pixels: int, centre: Tensor) -> Tensor:
-        first = centre[:, None] - size // 2
-        position = torch.arange(pixels, device=images.device)
-        return (position >= first) & (position < first + size)
+        offset = torch.arange(pixels, device=images.device) - centre[:, None] + size // 2
+        return (offset >= 0) & (offset < size)
 
     rows, columns = inside(images.shape[2], row), inside(images.shape[3], column)
     return images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0)
@@ -165,7 +154,6 @@ def augment(
     if recipe.jitter:
         images = jitter(images, *jitter_parameters(draws[3:8]))
     images = normalize(images, mean, std)
-    if recipe.cutout:
-        centre = ((v * size).long() for v in (row, column))
-        images = cutout(images, *centre, size=min(CUTOUT, size // 2))
-    return images
+    if not recipe.cutout:
+        return images
+    return cutout(images, (row * size).long(), (column * size).long(), min(CUTOUT, size // 2))

@@ -78,8 +78,7 @@ def variant(recipe: Recipe, augment: str) -> Recipe | None:
 
 def find_dataset(name: str, image_size: int | None) -> Dataset:
     """The row of the table for `name`, at this image size."""
-    by_lower = {key.lower(): key for key in DATASETS}
-    key = by_lower.get(name.lower(), name)
+    key = {key.lower(): key for key in DATASETS}.get(name.lower(), name)
     choose("--dataset", key, tuple(DATASETS))
     row = DATASETS[key]
     if image_size is not None and image_size < 1:
@@ -90,24 +89,21 @@ def find_dataset(name: str, image_size: int | None) -> Dataset:
 
 
 def choose_stats(row: Dataset, normalize: str | Sequence[Sequence[float]], channels: int) -> Stats:
-    """Mean and standard deviation per channel for `normalize`, for 1 or 3 channels."""
+    """Mean and standard deviation per channel for `normalize`, for 1 or 3 channels.
+
+    RGB's serve grey images by their luma. That of the means is exact; that of the deviations holds
+    if the colours rise and fall together, as they nearly do in photographs.
+    """
     if isinstance(normalize, str):
         choose("--normalize", normalize, NORMALIZE)
         no_change = ((0.0,) * row.channels, (1.0,) * row.channels)
         named = {"dataset": row.stats, "imagenet": IMAGENET_STATS, "none": no_change}
         normalize = named[normalize]
-    mean, std = (match_channels(tuple(map(float, values)), channels) for values in normalize)
+    mean, std = (tuple(map(float, values)) for values in normalize)
+    if len(mean) < channels:
+        return mean * channels, std * channels
+    if len(mean) == channels:
+        return mean, std
+    sums = (sum(w * v for w, v in zip(LUMA, values, strict=True)) for values in (mean, std))
+    mean, std = ((total / sum(LUMA),) for total in sums)
     return mean, std
-
-
-def match_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Statistics of RGB for grey images, or the reverse.
-
-    The luma of the means is exact; that of the deviations holds if the colours rise and fall
-    together, as they nearly do in photographs.
-    """
-    if len(values) < channels:
-        return values * channels
-    if len(values) > channels:
-        return (sum(w * v for w, v in zip(LUMA, values, strict=True)) / sum(LUMA),)
-    return values
