@@ -31,20 +31,11 @@ def ternary_values(weight: Tensor) -> tuple[float, float] | None:
 
     Linear in the number of weights, no sorting.
     """
-    flat = weight.flatten()
-    probe = flat[:PROBE]
-    probe = probe[probe != 0]
-    if len(probe) and not _only(probe, *probe.aminmax()):
-        return None
-    values = flat[flat != 0]
-    if len(values) == len(flat):
-        return None
-    if len(values) == 0:
-        return 0.0, 0.0
-    low, high = values.aminmax()
-    return (float(low), float(high)) if _only(values, low, high) else None
-
-
-def _only(values: Tensor, low: Tensor, high: Tensor) -> bool:
-    """Whether all values are 0, low or high."""
-    return bool(((values == low) | (values == high) | (values == 0)).all())
+    flat, low, high = weight.flatten(), 0.0, 0.0
+    for part in (flat[:PROBE], flat):
+        values = part[part != 0]
+        if len(values):
+            low, high = values.aminmax()
+            if not ((values == low) | (values == high)).all():
+                return None
+    return (float(low), float(high)) if len(values) < len(flat) else None
