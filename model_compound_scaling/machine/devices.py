@@ -66,8 +66,7 @@ def for_processes(
 
     BatchNorm normalises each process' images by themselves; its running statistics are the first's.
     """
-    forward = network
     if processes.world_size() > 1:
         devices = [device.index] if device.type == "cuda" else None
-        forward = DistributedDataParallel(network, device_ids=devices)
-    return torch.compile(forward) if compiled else forward
+        network = DistributedDataParallel(network, device_ids=devices)
+    return torch.compile(network) if compiled else network
