@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.datasets import LUMA, Recipe
+from data.datasets import LUMA, Recipe, Stat
 from data.stateless_random import uniform
 
-JITTER_STRENGTH = (0.3, 0.3, 0.3)  # brightness, contrast, saturation: factor 1 ± strength
-HUE_STRENGTH = 0.075  # shift in turns of the colour circle
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+STRENGTH = torch.tensor([0.3, 0.3, 0.3, 0.075])[:, None]  # factor 1 ± that; hue: ± turns
 ORDERS = torch.tensor(list(permutations(range(4))))  # (24, 4): which operation comes at each step
 CUTOUT = 16
 DRAWS = 10  # flip, crop y and x, four jitter factors, jitter order, cutout y and x
@@ -79,7 +78,7 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
 
 def jitter_parameters(draws: Tensor) -> tuple[Tensor, Tensor]:
     """Factors (4, B) and order (B, 4) from draws (5, B) in [0, 1), distributed as ColorJitter's."""
-    factors = (2 * draws[:4] - 1) * torch.tensor([*JITTER_STRENGTH, HUE_STRENGTH])[:, None]
+    factors = (2 * draws[:4] - 1) * STRENGTH
     factors[:HUE] += 1
     return factors, ORDERS[(draws[4] * len(ORDERS)).long()]
 
@@ -106,7 +105,7 @@ def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     return images
 
 
-def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def normalize(images: Tensor, mean: Stat, std: Stat) -> Tensor:
     """(x - mean) / std per channel, in place; float (B, C, H, W) in [0, 1]."""
     stats = torch.tensor([mean, std])[:, :, None, None].to(images.device, non_blocking=True)
     return images.sub_(stats[0]).div_(stats[1])
@@ -129,14 +128,7 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def augment(
-    images: Tensor,
-    *,
-    recipe: Recipe,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    seed: int,
-    epoch: int,
-    index: Tensor,
+    images: Tensor, *, recipe: Recipe, mean: Stat, std: Stat, seed: int, epoch: int, index: Tensor
 ) -> Tensor:
     """Augment and normalise uint8 images (B, C, H, W); `index` (B,), CPU: which samples they are.
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from data.errors import UserError, choose
 
-Stats = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of each channel, 0..1
+Stat = tuple[float, ...]  # one value of each channel, of pixels in 0..1
+Stats = tuple[Stat, Stat]  # mean and standard deviation
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR_STATS = (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)
 MNIST_STATS = ((0.1307,), (0.3081,))
@@ -53,7 +54,7 @@ class Dataset:
 
 
 # fmt: off
-ROWS = [
+DATASETS = {row.name: row for row in (
     Dataset("CIFAR100", "cifar", CIFAR_STATS, 100, 3, 32, COLOUR),
     Dataset("CIFAR10", "cifar", CIFAR_STATS, 10, 3, 32, COLOUR),
     Dataset("MNIST", "mnist", MNIST_STATS, 10, 1, 28, Recipe(pad=2)),
@@ -62,11 +63,9 @@ ROWS = [
     Dataset("ImageFolder", "folders", IMAGENET_STATS, None, 3, None, RESIZED_CROP, cached=False,
             small=Dataset("ImageFolder", "folders", CIFAR_STATS, None, 3, None, COLOUR)),
     Dataset("Shapes", "shapes", SHAPES_STATS, 10, 3, 32, COLOUR),
-]
+)}
 # fmt: on
-DATASETS = {row.name: row for row in ROWS}
 AUGMENT = ("default", "flip-crop", "none")
-EVAL_CROPS = ("standard", "full")
 NORMALIZE = ("dataset", "imagenet", "none")
 
 

@@ -81,8 +81,8 @@ class FileLoader(Loader):
         )
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        size, none = self.options.image_size, torch.empty(0, dtype=torch.long)
-        # a process' share of the last batch may be nothing
+        size, device = self.options.image_size, self.options.device
+        none = torch.empty(0, dtype=torch.long)  # as a process' share of the last batch may be
         nothing = torch.empty(0, 3, size, size, dtype=torch.uint8), none, none
         self.sampler.epoch, self.sampler.first = epoch, first
         for batch, errors in self.loader:
@@ -90,9 +90,7 @@ class FileLoader(Loader):
             if batch is None and self.schedule.train:
                 raise DataError(f"no image of a batch can be read: {errors[0]}")
             images, labels, index = batch or nothing
-            images, labels = (
-                x.to(self.options.device, non_blocking=True) for x in (images, labels)
-            )
+            images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
             yield self.prepare(to_channels(images, self.options.channels), epoch, index), labels
 
 

@@ -99,8 +99,7 @@ def read_image(path: str | bytes) -> Image.Image:
             if "transparency" in image.info:  # a palette with alpha has to go through RGBA
                 image = image.convert("RGBA")
             return image.convert("RGB")
-    # decoders raise OSError, SyntaxError, struct.error and more on damaged files and bombs
-    except Exception as error:
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"cannot read image {path}: {reason}") from error
 

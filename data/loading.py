@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.batches import CachedLoader, DataOptions, Loader, Preparation, Schedule, to_channels
-from data.datasets import AUGMENT, EVAL_CROPS, Dataset, Stats, choose_stats, find_dataset, variant
+from data.datasets import AUGMENT, Dataset, Stat, choose_stats, find_dataset, variant
 from data.errors import DataError, UserError, choose
 from data.file_loader import FileLoader
 from data.image_files import BadImages, Tree, decode_all
@@ -23,8 +23,8 @@ class Data:
     class_names: list[str]
     channels: int
     image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Stat
+    std: Stat
     train: Loader | None = None
     val: Loader | None = None
 
@@ -40,17 +40,17 @@ def load_data(name: str, options: DataOptions | None = None, **changes: object) 
     size, channels = options.image_size or row.image_size, options.channels or row.channels
     options = replace(options, image_size=size, channels=channels)
     choose("--augment", options.augment, AUGMENT)
-    choose("--eval-crop", options.eval_crop, EVAL_CROPS)
+    choose("--eval-crop", options.eval_crop, ("standard", "full"))
     if (least := min(options.batch_size, options.val_batch_size)) < 1:
         raise UserError(f"--batch-size must be at least 1, not {least}")
-    stats = choose_stats(row, options.normalize, channels)
+    row = replace(row, stats=choose_stats(row, options.normalize, channels))
     bad = BadImages(options.skip_bad_images)
     sources, class_names = read_splits(row, options, bad)
     loaders = {
-        split: make_loader(split, source, row=row, options=options, stats=stats, bad=bad)
+        split: make_loader(split, source, row=row, options=options, bad=bad)
         for split, source in sources.items()
     }
-    return Data(row.name, len(class_names), class_names, channels, size, *stats, **loaders)
+    return Data(row.name, len(class_names), class_names, channels, size, *row.stats, **loaders)
 
 
 def read_splits(row: Dataset, options: DataOptions, bad: BadImages) -> tuple[Splits, list[str]]:
@@ -73,20 +73,14 @@ def read_splits(row: Dataset, options: DataOptions, bad: BadImages) -> tuple[Spl
 
 
 def make_loader(
-    split: str,
-    source: Source | Tree,
-    *,
-    row: Dataset,
-    options: DataOptions,
-    stats: Stats,
-    bad: BadImages,
+    split: str, source: Source | Tree, *, row: Dataset, options: DataOptions, bad: BadImages
 ) -> Loader:
     """Batches of a split, from memory or from files."""
     train, size, device = split == "train", options.image_size, options.device
     batch_size = options.batch_size if train else options.val_batch_size
     schedule = Schedule(len(source.labels), batch_size, train, options.seed, options.part)
     recipe = variant(row.recipe, options.augment) if train and row.cached else None
-    shared = {"schedule": schedule, "prepare": Preparation(recipe, stats, options.seed)}
+    shared = {"schedule": schedule, "prepare": Preparation(recipe, row.stats, options.seed)}
     if isinstance(source, Source):
         images = to_channels(source.images, options.channels)
         if images.shape[-1] != size:
@@ -104,10 +98,9 @@ def require_batches(row: Dataset, sources: Splits, options: DataOptions) -> None
     """UserError unless training images, if there are any, make batches the processes can share."""
     if "train" not in sources:
         return
-    images, size, processes = len(sources["train"].labels), options.batch_size, options.part.of
-    if size > images:
-        more = f"is more than the {images} training images of {row.name}"
-        raise UserError(f"--batch-size {size} {more}")
+    n, size, processes = len(sources["train"].labels), options.batch_size, options.part.of
+    if size > n:
+        raise UserError(f"--batch-size {size} is more than the {n} training images of {row.name}")
     if size % processes:
         raise UserError(
             f"--batch-size {size}, that of all processes together, is no multiple of their number, "

@@ -1,9 +1,8 @@
 """EfficientNet B0-B7 (Tan and Le 2019): torchvision's networks, and the weights of three origins.
 
-The same weights come under three key styles and with two arithmetics. Keys alone are not enough:
-weights trained with TensorFlow need BatchNorm eps 1e-3 and "SAME" padding, torchvision's and most
-of timm's need torchvision's eps and symmetric padding; with the wrong one, logits are off by a
-factor.
+The same weights come under three key styles and with two arithmetics: those trained with TensorFlow
+need BatchNorm eps 1e-3 and "SAME" padding, torchvision's and most of timm's need torchvision's eps
+and symmetric padding. With one's keys and another's arithmetic, logits are off by a factor.
 """
 
 import torch.nn.functional as F

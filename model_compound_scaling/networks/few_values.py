@@ -1,14 +1,10 @@
-"""Layers of few values: what quantization leaves behind, known by its weights alone.
-
-The one definition of it: what is quantized is not pruned, is stored as codes, and, where it is
-ternary, is counted as such.
-"""
+"""Layers of few values: what quantization leaves behind, known by its weights alone. The one
+definition: such a layer is not pruned, is stored as codes and, if ternary, counted as such."""
 
 import torch
 from torch import Tensor
 
 MOST_VALUES = 15
-WEIGHTS_PER_VALUE = 4  # fewer weights have few values by chance
 PROBE = 1024  # weights that tell nearly every full-precision layer from a quantized one
 
 
@@ -21,7 +17,7 @@ def few_values(weight: Tensor) -> Tensor | None:
     if (ternary := ternary_values(flat)) is not None:
         return torch.tensor(sorted({*ternary, 0.0}), dtype=flat.dtype)
     values = flat.unique()
-    most = min(MOST_VALUES, len(flat) // WEIGHTS_PER_VALUE)
+    most = min(MOST_VALUES, len(flat) // 4)  # fewer weights have few values by chance
     return values if 0 < len(values) <= most else None
 
 

@@ -1,7 +1,5 @@
-"""MicroNet: a pre-activation residual network that grows in depth and width.
-
-One class serves both input sizes; `base`, a row of `BASELINES`, says what differs between them.
-"""
+"""MicroNet: a pre-activation residual network that grows in depth and width. One class serves both
+input sizes; `base`, a row of `BASELINES`, says what differs between them."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,10 +29,8 @@ class Block(nn.Module):
 
 
 class MicroNet(nn.Module):
-    """(N, 3, H, W) images -> (N, num_classes) logits.
-
-    `blocks` and `channels` have one entry per stage; `scaled_shape` computes them.
-    """
+    """(N, 3, H, W) images -> (N, num_classes) logits. `blocks` and `channels` have one entry per
+    stage; `scaled_shape` computes them."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Narrowed networks: layers with fewer channels than their network is built with.
 
-A description is a table `{layer: {attribute: value}}` of plain numbers, for the layers that differ
-from the full network only. The attributes are those of the layers themselves.
+A description is a table `{layer: {attribute: value}}` of the layers' own attributes, plain numbers,
+for what differs from the full network only.
 """
 
 from collections.abc import Callable
