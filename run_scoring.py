@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from data.errors import UserError, require_packages
 from model_compound_scaling.command_line import entry, inputs, shared_flags
-from model_compound_scaling.command_line.flag_values import non_negative, positive
+from model_compound_scaling.command_line import flag_values as kind
 from model_compound_scaling.command_line.parser import ON_OFF, Parser
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
 from model_scoring.counting.settings import RULE_SETS, Settings
@@ -50,14 +50,14 @@ def add_counting_flags(parser: Parser) -> None:
     add = parser.section("counting")
     add("--halfprecision", ON_OFF, True, None,
         "16-bit values, activations and multiplications; --eval computes in 16 bit too")
-    add("--mul-bits", positive, None, "N",
+    add("--mul-bits", kind.positive, None, "N",
         "operands of multiplications (default: 16, or 32 with --no-halfprecision)")
-    add("--add-bits", positive, 32, "N", "operands of additions outside the tree adder")
+    add("--add-bits", kind.positive, 32, "N", "operands of additions outside the tree adder")
     add("--tree-adder", ON_OFF, True, None,
         "sum ternary layers with a tree of adders, as narrow as each level allows")
     add("--formats", ON_OFF, True, None, "store ternary layers in the cheapest of all formats; "
         "--no-formats leaves the bit mask and ternary scoring scheme 1")
-    add("--prune-threshold", non_negative, 1.0, "T",
+    add("--prune-threshold", kind.non_negative, 1.0, "T",
         "first zero depthwise weights below T x their layer's largest; 1 = off")
     add("--rules", RULE_SETS, "published", None, "rule set whose layers are listed: as in the "
         "thesis' tables, or the challenge's written rules; the summary has both")
@@ -87,7 +87,7 @@ def add_file_flags(parser: Parser) -> None:
         "keeps every bit of them. Ternary layers and their values are always exact (default: fp16)")
     add("--predict", Path, None, "IMAGE_OR_FOLDER",
         "print the most probable classes of an image, or of all in a folder")
-    add("--top", positive, None, "K",
+    add("--top", kind.positive, None, "K",
         f"classes that --predict prints (default: {TOP}, or all of fewer)")
 
 

@@ -26,8 +26,7 @@ def _number(
 
 # fmt: off
 positive = _number("positive", int, lambda n: n >= 1, "is not at least 1")
-natural = _number("natural", int, lambda n: 0 <= n < 2**32,
-                  f"is not between 0 and {2**32 - 1}")
+natural = _number("natural", int, lambda n: 0 <= n < 2**32, f"is not between 0 and {2**32 - 1}")
 non_negative = _number("non_negative", float, lambda x: 0 <= x < 1e38,  # in single precision
                        "is not a number of at least 0")
 multiplier = _number("multiplier", float, lambda x: 0 < x <= 100, "is not above 0 and at most 100")

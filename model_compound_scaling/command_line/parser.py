@@ -19,8 +19,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         default, text = action.default, (action.help or "").replace("%", "%%")
-        silent = default is None or default is False or default is argparse.SUPPRESS
-        if silent or not action.option_strings:
+        if default is None or default is False or default is argparse.SUPPRESS:
             return text
         if isinstance(default, Path):
             default = os.path.relpath(default)

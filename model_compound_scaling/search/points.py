@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 Multipliers = tuple[float, float, float]  # d, w, r: of depth, width and image size
-BUDGET, TOLERANCE = 2.0, 0.1  # of d w^2 r^2 in a grid made by itself
 
 
 @dataclass(frozen=True)
@@ -43,25 +42,22 @@ class Point:
 
 def auto_grid(*, resolution: bool) -> list[Multipliers]:
     """All multipliers in steps of 0.1 with |d w^2 r^2 - 2| <= 0.1, 1 <= d < 2 and w, r >= 1.
-
-    Without `resolution` r is 1, which leaves the thesis' six pairs.
-    """
+    Without `resolution` r is 1, which leaves the thesis' six pairs."""
     tenths, sizes = range(10, 20), range(10, 20) if resolution else [10]
-    budget, tolerance = int(BUDGET * 10**5), int(TOLERANCE * 10**5)  # whole numbers: no rounding
     return [
         (d / 10, w / 10, r / 10)
         for r, w, d in product(sizes, reversed(tenths), tenths)
-        if abs(d * w**2 * r**2 - budget) <= tolerance
+        if abs(d * w**2 * r**2 - 2 * 10**5) <= 10**4  # whole numbers: no rounding
     ]
 
 
-def parse_grid(values: list[float] | str, *, resolution: bool) -> list[Multipliers]:
-    """The grid that --grid names: "auto", pairs (d, w), or triples (d, w, r) with `resolution`."""
-    if values == "auto":
+def parse_grid(values: list[float | str], *, resolution: bool) -> list[Multipliers]:
+    """The grid of --grid: ["auto"], or pairs (d, w), or triples (d, w, r) with `resolution`."""
+    if values == ["auto"]:
         return auto_grid(resolution=resolution)
-    count, kind, what = (2, "pairs", "depth and width")
+    count, kind, what = 2, "pairs", "depth and width"
     if resolution:
-        count, kind, what = (3, "triples", "depth, width and image size")
+        count, kind, what = 3, "triples", "depth, width and image size"
     if len(values) % count:
         raise UserError(f"--grid takes {kind} of {what}, not {len(values)} values")
     rows = (tuple(values[i : i + count]) for i in range(0, len(values), count))

@@ -7,6 +7,7 @@ import torch
 from data.errors import UserError
 from data.loading import Data
 from model_compound_scaling.checkpoints.network_checkpoint import network_content
+from model_compound_scaling.command_line import inputs
 from model_compound_scaling.machine import processes
 from model_compound_scaling.machine.devices import for_processes, lay_out, memory_of
 from model_compound_scaling.networks.building import build, expected_tensors
@@ -55,26 +56,16 @@ def require_memory(point: Point, device: torch.device, *, averaged: bool) -> Non
 
 
 def train_point(
-    point: Point,
-    training: Training,
-    request: RunRequest,
-    *,
-    data: Data,
-    recorded: dict,
-    device: torch.device,
+    point: Point, training: Training, request: RunRequest, *, data: Data, device: torch.device
 ) -> History:
-    """Train one network with SGD. `recorded` is what checkpoints say about the data."""
+    """Train one network with SGD."""
     torch.manual_seed(training.seed)
     network = build(point.spec)
     require_fit(network, data)
     network = lay_out(network, device, channels_last=training.channels_last)
     run = Run(request, spec=point.spec, phases=(PHASE,))
-    optimizer = make_sgd(
-        network,
-        lr=training.lr,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-    )
+    lr, momentum = training.lr, training.momentum
+    optimizer = make_sgd(network, lr=lr, momentum=momentum, weight_decay=training.weight_decay)
     averaged = Average(network, training.ema) if training.ema else None
     step = TrainStep(
         for_processes(network, device, compiled=training.compile),
@@ -91,8 +82,9 @@ def train_point(
         step.load_state_dict(state["step"])
         if averaged:
             averaged.module.load_state_dict(run.state["state_dict"])
-    world = processes.world_size()
-    where = f"on {device}" + (f", {world} processes" if world > 1 else "")
+    where = f"on {device}" + (
+        f", {world} processes" if (world := processes.world_size()) > 1 else ""
+    )
     run.log(f"{point.name}: {parameters(network):,} parameters, {data.classes} classes, {where}")
 
     def prepare(epoch: int) -> dict:
@@ -109,7 +101,7 @@ def train_point(
         trained = network.state_dict() if averaged else None
         states = {"optimizer": optimizer.state_dict(), "step": step.state_dict()}
         resume = {"phase": PHASE, "state_dict": trained, **states}
-        return network_content(best, point.spec, recorded, resume=resume)
+        return network_content(best, point.spec, inputs.describe(data), resume=resume)
 
     phase = Phase(PHASE, range(training.start_epoch, training.epochs), training.seed)
     run_epochs(run, phase, step, data, content=content, prepare=prepare, evaluated=best)
