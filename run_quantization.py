@@ -111,24 +111,16 @@ def count_parameters(spec: NetworkSpec, size: int) -> Callable:
     """network -> its published scoring parameters, at the precision of stage 3's defaults."""
     from model_scoring.counting.scoring import score
 
-    row = table_row(spec.model)
-    shape = (row.channels, size, size)
-    rules = ("published",)
-    return lambda network: (
-        score(network, shape, family=row.family, rules=rules).totals["published"].params
-    )
+    row, published = table_row(spec.model), "published"
+    count = partial(score, shape=(row.channels, size, size), family=row.family, rules=(published,))
+    return lambda network: count(network).totals[published].params
 
 
 def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
     check(args)
-    points = grid_points(
-        args.method,
-        scales=args.ini_c_divrs,
-        gammas=args.lambda_max_divrs,
-        thresholds=args.ttq_threshold,
-        sparsity=args.target_sparsity,
-        params=args.target_params,
-    )
+    grid = (args.ini_c_divrs, args.lambda_max_divrs, args.ttq_threshold)
+    targets = {"sparsity": args.target_sparsity, "params": args.target_params}
+    points = grid_points(args.method, *grid, targets)
     entry.require_single(args.resume, len(points))
     entry.require_names(args)
     device = entry.start(args)
@@ -139,29 +131,20 @@ def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
     from model_quantization.plots import plot_pareto, plot_ternarization
     from model_quantization.two_phases import Quantizing, quantize_point
 
-    checkpoint, spec = inputs.open_checkpoint(
-        args, name=args.model_dict, folder=SOURCES, flag="--model-dict"
-    )
+    checkpoint, spec = inputs.open_checkpoint(args, flag="--model-dict", folder=SOURCES)
     if not args.dataset and "dataset" not in checkpoint.data:
         args.dataset = "CIFAR100"
     data = inputs.open_data(args, spec=spec, recorded=checkpoint.data, device=device)
-    classes = inputs.fingerprint(data.class_names)
+    classes, count = inputs.fingerprint(data.class_names), count_parameters(spec, data.image_size)
     method = "ecp_" + "_".join(args.prune) if args.prune else "ec2t"
     method += f"_levels{args.levels}" if args.levels > 3 else ""
     runs = []
     for point in points:
         name = f"{spec.model.replace(':', '-')}_{data.name}_{method}_{point.name}"
         flags = {"model": spec.model, "point": point.name, "classes": classes}
-        run = quantize_point(
-            from_flags(Quantizing, vars(args), point=point),
-            entry.run_request(args, incidental, args.output / name, **flags),
-            checkpoint=checkpoint,
-            spec=spec,
-            data=data,
-            recorded=inputs.describe(data),
-            device=device,
-            scoring_params=count_parameters(spec, data.image_size),
-        )
+        settings = from_flags(Quantizing, vars(args), point=point)
+        request = entry.run_request(args, incidental, args.output / name, **flags)
+        run = quantize_point(settings, request, checkpoint, spec, data, device, count)
         if args.plot_ternarization and processes.is_main():
             plot_ternarization(run)
         runs.append(run)

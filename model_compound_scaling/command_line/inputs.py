@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 
 def open_checkpoint(
-    args: argparse.Namespace, *, name: str, folder: Path, flag: str, read: Callable | None = None
+    args: argparse.Namespace, *, flag: str, folder: Path, read: Callable | None = None
 ) -> "tuple[Checkpoint, NetworkSpec]":
-    """The checkpoint named on the command line and the network it holds. `read`: path -> Checkpoint
-    for stages whose files come in more formats."""
+    """The checkpoint that `flag` names and the network it holds. `read`: path -> Checkpoint, for
+    stages whose files come in more formats."""
     from model_compound_scaling.checkpoints.network_checkpoint import find_file, read_checkpoint
     from model_compound_scaling.checkpoints.recognition import network_spec
 
+    name = vars(args)[flag.strip("-").replace("-", "_")]
     checkpoint = (read or read_checkpoint)(find_file(name, folder=folder, flag=flag))
     spec = network_spec(
         checkpoint,
