@@ -71,9 +71,8 @@ def out_of_memory(error: Exception) -> UserError | None:
 def run_request(
     args: argparse.Namespace, incidental: frozenset[str], folder: Path, **more: object
 ) -> "RunRequest":
-    """The run in a folder that the flags ask for. Its configuration are the flags, how many
-    processes share the batches, and `more`; `incidental`: the parser's names of those that change
-    no result."""
+    """The run in a folder that the flags ask for, configured by them, the number of processes, and
+    `more`; `incidental`: the parser's names of those that change no result."""
     from model_compound_scaling.runs import Configuration, RunRequest
 
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}

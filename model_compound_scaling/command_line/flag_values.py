@@ -4,17 +4,12 @@ import argparse
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from model_compound_scaling.runs.save_interval import Interval
 
-N = TypeVar("N", int, float)
 
-
-def _number(
-    name: str, parse: Callable[[str], N], valid: Callable[[N], bool], complaint: str
-) -> Callable[[str], N]:
-    def from_text(value: str) -> N:
+def _number(name: str, parse: type, valid: Callable[[float], bool], complaint: str) -> Callable:
+    def from_text(value: str) -> float:
         number = parse(value)
         if not valid(number):
             raise argparse.ArgumentTypeError(f"{value} {complaint}")

@@ -31,13 +31,8 @@ class Parser(argparse.ArgumentParser):
     """One-line errors that name the flag and the nearest valid one; no abbreviations."""
 
     def __init__(self, *, prog: str, required: str = "", description: str | None = None) -> None:
-        super().__init__(
-            prog=prog,
-            usage=f"{prog} {required} [flags]".replace("  ", " "),
-            description=description,
-            formatter_class=_Help,
-            allow_abbrev=False,
-        )
+        usage = f"{prog} {required} [flags]".replace("  ", " ")
+        super().__init__(prog, usage, description, formatter_class=_Help, allow_abbrev=False)
 
     def section(self, title: str) -> Callable[..., None]:
         """`flag` for a group of flags that has this title in the help."""
