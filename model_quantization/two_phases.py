@@ -7,21 +7,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from data.errors import UserError
-from data.loading import Data
+from data import Data, UserError
 from model_compound_scaling.checkpoints import Checkpoint, load_network, network_content
 from model_compound_scaling.checkpoints.errors import CheckpointError
 from model_compound_scaling.command_line import inputs
-from model_compound_scaling.machine import processes
-from model_compound_scaling.machine.devices import for_processes, lay_out
+from model_compound_scaling.machine import for_processes, lay_out, processes
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
-from model_compound_scaling.runs.history import History
-from model_compound_scaling.runs.resume import RunRequest
-from model_compound_scaling.runs.run import Run
+from model_compound_scaling.runs import History, Run, RunRequest
+from model_compound_scaling.training import Phase, TrainStep, load_optimizer, run_epochs
 from model_compound_scaling.training.evaluation import evaluate, require_fit
-from model_compound_scaling.training.loop import Phase, run_epochs
-from model_compound_scaling.training.optimizers import load_optimizer
-from model_compound_scaling.training.step import TrainStep
 from model_quantization.ec2t.latent_layers import MIN_CENTROID
 from model_quantization.ec2t.ternarizer import Ternarizer
 from model_quantization.gamma_search import Goal, solve_gamma
@@ -55,14 +49,12 @@ def make_optimizer(
     """Adam with three groups: latents, centroids, and all other parameters."""
     quantized = set(ternarizer.weights)
     others = [p for p in network.parameters() if p not in quantized and p.requires_grad]
-    return torch.optim.Adam(
-        [
-            {"params": [ternarizer.latent], "lr": lr},
-            {"params": [ternarizer.centroids], "lr": lr2},
-            {"params": others, "lr": lr, "weight_decay": weight_decay},
-        ],
-        fused=True,
-    )
+    groups = [
+        {"params": [ternarizer.latent], "lr": lr},
+        {"params": [ternarizer.centroids], "lr": lr2},
+        {"params": others, "lr": lr, "weight_decay": weight_decay},
+    ]
+    return torch.optim.Adam(groups, fused=True)
 
 
 def require_continuable(state: dict, *, names: list[str], settings: Quantizing) -> None:
@@ -121,8 +113,9 @@ class Quantization:
         if zeros is not None:
             self.goal = Goal(f"{zeros:g} % zeros", zeros, 1.0, self.ternarizer.zeros)
         elif params is not None:  # fewer with more gamma, hence the signs
-            name, count = f"{params:,.0f} scoring parameters", self.scoring_params
-            self.goal = Goal(name, -params, 0.02 * params, lambda: -count(self.network))
+            count, network = self.scoring_params, self.network
+            name = f"{params:,.0f} scoring parameters"
+            self.goal = Goal(name, -params, 0.02 * params, lambda: -count(network))
 
     def prepare(self, epoch: int) -> dict:
         """Before an epoch: gamma for the goal, if there is one."""
@@ -174,8 +167,7 @@ class Quantization:
             "codes": self.codes,
             "optimizer": self.optimizer.state_dict(),
         }
-        recorded = inputs.describe(self.data)
-        return network_content(self.network, self.spec, recorded, resume=resume)
+        return network_content(self.network, self.spec, inputs.describe(self.data), resume=resume)
 
     def figures(self) -> dict:
         """After an epoch: zeros, size, and each layer's clusters; names ailing layers, once."""
@@ -245,8 +237,8 @@ def quantize_point(
     run.log(f"{request.folder.name}: {weights}{stay}, on {device}")
     job = Quantization(run, network, ternarizer, settings, spec, data, scoring_params)
     if measure:
-        zeros = ternarizer.zeros()
-        log_accuracy(f"quantized, not trained ({zeros:.2f} % zeros)", network, data, run)
+        what = f"quantized, not trained ({ternarizer.zeros():.2f} % zeros)"
+        log_accuracy(what, network, data, run)
     job.train(first, range(settings.epochs))
     if settings.retrain_epochs:
         job.freeze()

@@ -11,14 +11,10 @@ Without torch until a cost is asked for: the command line reads its grid first.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING
 
 from data.errors import UserError
 from model_compound_scaling.networks.micronet_scaling import scaled_shape
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
-
-if TYPE_CHECKING:
-    from torch import nn
 
 Multipliers = tuple[float, float, float]  # d, w, r: of depth, width and image size
 
@@ -90,11 +86,6 @@ def possible_points(
     return list(dict.fromkeys(first + later))
 
 
-def parameters(network: "nn.Module") -> int:
-    """Number of trainable values."""
-    return sum(p.numel() for p in network.parameters())
-
-
 def cost(point: Point) -> tuple[int, int]:
     """(parameters, multiply-accumulates of convolutions and linear layers for one image), from
     shapes alone where the network allows it."""
@@ -109,7 +100,8 @@ def cost(point: Point) -> tuple[int, int]:
             with torch.device(device), FlopCounterMode(display=False) as counter:
                 network = build(point.spec).eval()
                 network(torch.zeros(1, channels, point.image_size, point.image_size))
-            return parameters(network), counter.get_total_flops() // 2  # a MAC is two flops
+            parameters = sum(p.numel() for p in network.parameters())
+            return parameters, counter.get_total_flops() // 2  # a MAC is two flops
         except (UserError, NotImplementedError, RuntimeError):
             if device == "cpu":
                 raise

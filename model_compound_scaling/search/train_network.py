@@ -4,23 +4,24 @@ from dataclasses import dataclass, field
 
 import torch
 
-from data.errors import UserError
-from data.loading import Data
+from data import Data, UserError
 from model_compound_scaling.checkpoints.network_checkpoint import network_content
 from model_compound_scaling.command_line import inputs
-from model_compound_scaling.machine import processes
-from model_compound_scaling.machine.devices import for_processes, lay_out, memory_of
+from model_compound_scaling.machine import for_processes, lay_out, processes
+from model_compound_scaling.machine.devices import memory_of
 from model_compound_scaling.networks.building import build, expected_tensors
-from model_compound_scaling.runs.history import History
-from model_compound_scaling.runs.resume import RunRequest
-from model_compound_scaling.runs.run import Run
-from model_compound_scaling.search.points import Point, parameters
-from model_compound_scaling.training.evaluation import require_fit
-from model_compound_scaling.training.loop import Phase, run_epochs
+from model_compound_scaling.runs import History, Run, RunRequest
+from model_compound_scaling.search.points import Point
+from model_compound_scaling.training import (
+    Average,
+    Options,
+    Phase,
+    TrainStep,
+    require_fit,
+    run_epochs,
+)
 from model_compound_scaling.training.optimizers import load_optimizer, make_sgd
-from model_compound_scaling.training.recipe import Options, lr_factor
-from model_compound_scaling.training.step import TrainStep
-from model_compound_scaling.training.weight_average import Average
+from model_compound_scaling.training.recipe import lr_factor
 
 PHASE = "training"
 
@@ -82,10 +83,10 @@ def train_point(
         step.load_state_dict(state["step"])
         if averaged:
             averaged.module.load_state_dict(run.state["state_dict"])
-    where = f"on {device}" + (
-        f", {world} processes" if (world := processes.world_size()) > 1 else ""
-    )
-    run.log(f"{point.name}: {parameters(network):,} parameters, {data.classes} classes, {where}")
+    world = processes.world_size()
+    where = f"on {device}" + (f", {world} processes" if world > 1 else "")
+    parameters = sum(p.numel() for p in network.parameters())
+    run.log(f"{point.name}: {parameters:,} parameters, {data.classes} classes, {where}")
 
     def prepare(epoch: int) -> dict:
         schedule, warmup = training.schedule, training.warmup_epochs

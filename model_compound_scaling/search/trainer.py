@@ -8,11 +8,8 @@ import torch
 
 from data import Data
 from model_compound_scaling.checkpoints.atomic_save import make_folder, write_text
-from model_compound_scaling.machine import processes
-from model_compound_scaling.machine.log import Log
-from model_compound_scaling.runs.folder_lock import turn
-from model_compound_scaling.runs.history import History, copy_best, finished
-from model_compound_scaling.runs.resume import RunRequest
+from model_compound_scaling.machine import Log, processes
+from model_compound_scaling.runs import History, RunRequest, copy_best, finished, turn
 from model_compound_scaling.search.points import Point
 from model_compound_scaling.search.results_table import rows, to_csv, to_text
 from model_compound_scaling.search.search import Search
@@ -21,9 +18,8 @@ from model_compound_scaling.search.train_network import Training, require_memory
 
 @dataclass(eq=False)
 class Trainer:
-    """Trains one point a call, in a folder of its own below that of `request`. With `shard` and
-    `shards` only each so many-th, from the shard-th (1, 2 ...) on; the others are for other
-    machines."""
+    """Trains one point a call, in a folder of its own below that of `request`. Of several `shards`
+    each n-th point, from the shard-th (1, 2 ...) on; the others are for other machines."""
 
     training: Training
     request: RunRequest
