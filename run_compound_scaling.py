@@ -89,11 +89,12 @@ def build_parser() -> Parser:
 # fmt: on
 
 
-def default_model(dataset: Dataset, image_size: int | None) -> str:
+def default_model(dataset: str, image_size: int | None) -> str:
     """The baseline for a data set's images."""
-    if dataset.channels == 1:
+    row = find_dataset(dataset, image_size)
+    if row.channels == 1:
         return "lenet-5"
-    return "cifar_micronet" if (image_size or dataset.image_size) <= 64 else "image_micronet"
+    return "cifar_micronet" if (image_size or row.image_size) <= 64 else "image_micronet"
 
 
 def check(args: argparse.Namespace, family: str) -> None:
@@ -137,11 +138,11 @@ def class_names(args: argparse.Namespace, dataset: Dataset) -> list[str] | None:
 
 def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
     args.dataset = args.dataset or "CIFAR100"
-    dataset = find_dataset(args.dataset, args.image_size)
-    args.model = canonical_name(args.model or default_model(dataset, args.image_size))
+    args.model = canonical_name(args.model or default_model(args.dataset, args.image_size))
     family = table_row(args.model).family
     check(args, family)
     grid, phis = scaling(args, family)
+    dataset = find_dataset(args.dataset, args.image_size)
     names, size = class_names(args, dataset), inputs.input_size(args, args.model, {})
     classes = dataset.classes or len(names)
     point = partial(scaled_point, args.model, num_classes=classes, image_size=size)

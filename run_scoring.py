@@ -119,6 +119,12 @@ def check(args: argparse.Namespace) -> list[Path]:
     return named
 
 
+def settings(args: argparse.Namespace) -> Settings:
+    """Widths and rules from the flags."""
+    bits = 16 if args.halfprecision else 32
+    return Settings(bits, args.mul_bits or bits, args.add_bits, args.tree_adder, args.formats)
+
+
 def measure(network: "nn.Module", data: "Data", *, device: "torch.device", half: bool) -> float:
     """Top-1 accuracy on the validation images in percent, in 16 bit if asked for."""
     import torch
@@ -226,10 +232,8 @@ def body(args: argparse.Namespace) -> None:
         known = inputs.describe(data)
     if args.export:
         packed = packed_network(network, spec, known, half=args.export_precision != "fp32")
-    bits = 16 if args.halfprecision else 32
-    settings = Settings(bits, args.mul_bits or bits, args.add_bits, args.tree_adder, args.formats)
     shape, reference = (row.channels, size, size), REFERENCES.get(known.get("dataset"))
-    result = score(network, shape, family=row.family, settings=settings, reference=reference)
+    result = score(network, shape, family=row.family, settings=settings(args), reference=reference)
     print(f"{spec.model} from {checkpoint.path}, {row.channels}x{size}x{size} input")
     if args.prune_threshold != 1:
         print(f"pruned {len(pruned)} depthwise layers below {args.prune_threshold:g} x largest")
