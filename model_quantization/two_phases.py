@@ -221,15 +221,14 @@ def quantize_point(
     run = Run(request, spec=spec, phases=(first, "frozen"), check=check)
     if measure := settings.eval and not run.state:
         log_accuracy("before quantization", network, data, run)
-    point = settings.point
     ternarizer = Ternarizer(
         network,
         names,
-        initial_scale=point.initial_scale,
-        gamma=point.gamma,
+        initial_scale=settings.point.initial_scale,
+        gamma=settings.point.gamma,
         kmeans=settings.centroids > 0,
         prune=bool(settings.prune),
-        ttq_threshold=point.ttq_threshold,
+        ttq_threshold=settings.point.ttq_threshold,
         levels=settings.levels,
     )
     weights = f"{len(names)} layers with {ternarizer.latent.numel():,} weights"

@@ -105,8 +105,8 @@ def _recorded_statistics(recorded: dict) -> tuple | None:
 
 
 def fingerprint(class_names: Sequence[str]) -> str:
-    """The classes in a few characters, for a run's configuration: the same folder of results must
-    not go on with other classes. Where the images lie may change."""
+    """The classes in a few characters, for a run's configuration: it must not go on with others,
+    but where the images lie may change."""
     digest = hashlib.sha256("\n".join(class_names).encode(errors="surrogateescape")).hexdigest()
     return f"{len(class_names)} ({digest[:8]})"
 

@@ -49,8 +49,7 @@ class MultiLevelLayers(LatentLayers):
         return torch.cat([chance[:-1] * ((1 - zero) / (1 - chance[-1])), zero[None]])
 
     def adopt(self) -> None:
-        """Codes and centroids of the present values: each side's distinct ones in order of
-        magnitude."""
+        """Codes and centroids of the values: each side's distinct ones in order of magnitude."""
         layers = (self.segments.split(w) for w in (self.values, self.levels_of))
         for i, (values, codes) in enumerate(zip(*layers, strict=True)):
             codes.zero_()
