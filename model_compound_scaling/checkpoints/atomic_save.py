@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import NamedTuple
 
 import torch
 
@@ -25,6 +25,14 @@ FILE_LIMIT = 16 << 30  # bytes; EfficientNet-B7 with Adam's state has 0.8 GB
 def previous_path(path: Path) -> Path:
     """Where the generation before the newest is kept: `last.previous.pt` for `last.pt`."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+class Generation(NamedTuple):
+    """A checkpoint that was read: content, file it is from, and what is to be said about it."""
+
+    state: dict
+    source: Path
+    lines: list[str]
 
 
 def write_file(content: dict, path: Path) -> None:
@@ -59,7 +67,8 @@ def write_synced(content: bytes, path: Path) -> None:
     """Write a file down to the disk. Raises OSError."""
     with open(path, "wb") as file:
         file.write(content)
-        _sync(file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def make_folder(folder: Path) -> None:
@@ -75,20 +84,19 @@ def has_generation(path: Path) -> bool:
     return path.exists() or previous_path(path).exists()
 
 
-def read_generation(path: Path) -> tuple[dict, Path, list[str]]:
-    """The newest good generation: content, the file it is from, and a line per file skipped.
+def read_generation(path: Path) -> Generation:
+    """The newest good generation, with a line per file skipped.
 
     Raises CheckpointError, naming each file, if none is good, and if there is none.
     """
-    candidates = [file for file in (path, previous_path(path)) if file.exists()]
-    if not candidates:
-        raise CheckpointError(f"{path}: no such file, and no {previous_path(path).name}")
     skipped = []
-    for file in candidates:
+    for file in filter(Path.exists, (path, previous_path(path))):
         try:
-            return _read(file), file, skipped
+            return Generation(_read(file), file, skipped)
         except Refused as reason:
             skipped.append(f"{file.name} skipped: it {reason}")
+    if not skipped:
+        raise CheckpointError(f"{path}: no such file, and no {previous_path(path).name}")
     raise CheckpointError(
         f"{path.parent} holds no good checkpoint ({'; '.join(skipped)}): restore one from a "
         "backup, or start over with --no-resume"
@@ -142,8 +150,7 @@ def _temporary(path: Path) -> Path:
 
 @contextmanager
 def _temporary_files(*paths: Path) -> Iterator[None]:
-    """Remove what a killed save left before, and what a failed one leaves behind, and say why it
-    failed in one line."""
+    """Remove what a killed save left before and a failed one leaves behind; say why it failed."""
     temporaries = [_temporary(path) for path in paths]
     try:
         for file in temporaries:  # never overwritten: it may be a link to a good generation
@@ -167,7 +174,8 @@ def _save(content: dict, path: Path) -> None:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise OSError(str(error).partition("\n")[0]) from None
-        _sync(file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _link_if_good(path: Path, name: Path) -> bool:
@@ -186,19 +194,9 @@ def _link_if_good(path: Path, name: Path) -> bool:
 def _commit(path: Path) -> None:
     """Move the temporary file to its place, in one step and for good."""
     os.replace(_temporary(path), path)
-    _sync_folder(path.parent)
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames and new names durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        os.fsync(descriptor)  # of the folder: the rename itself, and new names
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
             raise

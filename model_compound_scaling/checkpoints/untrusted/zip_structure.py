@@ -29,8 +29,6 @@ def check(raw: bytes) -> None:
             _check_zip(raw)
         else:
             _check_legacy(raw)
-    except Refused:
-        raise
     # anything else that a damaged structure makes these parsers stumble over
     except (struct.error, ValueError, IndexError, KeyError, OverflowError) as error:
         raise Refused(f"is damaged or no checkpoint ({error})") from None
@@ -138,8 +136,8 @@ def _limit_pickle(size: int) -> None:
 
 
 def _check_legacy(raw: bytes) -> None:
-    """Five pickles (three of them the head, then content and the storages' order), then per
-    storage its number of elements in 8 bytes and its values."""
+    """Five pickles (the last two: content and the storages' order), then per storage its number of
+    elements in 8 bytes and its values."""
     stream, found = io.BytesIO(raw), []
     for _ in range(LEGACY_HEAD + 2):
         start = stream.tell()
