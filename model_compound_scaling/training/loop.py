@@ -63,13 +63,12 @@ def require_finite(step: TrainStep, run: Run, steps_per_epoch: int) -> None:
     """NonFiniteLoss if a loss or gradient was not finite; waits for the device."""
     # of all processes: with fp16 each knows its own loss only
     number = processes.all_reduce_max(int(step.first_bad))
-    if number < 0:
-        return
     epoch, batch = divmod(number, steps_per_epoch)
-    raise NonFiniteLoss(
-        f"the loss or a gradient became infinite or NaN in step {batch + 1} of epoch {epoch + 1}; "
-        f"no weight was updated from it: lower --lr ({run.last_good()})"
-    )
+    if number >= 0:
+        raise NonFiniteLoss(
+            f"the loss or a gradient became infinite or NaN in step {batch + 1} of epoch "
+            f"{epoch + 1}; no weight was updated from it: lower --lr ({run.last_good()})"
+        )
 
 
 def run_epochs(

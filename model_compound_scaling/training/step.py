@@ -12,16 +12,6 @@ from model_compound_scaling.training.recipe import AMP, Options
 from model_compound_scaling.training.weight_average import Average
 
 
-def _mixer(options: Options, classes: int) -> Callable | None:
-    """(images, labels) -> the same, mixed in pairs; None for neither mixup nor cutmix."""
-    if not (options.mixup or options.cutmix):
-        return None
-    from torchvision.transforms import v2  # takes 1.5 s, which other steps need not wait for
-
-    shares = ((v2.MixUp, options.mixup), (v2.CutMix, options.cutmix))
-    return v2.RandomChoice([mix(alpha=a, num_classes=classes) for mix, a in shares if a])
-
-
 @dataclass(eq=False, repr=False)
 class TrainStep:
     """Updates a network from one batch.
@@ -46,11 +36,16 @@ class TrainStep:
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         device = self.parameters[0].device
         self.first_bad = torch.full((), -1, device=device)
-        name = AMP[self.options.amp]
+        options, name = self.options, AMP[self.options.amp]
         self.dtype = name and getattr(torch, name)
-        half = self.dtype is torch.float16
-        self.scaler = torch.amp.GradScaler(device.type) if half else None
-        self.mix = _mixer(self.options, self.classes)
+        self.scaler = torch.amp.GradScaler(device.type) if name == "float16" else None
+        self.mix = None  # (images, labels) -> the same, mixed in pairs
+        if options.mixup or options.cutmix:
+            from torchvision.transforms import v2  # takes 1.5 s: other steps need not wait for it
+
+            shares = ((v2.MixUp, options.mixup), (v2.CutMix, options.cutmix))
+            mixes = [mix(alpha=a, num_classes=self.classes) for mix, a in shares if a]
+            self.mix = v2.RandomChoice(mixes)
 
     def __call__(
         self, images: Tensor, labels: Tensor, *, seed: int, number: int, weight: float = 1.0
@@ -61,9 +56,7 @@ class TrainStep:
         `weight` is this process' share of the images times the number of processes.
         """
         torch.manual_seed(seed)
-        targets = labels
-        if self.mix:
-            images, targets = self.mix(images, labels)
+        images, targets = self.mix(images, labels) if self.mix else (images, labels)
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None):
             output = self.forward(images)
         logits = (output if isinstance(output, Tensor) else output[0]).float()  # no auxiliary ones
