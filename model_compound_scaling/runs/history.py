@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from model_compound_scaling.checkpoints.atomic_save import read_file, write_file
@@ -21,10 +21,6 @@ class Configuration:
 
     values: dict
     incidental: frozenset[str] = frozenset()
-
-    def also(self, **more: object) -> "Configuration":
-        """The same with more values."""
-        return replace(self, values=self.values | more)
 
     def differences(self, old: dict) -> list[str]:
         """`name old -> new` of each value that an earlier run's differs in and that matters."""

@@ -2,19 +2,15 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
 from data.errors import UserError
-from model_compound_scaling.checkpoints.atomic_save import (
-    Generation,
-    has_generation,
-    read_file,
-    read_generation,
-    write_file,
-)
+from model_compound_scaling.checkpoints import atomic_save
+from model_compound_scaling.checkpoints.atomic_save import has_generation, read_generation
 from model_compound_scaling.checkpoints.errors import CheckpointError, DiskError
 from model_compound_scaling.runs.folder_lock import FolderLock, hold_folder
 from model_compound_scaling.runs.history import Configuration
@@ -30,15 +26,14 @@ class RunRequest:
     `resume` is "auto" (continue this folder's run if it has the same configuration), "none"
     (start over; an earlier run is kept under another name) or the path of a `last.pt`, from which
     to start; the same path later continues the run that it began. A job that SLURM starts again
-    continues its own run, even with "none". With `override`, another configuration is no reason
-    to stop. `interval` says how often to save within an epoch.
+    continues its own run, even with "none". With `override`, another configuration may go on.
     """
 
     folder: Path
     config: Configuration
     resume: str = "auto"
     override: bool = False
-    interval: Interval = field(default_factory=Interval)
+    interval: Interval = field(default_factory=Interval)  # of saves within an epoch
 
 
 def open_folder(request: RunRequest, fits: Fits) -> tuple[FolderLock, dict, list[str]]:
@@ -79,7 +74,7 @@ def open_folder(request: RunRequest, fits: Fits) -> tuple[FolderLock, dict, list
     return lock, start.state, lines
 
 
-def _own_checkpoint(request: RunRequest) -> Generation | None:
+def _own_checkpoint(request: RunRequest) -> atomic_save.Generation | None:
     """The folder's checkpoint, if it is of a run that this command began; it is a run's then."""
     path = request.folder / "last.pt"
     if not has_generation(path):
@@ -103,7 +98,7 @@ def _own_checkpoint(request: RunRequest) -> Generation | None:
     return own
 
 
-def _named_checkpoint(request: RunRequest, fits: Fits) -> Generation | None:
+def _named_checkpoint(request: RunRequest, fits: Fits) -> atomic_save.Generation | None:
     """The checkpoint that --resume PATH names, which must fit; None for the other modes."""
     if request.resume in ("auto", "none"):
         return None
@@ -152,10 +147,8 @@ def _set_aside(folder: Path) -> None:
 
 def _restore_best(state: dict, folder: Path) -> None:
     """Bring best.pt to what the checkpoint knows: it may be of a later epoch, or damaged."""
-    best, path = state["best"], folder / "best.pt"
-    try:
-        known = read_file(path)["figures"] if path.exists() else None
-    except CheckpointError:
-        known = None
+    known, best, path = None, state["best"], folder / "best.pt"
+    with suppress(CheckpointError):  # also if there is none
+        known = atomic_save.read_file(path)["figures"]
     if best and known != best["figures"]:
-        write_file(best, path)
+        atomic_save.write_file(best, path)

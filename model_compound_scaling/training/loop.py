@@ -117,8 +117,7 @@ def run_epochs(
                 step, data.train, done, seed=phase.seed, epoch=epoch, label=label, after=after_step
             )
             require_finite(step, run, total)
-            # BatchNorm's statistics are each process' own: those of the first are evaluated and
-            # saved
+            # BatchNorm's statistics are each process' own: the first one's are evaluated and saved
             processes.broadcast(list(network.buffers()))
             after_batch = partial(between, done, False)
             scores = evaluate(network, data.val.epoch(0), total=len(data.val), between=after_batch)

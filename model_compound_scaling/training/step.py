@@ -75,22 +75,20 @@ class TrainStep:
         return loss.detach(), hits(logits.detach(), labels, 1)
 
     def _update(self, loss: Tensor, number: int) -> None:
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        bad = ~loss.detach().isfinite()
-        if not self.scaler:  # with a scaler, gradients may overflow: it skips them and scales down
-            bad = ~torch.stack(torch._foreach_norm(gradients, torch.inf)).isfinite().all()
-        self.first_bad = torch.where(bad & (self.first_bad < 0), number, self.first_bad)
-        if self.scaler:
+        if self.scaler:  # gradients may overflow: it skips them and scales down
             self.scaler.step(self.optimizer)
             self.scaler.update()
             # halved again and again: it is not the scale that makes the gradients infinite
-            hopeless = self.scaler._scale < 1
-            self.first_bad = torch.where(hopeless & (self.first_bad < 0), number, self.first_bad)
-            return
-        # what the gradient scaler, too, tells fused optimizers, which then change nothing
-        self.optimizer.grad_scale = None
-        self.optimizer.found_inf = (self.first_bad >= 0).float()
-        self.optimizer.step()
+            bad = ~loss.detach().isfinite() | (self.scaler._scale < 1)
+        else:
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            bad = ~torch.stack(torch._foreach_norm(gradients, torch.inf)).isfinite().all()
+        self.first_bad = torch.where(bad & (self.first_bad < 0), number, self.first_bad)
+        if not self.scaler:
+            # what the gradient scaler, too, tells fused optimizers, which then change nothing
+            self.optimizer.grad_scale = None
+            self.optimizer.found_inf = (self.first_bad >= 0).float()
+            self.optimizer.step()
 
     def state_dict(self) -> dict:
         """What a resumed step needs beside the networks."""
