@@ -47,10 +47,16 @@ def write_generation(content: dict, path: Path) -> None:
 
     A damaged file is not kept: it would push out the last good one. Raises DiskError.
     """
-    previous = previous_path(path)
+    previous, keeps = previous_path(path), False
     with _temporary_files(path, previous):
         _save(content, _temporary(path))
-        keeps = _link_if_good(path, _temporary(previous))
+        with suppress(Refused):  # also if there is none
+            raw = _checked_bytes(path)
+            try:
+                os.link(path, _temporary(previous))
+            except OSError:  # the file system has no links
+                write_synced(raw, _temporary(previous))
+            keeps = True
         _commit(path)
         if keeps:  # only now: until here the older generation may be the only other good one
             _commit(previous)
@@ -176,19 +182,6 @@ def _save(content: dict, path: Path) -> None:
             raise OSError(str(error).partition("\n")[0]) from None
         file.flush()
         os.fsync(file.fileno())
-
-
-def _link_if_good(path: Path, name: Path) -> bool:
-    """Give a file a second name if it is whole; a copy on file systems without links."""
-    try:
-        raw = _checked_bytes(path)
-    except Refused:  # also if there is none
-        return False
-    try:
-        os.link(path, name)
-    except OSError:
-        write_synced(raw, name)
-    return True
 
 
 def _commit(path: Path) -> None:

@@ -74,17 +74,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     require_finite(state, path)
     network, data = content.get("network"), content.get("data", {})
-    fields = {"model", "num_classes", "arguments"}
-    ours = isinstance(network, dict) and set(network) - {"widths"} == fields
-    if ours:
+    spec, fields = None, {"model", "num_classes", "arguments"}
+    if isinstance(network, dict) and set(network) - {"widths"} == fields:  # else a foreign file
         check_description(path, network=network, data=data, bounds=Bounds.of(state))
-    return Checkpoint(
-        path=path,
-        state=efficientnet_keys.to_torchvision_keys(state),
-        network=NetworkSpec(**network) if ours else None,
-        content=content,
-        style=efficientnet_keys.key_style(set(state)),
-    )
+        spec = NetworkSpec(**network)
+    style = efficientnet_keys.key_style(set(state))
+    return Checkpoint(path, efficientnet_keys.to_torchvision_keys(state), spec, content, style)
 
 
 def network_content(network: nn.Module, spec: NetworkSpec, data: dict, **more: object) -> dict:
