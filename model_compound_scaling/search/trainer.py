@@ -36,7 +36,8 @@ class Trainer:
     def __call__(self, point: Point) -> History | None:
         """The point's history; None if it is another machine's, which has not finished it."""
         mine, training, done = next(self.mine), self.training, None
-        config = self.request.config.also(network=point.name)
+        config = self.request.config
+        config = replace(config, values=config.values | {"network": point.name})
         request = replace(self.request, folder=self.request.folder / point.name, config=config)
         if request.resume == "auto":
             done = processes.from_main(
