@@ -136,7 +136,7 @@ def measure(network: "nn.Module", data: "Data", *, device: "torch.device", half:
     how = "float32"
     if half:
         image = torch.zeros(1, data.channels, data.image_size, data.image_size, device=device)
-        network, how = (found := half_precision(network, image)).network, found.description
+        network, how = half_precision(network, image)
     result = evaluate(network, data.val.epoch(0), total=len(data.val))
     print(
         f"evaluated on {data.val.samples:,} images in {how}: "

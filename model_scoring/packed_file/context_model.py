@@ -8,6 +8,7 @@ and tap and from the kernel it is in (the weights around it that are known alrea
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,13 +35,9 @@ class Geometry:
 
     lanes: int
     channels: int
-    height: int
-    width: int
+    taps: int
+    width: int  # taps in a row of the kernel
     levels: int  # largest code
-
-    @property
-    def taps(self) -> int:
-        return self.height * self.width
 
     @property
     def weights(self) -> int:
@@ -73,19 +70,15 @@ class Kernel:
         self.tap, self.block = tap, block
         self.row, self.column = divmod(tap, self.shape.width)
 
-    def _at(self, planes: Array, up: int, left: int) -> Array:
+    def at(self, planes: Array, up: int, left: int) -> Array:
+        """The tap so far up and to the left, 0 outside the kernel, of codes or of signs."""
         row, column = self.row - up, self.column - left
         inside = row >= 0 and 0 <= column < self.shape.width
         plane = planes[row * self.shape.width + column] if inside else self.outside
         return plane[:, self.block]
 
     def sign(self, up: int, left: int) -> Array:
-        """Signs of the tap so far up and to the left, 0 outside the kernel."""
-        return self._at(self.signs, up, left)
-
-    def size(self, up: int, left: int) -> Array:
-        """Magnitudes of that tap's codes."""
-        return np.abs(self._at(self.codes, up, left))
+        return self.at(self.signs, up, left)
 
     def put(self, codes: Array) -> None:
         """The codes of the current tap and block."""
@@ -167,7 +160,8 @@ class LevelModel(ContextModel):
         super().__init__(mixer, self.lane, self.near)
 
     def probability(self, kernel: Kernel, m: int, positive: Array) -> Array:
-        near = np.maximum(kernel.size(0, 1), kernel.size(1, 0)).clip(0, 7) + 8 * positive
+        left, above = kernel.at(kernel.codes, 0, 1), kernel.at(kernel.codes, 1, 0)
+        near = np.maximum(np.abs(left), np.abs(above)).clip(0, 7) + 8 * positive
         return self.mix((self.lane.predict(kernel.block), self.near.predict(m - 1, near)))
 
 
@@ -208,12 +202,7 @@ class LayerModels:
         found, up = (symbol > 0).astype(np.int32), (symbol > 1).astype(np.int32)
         self.zero.update(found)
         self.sign.update(up, found)
-        size = self._sizes(kernel, known, found, up)
-        return np.where(up, size, -size).astype(np.int8)
-
-    def _sizes(self, kernel: Kernel, known: Array | None, found: Array, up: Array) -> Array:
-        """Magnitudes: 1 + the number of times the answer is yes."""
-        size, active = found.copy(), found
+        size, active = found.copy(), found  # 1 + the number of times that the answer is yes
         for m in range(1, self.shape.levels):
             larger = self.level.probability(kernel, m, up)
             cut = np.where(active, ONE - larger, ONE)  # nothing to say of the others
@@ -222,7 +211,7 @@ class LayerModels:
             self.level.update(more, active)
             size += more
             active = more
-        return size
+        return np.where(up, size, -size).astype(np.int8)
 
 
 def encode(codes: Array, shape: Geometry, priors: Array) -> list[bytes]:
@@ -232,7 +221,7 @@ def encode(codes: Array, shape: Geometry, priors: Array) -> list[bytes]:
     return coder.finish()
 
 
-def decode(parts: list[bytes], shape: Geometry, priors: Array) -> Array:
+def decode(parts: Sequence[bytes], shape: Geometry, priors: Array) -> Array:
     """The codes that `encode` was given. Raises CheckpointError if the bytes are damaged."""
     coder = Decoder(parts, shape.states)
     codes = np.zeros((shape.channels, shape.taps, len(parts), shape.lanes), dtype=np.int8)
