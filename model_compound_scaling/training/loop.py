@@ -56,10 +56,8 @@ class Progress:
     def means(self) -> dict[str, float]:
         """Mean loss, and accuracy in percent, over all processes."""
         sums = self.state()
-        return {
-            "train_loss": sums["loss"] / sums["samples"],
-            "train_top1": 100 * sums["hits"] / sums["samples"],
-        }
+        loss, top1 = sums["loss"] / sums["samples"], 100 * sums["hits"] / sums["samples"]
+        return {"train_loss": loss, "train_top1": top1}
 
 
 def train_epoch(
@@ -80,13 +78,10 @@ def train_epoch(
     step.network.train()
     world, rank, total = processes.world_size(), processes.rank(), len(loader)
     for images, labels in progress(loader.epoch(epoch, done.batch), label, total, done.batch):
-        loss, hits = step(
-            images,
-            labels,
-            seed=sample_seed(seed, epoch, done.batch * world + rank),
-            number=epoch * total + done.batch,
-            weight=world * len(labels) / loader.images_in(done.batch) if world > 1 else 1.0,
-        )
+        own_seed = sample_seed(seed, epoch, done.batch * world + rank)
+        weight = world * len(labels) / loader.images_in(done.batch) if world > 1 else 1.0
+        number = epoch * total + done.batch
+        loss, hits = step(images, labels, seed=own_seed, number=number, weight=weight)
         done.add(loss, hits, len(labels))
         after(done)
 

@@ -3,8 +3,8 @@
 torch's own `weights_only` unpickler runs no foreign code, but it allocates what it is told to: it
 calls bytearray(10**12) and torch.UntypedStorage(10**12), copies one tuple a million times, makes
 expanded tensors and, in the legacy format, storages of any size. Fake tensors change the last two
-only. So the pickle is unpickled once before with stand-ins: of what may be named, only what state
-dicts and optimizers need exists, and it checks and counts instead of computing.
+only. So the pickle is first unpickled with stand-ins, which check and count instead of computing;
+only what state dicts and optimizers need can be named.
 """
 
 import io
