@@ -50,17 +50,21 @@ def image_paths(path: Path) -> list[Path]:
     found = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     paths = sorted(p for p in found if not p.name.startswith("."))
     if not paths:
-        raise DataError(
-            f"--predict {path}: the folder holds no images ({' '.join(sorted(SUFFIXES))})"
-        )
+        known = " ".join(sorted(SUFFIXES))
+        raise DataError(f"--predict {path}: the folder holds no images ({known})")
     return paths
 
 
 @torch.no_grad()
 def _lines(
-    network: nn.Module, paths: Sequence[Path], prepare: Preparation, *,
-    device: torch.device, top: int, names: Sequence[str],
-) -> Iterator[str]:  # fmt: skip
+    network: nn.Module,
+    paths: Sequence[Path],
+    prepare: Preparation,
+    *,
+    device: torch.device,
+    top: int,
+    names: Sequence[str],
+) -> Iterator[str]:
     network = network.to(device).eval()
     for start in range(0, len(paths), BATCH):
         images, unreadable = [], None

@@ -40,14 +40,11 @@ class Geometry:
     levels: int  # largest code
 
     @property
-    def weights(self) -> int:
-        return self.lanes * self.channels * self.taps
-
-    @property
     def states(self) -> int:
         """Coders of a layer. Each costs 4 bytes, too few of them time."""
-        share = 16384 if self.weights < 100_000 else 8192  # weights of one
-        return max(1, min(self.weights // share, self.lanes))
+        weights = self.lanes * self.channels * self.taps
+        share = 16384 if weights < 100_000 else 8192  # of one coder
+        return max(1, min(weights // share, self.lanes))
 
     def blocks(self) -> list[slice]:
         """Lanes coded at once. Without other taps only earlier lanes tell a channel's density."""
@@ -202,7 +199,7 @@ class LayerModels:
         found, up = (symbol > 0).astype(np.int32), (symbol > 1).astype(np.int32)
         self.zero.update(found)
         self.sign.update(up, found)
-        size, active = found.copy(), found  # 1 + the number of times that the answer is yes
+        size, active = found.copy(), found  # magnitudes: 1 + the number of times it is larger
         for m in range(1, self.shape.levels):
             larger = self.level.probability(kernel, m, up)
             cut = np.where(active, ONE - larger, ONE)  # nothing to say of the others

@@ -22,7 +22,7 @@ LZMA = [{"id": lzma.FILTER_LZMA1, "preset": 6, "lc": 0, "lp": 0, "pb": 0, "dict_
 VALUES_PER_BYTE = 20_000  # compressors reach less: more values than that are a false claim
 SMALL = 1 << 16
 RAW, ZLIB, XZ = range(3)
-HALF = {torch.float32: torch.float16, torch.float64: torch.float16}
+WIDE = (torch.float32, torch.float64)  # what half precision rounds to fp16
 DECODERS = {
     ZLIB: partial(zlib.decompressobj, -15),
     XZ: partial(lzma.LZMADecompressor, lzma.FORMAT_RAW, filters=LZMA),
@@ -33,7 +33,7 @@ def as_array(tensor: Tensor, *, half: bool = False) -> Array:
     """What is kept of a tensor: its values, with `half` those of wider floats in fp16; the bits of
     bfloat16, which numpy does not know."""
     plain = tensor.detach().cpu().contiguous()
-    plain = plain.to(HALF.get(plain.dtype, plain.dtype)) if half else plain
+    plain = plain.half() if half and plain.dtype in WIDE else plain
     return (plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain).numpy()
 
 

@@ -30,7 +30,7 @@ from model_compound_scaling.checkpoints.network_checkpoint import require_finite
 from model_compound_scaling.checkpoints.untrusted import description_limits as limits
 from model_compound_scaling.networks.building import expected_tensors
 from model_compound_scaling.networks.registry import NetworkSpec
-from model_scoring.packed_file.float_tensors import HALF, as_array, pack_dense, unpack_dense
+from model_scoring.packed_file.float_tensors import WIDE, as_array, pack_dense, unpack_dense
 from model_scoring.packed_file.quantized_layers import pack_layers, quantized, unpack_layers
 from model_scoring.packed_file.varint import read_varint, varint
 
@@ -103,7 +103,7 @@ def pack(
     arrays = {name: as_array(t) for name, t in state.items()}
     layers = {name: q for name, a in arrays.items() if (q := quantized(a + 0 if half else a))}
     others = {name: t for name, t in state.items() if name not in layers}
-    wide = [n for n, t in others.items() if half and t.dtype in HALF and t.half().isinf().any()]
+    wide = [n for n, t in others.items() if half and t.dtype in WIDE and t.half().isinf().any()]
     stored = {n: as_array(t, half=half and n not in wide) for n, t in others.items()}
     packed = pack_layers(layers)
     sections = {n: packed[n] if n in packed else pack_dense({n: stored[n]})

@@ -73,10 +73,9 @@ class Layout:
     geometry: Geometry
 
     def to_coder(self, codes: Array) -> Array:
-        g = self.geometry
         if self.folded:
-            codes = np.pad(codes.reshape(-1), (0, g.weights - codes.size))
-            return codes.reshape(g.channels, 1, g.lanes)
+            lanes = self.geometry.lanes
+            return np.pad(codes.reshape(-1), (0, -codes.size % lanes)).reshape(-1, 1, lanes)
         codes = codes.reshape(*self.shape[:2], -1)
         return codes.transpose((0, 2, 1) if self.swapped else (1, 2, 0))
 
@@ -126,7 +125,7 @@ def _encode(layers: Mapping[str, Quantized], *, informed: bool) -> dict[str, byt
 
 
 def _priors(codes: Array) -> tuple[int, int]:
-    """Of nonzero weights among all, and of positive ones among these."""
+    """Densities of nonzero weights among all, and of positive ones among these, as recorded."""
     nonzero, positive = np.count_nonzero(codes), np.count_nonzero(codes > 0)
     return prior_of(nonzero / max(codes.size, 1)), prior_of(positive / max(nonzero, 1))
 
