@@ -4,7 +4,6 @@ Every filter is counted with its own nonzeros. Channels go only where the networ
 the same function, and a layer that loses channels stores one bit per channel of that side.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -16,6 +15,7 @@ from model_scoring.counting.costs import (
     Count,
     Live,
     channels,
+    elements,
     elementwise,
     positions,
     scaled,
@@ -34,8 +34,7 @@ class _Context:
 
     def live(self, record: Record) -> Tensor:
         """bool (c,): channels of a record's result that depend on the image and are needed."""
-        c = channels(record.out_shape)
-        live = torch.ones(c, dtype=torch.bool)
+        live = torch.ones(channels(record.out_shape), dtype=torch.bool)
         if record.constants is not None:
             live &= record.constants.isnan()
         if record.labels is not None:
@@ -106,9 +105,9 @@ def layer(i: int, record: Record, context: _Context) -> Count:
         nonzeros = live.keep(record.weights.counts).sum(-1)
         adds, mults = _plain_sums(nonzeros), float(nonzeros.sum())
     masks = sum(m.numel() for m in (live.inputs, live.filters) if not bool(m.all()))
-    biases = live.rows * (
-        record.bias or (record.folded and context.trace.batchnorm_after(i) is None)
-    )
+    # constants that fold make a bias, unless a BatchNorm has one to take them
+    folded = record.folded and context.trace.batchnorm_after(i) is None
+    biases = live.rows * (record.bias or folded)
     stored = biases + _nonzero_constants(record.constants)
     return replace(
         count,
@@ -129,31 +128,21 @@ def folds(record: Record, context: _Context) -> Record | None:
 
 def batchnorm(i: int, record: Record, context: _Context) -> Count:
     """Scale and bias per channel, a mult and an add per element; the scale is free if it folds."""
-    live = int(context.live(record).sum())
-    elements = math.prod(record.out_shape) // channels(record.out_shape) * live
-    source = folds(record, context)
+    live, source = int(context.live(record).sum()), folds(record, context)
     bias = 0 if source and source.bias else 1  # else it becomes part of the layer's own
     scale = 0 if source else 1
     stored = (bias + scale) * live + _nonzero_constants(record.constants)
-    return Count(
-        params=context.values(stored),
-        **scaled(bias * elements, scale * elements, context.settings),
-        format="folded" if source else "",
-        live_in=live,
-        live_out=live,
-    )
+    at = elements(record.out_shape, live)
+    costs = scaled(bias * at, scale * at, context.settings)
+    name = "folded" if source else ""
+    return Count(context.values(stored), **costs, format=name, live_in=live, live_out=live)
 
 
 def plain(i: int, record: Record, context: _Context) -> Count:
     """Activations, sums, products, pooling: per element that depends on the image."""
     live = int(context.live(record).sum())
-    elements = math.prod(record.out_shape) // channels(record.out_shape) * live
-    return Count(
-        params=context.values(record.stored),
-        **elementwise(record, elements, context.settings),
-        live_in=live,
-        live_out=live,
-    )
+    costs = elementwise(record, elements(record.out_shape, live), context.settings)
+    return Count(context.values(record.stored), **costs, live_in=live, live_out=live)
 
 
 RULES: dict[str, Callable[[int, Record, _Context], Count]] = {

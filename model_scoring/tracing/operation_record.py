@@ -85,6 +85,11 @@ class Record:
         return bool(self.parameters) and self.stored == 0
 
     @property
+    def ternary(self) -> bool:
+        """A layer with ternary weights."""
+        return self.weights is not None and self.weights.ternary
+
+    @property
     def free_inputs(self) -> Tensor | None:
         """bool (c_in,): inputs that take no arithmetic; None: there are none."""
         return self.reads and self.reads.folds
