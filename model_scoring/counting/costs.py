@@ -55,13 +55,10 @@ class Count:
 
 @dataclass(frozen=True)
 class Live:
-    """What is left of a convolution or linear layer.
+    """What is left of a convolution or linear layer: bool masks."""
 
-    Bool masks (groups, inputs per group) and (groups, filters per group).
-    """
-
-    inputs: Tensor
-    filters: Tensor
+    inputs: Tensor  # (groups, inputs per group)
+    filters: Tensor  # (groups, filters per group)
 
     @property
     def rows(self) -> int:
@@ -71,9 +68,6 @@ class Live:
     def columns(self) -> int:
         return int(self.inputs.sum())
 
-    def weights(self, kernel: int) -> int:
-        return kernel * int((self.inputs.sum(1) * self.filters.sum(1)).sum())
-
     def keep(self, counts: Tensor) -> Tensor:
         """Counts (groups, filters, inputs) with those of dead channels set to 0."""
         return counts * (self.filters[:, :, None] & self.inputs[:, None, :])
@@ -81,7 +75,8 @@ class Live:
 
 def stored_layer(weights: Weights, live: Live, settings: Settings, *, whole: bool) -> Count:
     """Storage of a layer's weights, without operations."""
-    n, z = live.weights(weights.kernel), int(live.keep(weights.counts).sum())
+    n = weights.kernel * int((live.inputs.sum(1) * live.filters.sum(1)).sum())
+    z = int(live.keep(weights.counts).sum())
     options = {"ternary": weights.ternary, "settings": settings, "whole": whole}
     name, params = cheapest(n, z, live.rows, **options)
     return Count(params, 0.0, 0.0, name, live.columns, live.rows, n, z)

@@ -38,29 +38,27 @@ def _live(score: Score, rules: str) -> str:
 
 def summary(score: Score, packed_bytes: int | None = None) -> list[str]:
     """Both rule sets side by side; beside their bytes those of a packed file, if there is one."""
-    totals = score.totals
     baselines = {
         "imagenet": "MobileNetV2-1.4, 6.9M parameters and 1170M operations",
         "cifar": "WideResNet-28-10, 36.5M parameters and 10.49G operations",
     }
-
-    def line(label: str, text: str, value: object) -> list[str]:
-        return [label, *(format(value(totals[rules]), text) for rules in RULE_SETS)]
-
-    rows = [
-        ["", *RULE_SETS],
-        ["live channels", *(_live(score, rules) for rules in RULE_SETS)],
-        line("scoring parameters", ",.0f", lambda t: t.params),
-        line("bytes", ",.0f", lambda t: t.bytes),
-        *([["bytes, packed file", *2 * [f"{packed_bytes:,}"]]] if packed_bytes else []),
-        line("additions", ",.0f", lambda t: t.adds),
-        line("multiplications", ",.0f", lambda t: t.mults),
-        line("operations", ",.0f", lambda t: t.ops),
-        line("energy in uJ", ",.2f", lambda t: t.energy_uj),
-        line("score: storage term", ".6f", lambda t: t.storage_term),
-        line("score: operations term", ".6f", lambda t: t.compute_term),
-        line("score", ".6f", lambda t: t.score),
-    ]
+    lines = (
+        ("scoring parameters", ",.0f", "params"),
+        ("bytes", ",.0f", "bytes"),
+        ("additions", ",.0f", "adds"),
+        ("multiplications", ",.0f", "mults"),
+        ("operations", ",.0f", "ops"),
+        ("energy in uJ", ",.2f", "energy_uj"),
+        ("score: storage term", ".6f", "storage_term"),
+        ("score: operations term", ".6f", "compute_term"),
+        ("score", ".6f", "score"),
+    )
+    rows = [["", *RULE_SETS], ["live channels", *(_live(score, rules) for rules in RULE_SETS)]]
+    for label, text, field in lines:
+        values = (getattr(score.totals[rules], field) for rules in RULE_SETS)
+        rows.append([label, *(format(value, text) for value in values)])
+        if field == "bytes" and packed_bytes:
+            rows.append(["bytes, packed file", *len(RULE_SETS) * [f"{packed_bytes:,}"]])
     return [
         f"{score.parameters:,} parameters, {100 * score.zeros:.2f} % zeros; "
         f"{len(ternary_layers(score))} of {len(layers(score))} layers ternary",

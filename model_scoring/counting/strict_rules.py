@@ -62,11 +62,10 @@ def _nonzero_constants(constants: Tensor | None) -> int:
     return 0 if constants is None else int(((constants != 0) & ~constants.isnan()).sum())
 
 
-def _filter_sums(per_filter: Tensor, cost: Callable[[int], float]) -> float:
-    """Sum of cost(k) over the filters, k being each one's number of operands."""
-    sizes, filters = per_filter.flatten().unique(return_counts=True)
-    pairs = zip(sizes.tolist(), filters.tolist(), strict=True)
-    return sum(cost(k) * many for k, many in pairs)
+def _tree_sums(nonzeros: Tensor, width: int) -> float:
+    """Bits that a tree of adders for each filter adds; trees of one size are looked at once."""
+    sizes, filters = (t.tolist() for t in nonzeros.flatten().unique(return_counts=True))
+    return sum(tree_bits(k, width) * many for k, many in zip(sizes, filters, strict=True))
 
 
 def _plain_sums(nonzeros: Tensor) -> float:
@@ -87,8 +86,7 @@ def _ternary(record: Record, live: Live, settings: Settings) -> tuple[float, flo
     full = settings.add_bits / WORD
     if not settings.tree_adder:
         return _plain_sums(nonzeros) * full, mults
-    width = settings.value_bits
-    trees = sum(_filter_sums(side, lambda k: tree_bits(k, width)) for side in sides)
+    trees = sum(_tree_sums(side, settings.value_bits) for side in sides)
     joined = float((sides[0] > 0).logical_and(sides[-1] > 0).sum()) if len(sides) > 1 else 0.0
     return trees / WORD + joined * full, mults
 

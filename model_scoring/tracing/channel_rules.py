@@ -169,11 +169,8 @@ def move(call: Call, shape: Shape, known: Channels) -> Known:
 
 
 def _reduced(moved: Tensor) -> Tensor:
-    """Without what was only expanded: nothing differs there."""
-    for d in range(moved.dim()):
-        if moved.stride(d) == 0:
-            moved = moved.narrow(d, 0, 1)
-    return moved
+    """Without what was only expanded, which has stride 0: nothing differs there."""
+    return moved[tuple(slice(None if stride else 1) for stride in moved.stride())]
 
 
 def concatenation(call: Call) -> Known:
