@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from model_scoring.counting.settings import WORD, Settings
@@ -56,13 +55,10 @@ class Count:
 
 @dataclass(frozen=True)
 class Live:
-    """What is left of a convolution or linear layer.
+    """What is left of a convolution or linear layer: bool masks."""
 
-    Bool masks (groups, inputs per group) and (groups, filters per group).
-    """
-
-    inputs: Tensor
-    filters: Tensor
+    inputs: Tensor  # (groups, inputs per group)
+    filters: Tensor  # (groups, filters per group)
 
     @property
     def rows(self) -> int:
@@ -72,9 +68,6 @@ class Live:
     def columns(self) -> int:
         return int(self.inputs.sum())
 
-    def weights(self, kernel: int) -> int:
-        return kernel * int((self.inputs.sum(1) * self.filters.sum(1)).sum())
-
     def keep(self, counts: Tensor) -> Tensor:
         """Counts (groups, filters, inputs) with those of dead channels set to 0."""
         return counts * (self.filters[:, :, None] & self.inputs[:, None, :])
@@ -82,17 +75,16 @@ class Live:
 
 def stored_layer(weights: Weights, live: Live, settings: Settings, *, whole: bool) -> Count:
     """Storage of a layer's weights, without operations."""
-    n, z = live.weights(weights.kernel), int(live.keep(weights.counts).sum())
-    name, params = cheapest(
-        n, z, live.rows, ternary=weights.ternary, settings=settings, whole=whole
-    )
+    n = weights.kernel * int((live.inputs.sum(1) * live.filters.sum(1)).sum())
+    z = int(live.keep(weights.counts).sum())
+    options = {"ternary": weights.ternary, "settings": settings, "whole": whole}
+    name, params = cheapest(n, z, live.rows, **options)
     return Count(params, 0.0, 0.0, name, live.columns, live.rows, n, z)
 
 
 def positions(record: Record) -> int:
     """Output elements per filter: pixels of a convolution, rows of a linear layer."""
-    filters = record.weights.counts.shape[0] * record.weights.counts.shape[1]
-    return math.prod(record.out_shape) // filters
+    return math.prod(record.out_shape) // record.weights.filters
 
 
 def scaled(adds: float, mults: float, settings: Settings) -> dict[str, float]:
@@ -102,6 +94,7 @@ def scaled(adds: float, mults: float, settings: Settings) -> dict[str, float]:
 
 def elementwise(record: Record, elements: float, settings: Settings) -> dict[str, float]:
     """Cost of `elements` outputs of an operation without weights."""
+    mults, adds = PER_ELEMENT.get(record.kind, (0, 0))
     window, out = record.window, elements
     costs = {
         "avgpool": ((window - 1) * out, out),  # challenge: c mults, (h w - 1) c adds
@@ -109,14 +102,13 @@ def elementwise(record: Record, elements: float, settings: Settings) -> dict[str
         "maxpool": (0, (window - 1) * out),  # comparisons
         "matmul": ((window - 1) * out, window * out),
     }
-    mults, adds = PER_ELEMENT.get(record.kind, (0, 0))
-    adds, mults = costs.get(record.kind, (adds * elements, mults * elements))
-    return scaled(adds, mults, settings)
+    return scaled(*costs.get(record.kind, (adds * out, mults * out)), settings)
 
 
 def channels(shape: tuple[int, ...]) -> int:
     return shape[1] if len(shape) > 1 else math.prod(shape)
 
 
-def full_mask(shape: tuple[int, int], like: Tensor) -> Tensor:
-    return torch.ones(shape, dtype=torch.bool, device=like.device)
+def elements(shape: tuple[int, ...], live: int) -> int:
+    """Elements of an activation's live channels."""
+    return math.prod(shape) // channels(shape) * live

@@ -26,9 +26,8 @@ def shares(score: Score, rules: str) -> dict[str, list[float]]:
         if record.weights is None:
             continue
         groups, filters, inputs = record.weights.counts.shape
-        sides, total = groups * (filters + inputs), record.weights.total
-        nonzeros = int(record.weights.counts.sum())
-        live = count.live_in + count.live_out
+        sides, live = groups * (filters + inputs), count.live_in + count.live_out
+        total, nonzeros = record.weights.total, int(record.weights.counts.sum())
         found["ternary weights"].append(100 * nonzeros / total * record.weights.ternary)
         found["deleted weights"].append(100 * (1 - nonzeros / total))
         found["deleted channels"].append(100 * (1 - live / sides) if count.weights else 0.0)

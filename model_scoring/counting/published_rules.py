@@ -9,12 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
+
 from model_scoring.counting.costs import (
     Count,
     Live,
     channels,
+    elements,
     elementwise,
-    full_mask,
     positions,
     scaled,
     stored_layer,
@@ -62,20 +64,17 @@ class Structure:
             if record.weights is None:
                 continue
             counts = record.weights.counts
-            groups, filters, inputs = counts.shape
-            everything = Live(
-                full_mask((groups, inputs), counts), full_mask((groups, filters), counts)
-            )
+            inputs, filters = counts.any(1), counts.any(2)
+            everything = torch.ones_like(inputs)
             if record.kind == "linear":
-                result[i] = everything
-                continue
-            result[i] = Live(counts.any(1), counts.any(2))
-            if record.weights.depthwise:
-                result[i] = replace(result[i], inputs=everything.inputs)
-            if self.family in RESIDUAL and ".conv" in record.name:
-                follows = before is not None and groups == 1 and before.filters.numel() == inputs
-                kept = before.filters.reshape(1, -1) if follows else everything.inputs
-                before = result[i] = replace(result[i], inputs=kept)
+                inputs, filters = everything, torch.ones_like(filters)
+            elif self.family in RESIDUAL and ".conv" in record.name:
+                follows = before is not None and (1, before.numel()) == inputs.shape
+                inputs = before.reshape(1, -1) if follows else everything
+                before = filters
+            elif record.weights.depthwise:
+                inputs = everything
+            result[i] = Live(inputs, filters)
         return result
 
     @cached_property
@@ -88,21 +87,11 @@ class Structure:
             found.append(i if is_layer else max(before, default=None))
         return found
 
-    def live_share(self, i: int) -> tuple[int, int]:
-        """Live and all channels of a record's result: those of the layer it comes from."""
-        shape = self.trace.records[i].out_shape
-        c, source = channels(shape), self.sources[i]
-        if source is None:
-            return c, c
-        filters = self.live[source].filters
-        return (int(filters.sum()) if filters.numel() == c else c), c
-
-    def live_elements(self, i: int) -> float:
-        live, c = self.live_share(i)
-        out = 1
-        for size in self.trace.records[i].out_shape:
-            out *= size
-        return out / c * live
+    def live_channels(self, i: int) -> int:
+        """Of a record's result: those of the layer it comes from."""
+        c, source = channels(self.trace.records[i].out_shape), self.sources[i]
+        filters = None if source is None else self.live[source].filters
+        return c if filters is None or filters.numel() != c else int(filters.sum())
 
     def second_conv(self, i: int) -> int | None:
         """In a MicroNet, the second convolution of the block whose first BatchNorm this is."""
@@ -119,9 +108,8 @@ class Structure:
 
     def merges_bias(self, i: int) -> bool:
         """A bias before a BatchNorm becomes part of the BatchNorm's."""
-        return any(
-            j >= 0 and self.trace.records[j].kind == "batchnorm" for j in self.trace.consumers[i]
-        )
+        users = [self.trace.records[j] for j in self.trace.consumers[i] if j >= 0]
+        return any(record.kind == "batchnorm" for record in users)
 
 
 def conv(i: int, structure: Structure, settings: Settings) -> Count:
@@ -162,32 +150,24 @@ def batchnorm(i: int, structure: Structure, settings: Settings) -> Count:
     A MicroNet's second convolution carries two: the block's first BatchNorm counts with its inputs
     (parameters) and outputs (additions).
     """
-    live, elements = structure.live_share(i)[0], structure.live_elements(i)
-    second = structure.second_conv(i)
+    live, second = structure.live_channels(i), structure.second_conv(i)
+    adds = elements(structure.trace.records[i].out_shape, live)
     if second is not None:
         kept = structure.live[second]
-        live = kept.columns
-        elements = positions(structure.trace.records[second]) * kept.rows
-    return Count(
-        params=live * settings.value_bits / WORD,
-        **scaled(elements, 0, settings),
-        live_in=live,
-        live_out=live,
-    )
+        live, adds = kept.columns, positions(structure.trace.records[second]) * kept.rows
+    params = live * settings.value_bits / WORD
+    return Count(params, **scaled(adds, 0, settings), live_in=live, live_out=live)
 
 
 def plain(i: int, structure: Structure, settings: Settings) -> Count:
     """Per live element: ReLU 1 mult, swish 3 and 1 add, sigmoid 2 and 1, pooling, products."""
-    record, live = structure.trace.records[i], structure.live_share(i)[0]
+    record, live = structure.trace.records[i], structure.live_channels(i)
     activation = record.kind in ("relu", "swish", "sigmoid")
     if activation and not structure.activation_counts(i):
         return Count(live_in=live, live_out=live)
-    return Count(
-        params=record.stored * settings.value_bits / WORD,
-        **elementwise(record, structure.live_elements(i), settings),
-        live_in=live,
-        live_out=live,
-    )
+    params = record.stored * settings.value_bits / WORD
+    costs = elementwise(record, elements(record.out_shape, live), settings)
+    return Count(params, **costs, live_in=live, live_out=live)
 
 
 RULES: dict[str, Callable[[int, Structure, Settings], Count]] = {

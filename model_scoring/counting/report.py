@@ -2,39 +2,24 @@
 
 from model_compound_scaling.command_line import tables
 from model_scoring.counting.costs import Count
-from model_scoring.counting.scoring import Score, Total, layers, ternary_layers
+from model_scoring.counting.scoring import Score, layers, ternary_layers
 from model_scoring.counting.settings import RULE_SETS
-from model_scoring.tracing.operation_record import Record
+from model_scoring.tracing.operation_record import UNKNOWN, Record
 
 COLUMNS = ("layer", "kind", "output", "in", "out", "weights", "zeros", "format")
 NUMBERS = ("params", "adds", "mults")
 
 
-def is_ternary(record: Record) -> bool:
-    return record.weights is not None and record.weights.ternary
-
-
-def _sparsity(count: Count) -> str:
-    return f"{100 * (1 - count.nonzeros / count.weights):.2f}%" if count.weights else ""
-
-
 def _row(record: Record, count: Count) -> list[str]:
-    kind = f"ternary {record.kind}" if is_ternary(record) else record.kind
-    if record.kind == "unknown":
-        kind = "no rule"
-    return [
-        record.name,
-        kind,
-        "x".join(map(str, record.out_shape[1:])),
-        str(count.live_in),
-        str(count.live_out),
-        f"{count.weights:,}" if count.weights else "",
-        _sparsity(count),
-        count.format,
-        f"{count.params:,.1f}",
-        f"{count.adds:,.0f}",
-        f"{count.mults:,.0f}",
-    ]
+    kind = "no rule" if record.kind == UNKNOWN else "ternary " * record.ternary + record.kind
+    shape = "x".join(map(str, record.out_shape[1:]))
+    weights = ["", ""]
+    if count.weights:
+        zeros = 1 - count.nonzeros / count.weights
+        weights = [f"{count.weights:,}", f"{100 * zeros:.2f}%"]
+    costs = [f"{count.params:,.1f}", f"{count.adds:,.0f}", f"{count.mults:,.0f}"]
+    channels = [str(count.live_in), str(count.live_out)]
+    return [record.name, kind, shape, *channels, *weights, count.format, *costs]
 
 
 def table(score: Score, rules: str) -> list[str]:
@@ -48,34 +33,32 @@ def _live(score: Score, rules: str) -> str:
     pairs = zip(score.records, score.counts[rules], strict=True)
     counted = [(r, c) for r, c in pairs if r.weights is not None and c.live_out]
     live = sum(c.live_out for _, c in counted)
-    return f"{live:,} of {sum(r.weights.counts.shape[:2].numel() for r, _ in counted):,}"
+    return f"{live:,} of {sum(r.weights.filters for r, _ in counted):,}"
 
 
 def summary(score: Score, packed_bytes: int | None = None) -> list[str]:
     """Both rule sets side by side; beside their bytes those of a packed file, if there is one."""
-    totals = score.totals
     baselines = {
         "imagenet": "MobileNetV2-1.4, 6.9M parameters and 1170M operations",
         "cifar": "WideResNet-28-10, 36.5M parameters and 10.49G operations",
     }
-
-    def line(label: str, text: str, value: object) -> list[str]:
-        return [label, *(format(value(totals[rules]), text) for rules in RULE_SETS)]
-
-    rows = [
-        ["", *RULE_SETS],
-        ["live channels", *(_live(score, rules) for rules in RULE_SETS)],
-        line("scoring parameters", ",.0f", lambda t: t.params),
-        line("bytes", ",.0f", lambda t: t.bytes),
-        *([["bytes, packed file", *2 * [f"{packed_bytes:,}"]]] if packed_bytes else []),
-        line("additions", ",.0f", lambda t: t.adds),
-        line("multiplications", ",.0f", lambda t: t.mults),
-        line("operations", ",.0f", lambda t: t.ops),
-        line("energy in uJ", ",.2f", lambda t: t.energy_uj),
-        line("score: storage term", ".6f", lambda t: t.storage_term),
-        line("score: operations term", ".6f", lambda t: t.compute_term),
-        line("score", ".6f", lambda t: t.score),
-    ]
+    lines = (
+        ("scoring parameters", ",.0f", "params"),
+        ("bytes", ",.0f", "bytes"),
+        ("additions", ",.0f", "adds"),
+        ("multiplications", ",.0f", "mults"),
+        ("operations", ",.0f", "ops"),
+        ("energy in uJ", ",.2f", "energy_uj"),
+        ("score: storage term", ".6f", "storage_term"),
+        ("score: operations term", ".6f", "compute_term"),
+        ("score", ".6f", "score"),
+    )
+    rows = [["", *RULE_SETS], ["live channels", *(_live(score, rules) for rules in RULE_SETS)]]
+    for label, text, field in lines:
+        values = (getattr(score.totals[rules], field) for rules in RULE_SETS)
+        rows.append([label, *(format(value, text) for value in values)])
+        if field == "bytes" and packed_bytes:
+            rows.append(["bytes, packed file", *len(RULE_SETS) * [f"{packed_bytes:,}"]])
     return [
         f"{score.parameters:,} parameters, {100 * score.zeros:.2f} % zeros; "
         f"{len(ternary_layers(score))} of {len(layers(score))} layers ternary",
@@ -84,28 +67,21 @@ def summary(score: Score, packed_bytes: int | None = None) -> list[str]:
     ]
 
 
-def _total(total: Total) -> dict[str, float]:
-    names = ("params", "adds", "mults", "ops", "score", "energy_uj")
-    return {name: getattr(total, name) for name in names}
-
-
-def _cost(count: Count) -> dict[str, object]:
-    return {"format": count.format, **{name: getattr(count, name) for name in NUMBERS}}
+def _fields(source: object, *names: str) -> dict[str, object]:
+    return {name: getattr(source, name) for name in names}
 
 
 def _layer(score: Score, index: int, rules: str) -> dict[str, object]:
     record, count = score.records[index], score.counts[rules][index]
+    costs = {name: score.counts[name][index] for name in RULE_SETS}
     return {
         "name": record.name,
         "kind": record.kind,
-        "ternary": is_ternary(record),
+        "ternary": record.ternary,
         "in_shape": list(record.in_shape),
         "out_shape": list(record.out_shape),
-        "weights": count.weights,
-        "nonzeros": count.nonzeros,
-        "live_in": count.live_in,
-        "live_out": count.live_out,
-        **{name: _cost(score.counts[name][index]) for name in RULE_SETS},
+        **_fields(count, "weights", "nonzeros", "live_in", "live_out"),
+        **{name: _fields(cost, "format", *NUMBERS) for name, cost in costs.items()},
     }
 
 
@@ -119,6 +95,7 @@ def to_dict(
     top1: float | None = None,
 ) -> dict[str, object]:
     """What --json writes. Counts are in units; weights and live channels follow `rules`."""
+    totals = ("params", "adds", "mults", "ops", "score", "energy_uj")
     return {
         "model": model,
         "checkpoint": checkpoint,
@@ -126,7 +103,7 @@ def to_dict(
         "parameters": score.parameters,
         "zeros": score.zeros,
         "top1": top1,
-        **{name: _total(score.totals[name]) for name in RULE_SETS},
+        **{name: _fields(score.totals[name], *totals) for name in RULE_SETS},
         "layers": [_layer(score, i, rules) for i in range(len(score.records))],
     }
 

@@ -75,21 +75,8 @@ def total(counts: list[Count], settings: Settings, reference: str) -> Total:
     """Sum of a rule set's counts and its score."""
     params, adds, mults = (sum(getattr(c, f) for c in counts) for f in ("params", "adds", "mults"))
     most_params, most_ops = REFERENCES[reference]
-    return Total(
-        params,
-        adds,
-        mults,
-        params / most_params,
-        (adds + mults) / most_ops,
-        energy(adds, mults, settings),
-    )
-
-
-def require_finite(network: nn.Module) -> None:
-    """Raise UserError if a weight is NaN or infinite: its counts would mean nothing."""
-    for name, tensor in network.named_parameters():
-        if not bool(tensor.isfinite().all()):
-            raise UserError(f"{name} holds NaN or infinite values: nothing to count")
+    terms = params / most_params, (adds + mults) / most_ops
+    return Total(params, adds, mults, *terms, energy(adds, mults, settings))
 
 
 def score(
@@ -110,7 +97,9 @@ def score(
     settings = settings or Settings()
     reference = reference or ("imagenet" if max(shape[1:]) > 64 else "cifar")
     with one_thread():
-        require_finite(network)
+        for name, tensor in network.named_parameters():
+            if not bool(tensor.isfinite().all()):
+                raise UserError(f"{name} holds NaN or infinite values: nothing to count")
         sizes = [(p.numel(), int(p.count_nonzero())) for p in network.parameters()]
     traced = trace(network, shape)
     counts = {}
@@ -120,16 +109,9 @@ def score(
         if "strict" in rules:
             counts["strict"] = strict_rules.count(traced, settings, dead_channels(traced).gone)
     parameters, nonzeros = (sum(column) for column in zip(*sizes, strict=True))
-    return Score(
-        trace=traced,
-        counts=counts,
-        totals={name: total(c, settings, reference) for name, c in counts.items()},
-        parameters=parameters,
-        zeros=1 - nonzeros / parameters,
-        reference=reference,
-        settings=settings,
-        shape=shape,
-    )
+    totals = {name: total(c, settings, reference) for name, c in counts.items()}
+    zeros = 1 - nonzeros / parameters
+    return Score(traced, counts, totals, parameters, zeros, reference, settings, shape)
 
 
 def layers(result: Score) -> list[Record]:
@@ -139,7 +121,7 @@ def layers(result: Score) -> list[Record]:
 
 def ternary_layers(result: Score) -> list[Record]:
     """Those that are ternary by their values."""
-    return [r for r in layers(result) if r.weights.ternary]
+    return [r for r in layers(result) if r.ternary]
 
 
 def warnings(result: Score) -> list[str]:

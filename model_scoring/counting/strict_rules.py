@@ -4,7 +4,6 @@ Every filter is counted with its own nonzeros. Channels go only where the networ
 the same function, and a layer that loses channels stores one bit per channel of that side.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -16,6 +15,7 @@ from model_scoring.counting.costs import (
     Count,
     Live,
     channels,
+    elements,
     elementwise,
     positions,
     scaled,
@@ -34,8 +34,7 @@ class _Context:
 
     def live(self, record: Record) -> Tensor:
         """bool (c,): channels of a record's result that depend on the image and are needed."""
-        c = channels(record.out_shape)
-        live = torch.ones(c, dtype=torch.bool)
+        live = torch.ones(channels(record.out_shape), dtype=torch.bool)
         if record.constants is not None:
             live &= record.constants.isnan()
         if record.labels is not None:
@@ -63,11 +62,10 @@ def _nonzero_constants(constants: Tensor | None) -> int:
     return 0 if constants is None else int(((constants != 0) & ~constants.isnan()).sum())
 
 
-def _filter_sums(per_filter: Tensor, cost: Callable[[int], float]) -> float:
-    """Sum of cost(k) over the filters, k being each one's number of operands."""
-    sizes, filters = per_filter.flatten().unique(return_counts=True)
-    pairs = zip(sizes.tolist(), filters.tolist(), strict=True)
-    return sum(cost(k) * many for k, many in pairs)
+def _tree_sums(nonzeros: Tensor, width: int) -> float:
+    """Bits that a tree of adders for each filter adds; trees of one size are looked at once."""
+    sizes, filters = (t.tolist() for t in nonzeros.flatten().unique(return_counts=True))
+    return sum(tree_bits(k, width) * many for k, many in zip(sizes, filters, strict=True))
 
 
 def _plain_sums(nonzeros: Tensor) -> float:
@@ -88,8 +86,7 @@ def _ternary(record: Record, live: Live, settings: Settings) -> tuple[float, flo
     full = settings.add_bits / WORD
     if not settings.tree_adder:
         return _plain_sums(nonzeros) * full, mults
-    width = settings.value_bits
-    trees = sum(_filter_sums(side, lambda k: tree_bits(k, width)) for side in sides)
+    trees = sum(_tree_sums(side, settings.value_bits) for side in sides)
     joined = float((sides[0] > 0).logical_and(sides[-1] > 0).sum()) if len(sides) > 1 else 0.0
     return trees / WORD + joined * full, mults
 
@@ -106,9 +103,9 @@ def layer(i: int, record: Record, context: _Context) -> Count:
         nonzeros = live.keep(record.weights.counts).sum(-1)
         adds, mults = _plain_sums(nonzeros), float(nonzeros.sum())
     masks = sum(m.numel() for m in (live.inputs, live.filters) if not bool(m.all()))
-    biases = live.rows * (
-        record.bias or (record.folded and context.trace.batchnorm_after(i) is None)
-    )
+    # constants that fold make a bias, unless a BatchNorm has one to take them
+    folded = record.folded and context.trace.batchnorm_after(i) is None
+    biases = live.rows * (record.bias or folded)
     stored = biases + _nonzero_constants(record.constants)
     return replace(
         count,
@@ -129,31 +126,21 @@ def folds(record: Record, context: _Context) -> Record | None:
 
 def batchnorm(i: int, record: Record, context: _Context) -> Count:
     """Scale and bias per channel, a mult and an add per element; the scale is free if it folds."""
-    live = int(context.live(record).sum())
-    elements = math.prod(record.out_shape) // channels(record.out_shape) * live
-    source = folds(record, context)
+    live, source = int(context.live(record).sum()), folds(record, context)
     bias = 0 if source and source.bias else 1  # else it becomes part of the layer's own
     scale = 0 if source else 1
     stored = (bias + scale) * live + _nonzero_constants(record.constants)
-    return Count(
-        params=context.values(stored),
-        **scaled(bias * elements, scale * elements, context.settings),
-        format="folded" if source else "",
-        live_in=live,
-        live_out=live,
-    )
+    at = elements(record.out_shape, live)
+    costs = scaled(bias * at, scale * at, context.settings)
+    name = "folded" if source else ""
+    return Count(context.values(stored), **costs, format=name, live_in=live, live_out=live)
 
 
 def plain(i: int, record: Record, context: _Context) -> Count:
     """Activations, sums, products, pooling: per element that depends on the image."""
     live = int(context.live(record).sum())
-    elements = math.prod(record.out_shape) // channels(record.out_shape) * live
-    return Count(
-        params=context.values(record.stored),
-        **elementwise(record, elements, context.settings),
-        live_in=live,
-        live_out=live,
-    )
+    costs = elementwise(record, elements(record.out_shape, live), context.settings)
+    return Count(context.values(record.stored), **costs, live_in=live, live_out=live)
 
 
 RULES: dict[str, Callable[[int, Record, _Context], Count]] = {

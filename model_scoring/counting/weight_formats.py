@@ -9,22 +9,18 @@ import math
 from model_scoring.counting.settings import WORD, Settings
 
 
-def dense_bits(n: int, z: int, bits: int) -> tuple[str, int]:
-    """All nonzero values, and a mask of one bit per weight if some are zero: b z + n."""
-    return ("bitmask", bits * z + n) if z < n else ("dense", bits * n)
-
-
 def ternary_bits(n: int, z: int, rows: int, bits: int, formats: bool) -> list[tuple[str, int]]:
     """Formats that make use of ternary weights; both values are stored once."""
     values = 2 * bits
-    two_masks = [("Ternary scoring scheme 1", 2 * n + values)]
-    more = [
+    two_masks = ("Ternary scoring scheme 1", 2 * n + values)
+    if not formats:
+        return [two_masks]
+    return [
         ("CSR", z * (bits + 1) + bits * (rows + 1) + values),  # column and sign, row ends
         ("CER", z * bits + 2 * bits * (rows + 1) + values),  # columns by value, two ends a row
-        *two_masks,
+        two_masks,
         ("Ternary scoring scheme 2", n + z + values),  # mask, and a sign per nonzero weight
     ]
-    return more if formats else two_masks
 
 
 def cheapest(
@@ -38,15 +34,15 @@ def cheapest(
     if n == 0:
         return "none", 0.0
     bits = settings.value_bits
-    name, size = dense_bits(n, z, bits)
-    found = [(size / WORD, name)]
-    if not whole:
-        found.append((n * bits / WORD, "dense"))
+    found = []
+    if z < n:  # all nonzero values, and a mask of one bit per weight
+        found.append(("bitmask", (bits * z + n) / WORD))
+    if z == n or not whole:
+        found.append(("dense", bits * n / WORD))
     if ternary:
         for name, size in ternary_bits(n, z, rows, bits, settings.formats):
-            found.append((math.ceil(size / WORD) if whole else size / WORD, name))
-    params, name = min(found, key=lambda pair: pair[0])
-    return name, params
+            found.append((name, math.ceil(size / WORD) if whole else size / WORD))
+    return min(found, key=lambda pair: pair[1])
 
 
 def tree_bits(operands: float, width: int) -> float:

@@ -4,7 +4,7 @@ A channel is needed where a layer has weights on it whose product does not fold 
 bias, and where what that layer makes of it is needed itself.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,40 +12,39 @@ from torch import Tensor
 from model_scoring.tracing.operation_record import Padding, Record, Trace
 
 
-@dataclass(frozen=True)
-class DeadChannels:
-    """Which labels of a trace are dead, and in how many rounds that was found: each is the end of
-    channels that only those of the round before needed."""
+class DeadChannels(NamedTuple):
+    """What can leave, and in how many rounds that was found: each is the end of channels that only
+    those of the round before needed."""
 
-    gone: Tensor  # bool (labels,)
+    gone: Tensor  # bool (labels,): dead labels of a trace
     rounds: int
 
-    def of(self, labels: Tensor) -> Tensor:
-        """bool, which of these labels are dead."""
-        return self.gone[labels]
 
-
-@dataclass(frozen=True)
-class _Reader:
+class _Reader(NamedTuple):
     """A layer that mixes channels."""
 
     inputs: Tensor  # (groups, inputs) labels
     outputs: Tensor  # (groups, filters) labels
     touched: Tensor  # bool (groups, filters, inputs): weights that do not fold
 
-    @classmethod
-    def of(cls, record: Record) -> "_Reader":
-        groups, _, inputs = record.weights.counts.shape
-        touched = record.weights.counts > 0
-        if record.reads.folds is not None:
-            touched &= ~record.reads.folds.reshape(groups, 1, inputs)
-        sides = record.reads.labels.reshape(groups, -1), record.labels.reshape(groups, -1)
-        return cls(*sides, touched)
+
+def _reader(record: Record) -> _Reader:
+    counts, reads = record.weights.counts, record.reads
+    inputs, outputs = (labels.reshape(len(counts), -1) for labels in (reads.labels, record.labels))
+    if reads.folds is None:
+        return _Reader(inputs, outputs, counts > 0)
+    return _Reader(inputs, outputs, (counts > 0) & ~reads.folds.reshape(len(counts), 1, -1))
 
 
 def narrowable(trace: Trace) -> list[Record | Padding]:
-    """What loses channels when they leave, in order of execution."""
+    """What loses channels when they leave."""
     return [r for r in (*trace.records, *trace.paddings) if r.layer]
+
+
+def mixing(trace: Trace) -> list[int]:
+    """Records of layers that can be narrowed and add up several channels."""
+    reads = enumerate(r.layer and r.reads for r in trace.records)
+    return [i for i, known in reads if known and not known.depthwise]
 
 
 def dead_channels(trace: Trace) -> DeadChannels:
@@ -55,11 +54,11 @@ def dead_channels(trace: Trace) -> DeadChannels:
     gone, rounds = torch.zeros(len(roots), dtype=torch.bool), 0
     if not trace.followed:
         return DeadChannels(gone, 0)
-    readers = [_Reader.of(r) for r in trace.records if r.layer and r.reads and not r.reads.own]
+    readers = [_reader(trace.records[i]) for i in mixing(trace)]
+    outputs = [part.labels for part in narrowable(trace)]
     pinned = torch.tensor(sorted(trace.labels.pinned), dtype=torch.int64)
-    outputs = [r.outputs if isinstance(r, Padding) else r.labels for r in narrowable(trace)]
     while True:
-        needed = torch.zeros(len(roots), dtype=torch.bool)
+        needed = torch.zeros_like(gone)  # by root: labels that are tied live and die together
         needed[roots[pinned]] = True
         for reader in readers:
             used = (reader.touched & ~gone[reader.outputs][:, :, None]).any(1)

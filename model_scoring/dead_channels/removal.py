@@ -15,12 +15,10 @@ from torch import Tensor, nn
 from model_compound_scaling.networks.cifar_resnet import OptionA
 from model_compound_scaling.networks.efficientnet import SameConv2d
 from model_compound_scaling.networks.narrowing import resize, sizes_of
-from model_scoring.dead_channels.dead_code import dead_channels, narrowable
+from model_scoring.dead_channels.dead_code import dead_channels, mixing, narrowable
+from model_scoring.tracing.constant_channels import contribution
 from model_scoring.tracing.forward_pass import one_thread, trace
-from model_scoring.tracing.layer_weights import grouped
-from model_scoring.tracing.operation_record import Padding, Record, Trace
-
-TOLERANCE = 1e-9  # of float64 logits, relative to the largest
+from model_scoring.tracing.operation_record import Trace
 
 
 @dataclass(frozen=True)
@@ -30,14 +28,6 @@ class Thin:
     network: nn.Module
     passes: int  # rounds in which dead channels were found
     note: str = ""  # why nothing could be done
-
-
-def _shift(record: Record, gone: Tensor) -> Tensor:
-    """(c_out,) what the constant inputs that go add to each output."""
-    counts, constants = record.weights.counts, record.reads.constants
-    values = torch.where(gone[record.reads.labels], constants.nan_to_num(0.0), 0.0)
-    sums = grouped(record.weight, len(counts)).sum(-1)
-    return (sums * values.reshape(len(counts), 1, -1)).sum(-1).flatten()
 
 
 def _fold(network: nn.Module, trace: Trace, i: int, shift: Tensor) -> None:
@@ -55,86 +45,86 @@ def _fold(network: nn.Module, trace: Trace, i: int, shift: Tensor) -> None:
     layer.bias += shift
 
 
-def _narrow_conv(conv: nn.Conv2d, inputs: Tensor, outputs: Tensor, *, own: bool) -> None:
-    """inputs (c_in,), outputs (c_out,) bool: channels that stay; `own`: depthwise."""
-    groups = conv.groups
-    kept = {"in_channels": int(inputs.sum()), "out_channels": int(outputs.sum())}
-    if not own:
-        parts = conv.weight.unflatten(0, (groups, -1))
-        sides = zip(parts, inputs.reshape(groups, -1), outputs.reshape(groups, -1), strict=True)
-        weight = torch.cat([part[o][:, i] for part, i, o in sides])
-    else:
-        weight, groups = conv.weight[outputs], kept["out_channels"]
-    tensors = {"weight": weight, "bias": None if conv.bias is None else conv.bias[outputs]}
-    _replace(conv, {**kept, "groups": groups}, tensors)
+# sizes and tensors of a narrower layer
+Narrow = tuple[dict[str, int], dict[str, Tensor]]
 
 
-def _narrow_linear(linear: nn.Linear, inputs: Tensor, outputs: Tensor, *, own: bool) -> None:
+def _picked(layer: nn.Module, keep: Tensor, *names: str) -> dict[str, Tensor]:
+    """Entries to keep of those tensors that the layer has."""
+    tensors = {name: getattr(layer, name) for name in names}
+    return {name: tensor[keep] for name, tensor in tensors.items() if tensor is not None}
+
+
+def _conv(conv: nn.Conv2d, inputs: Tensor, outputs: Tensor, *, depthwise: bool) -> Narrow:
+    """inputs (c_in,), outputs (c_out,) bool: channels that stay."""
+    sizes = {"in_channels": int(inputs.sum()), "out_channels": int(outputs.sum())}
+    if depthwise:
+        sizes["groups"] = sizes["out_channels"]
+        return sizes, _picked(conv, outputs, "weight", "bias")
+    parts = conv.weight.unflatten(0, (conv.groups, -1))
+    masks = (mask.reshape(conv.groups, -1) for mask in (inputs, outputs))
+    weight = [part[o][:, i] for part, i, o in zip(parts, *masks, strict=True)]
+    return sizes, {"weight": torch.cat(weight), **_picked(conv, outputs, "bias")}
+
+
+def _linear(linear: nn.Linear, inputs: Tensor, outputs: Tensor, *, depthwise: bool) -> Narrow:
     sizes = {"in_features": int(inputs.sum()), "out_features": int(outputs.sum())}
-    bias = None if linear.bias is None else linear.bias[outputs]
-    _replace(linear, sizes, {"weight": linear.weight[outputs][:, inputs], "bias": bias})
+    weight = linear.weight[outputs][:, inputs]
+    return sizes, {"weight": weight, **_picked(linear, outputs, "bias")}
 
 
-def _narrow_batchnorm(norm: nn.Module, inputs: Tensor, outputs: Tensor, *, own: bool) -> None:
-    names = ("weight", "bias", "running_mean", "running_var")
-    tensors = {name: getattr(norm, name) for name in names}
-    kept = {name: t if t is None else t[outputs] for name, t in tensors.items()}
-    _replace(norm, {"num_features": int(outputs.sum())}, kept)
+def _batchnorm(norm: nn.Module, inputs: Tensor, outputs: Tensor, *, depthwise: bool) -> Narrow:
+    tensors = _picked(norm, outputs, "weight", "bias", "running_mean", "running_var")
+    return {"num_features": int(outputs.sum())}, tensors
 
 
-def _narrow_option_a(shortcut: OptionA, inputs: Tensor, outputs: Tensor, *, own: bool) -> None:
+def _option_a(shortcut: OptionA, inputs: Tensor, outputs: Tensor, *, depthwise: bool) -> Narrow:
     before = shortcut.before
     sides = {"before": outputs[:before], "after": outputs[before + len(inputs) :]}
-    _replace(shortcut, {name: int(side.sum()) for name, side in sides.items()}, {})
+    return {name: int(side.sum()) for name, side in sides.items()}, {}
 
 
-def _replace(module: nn.Module, sizes: dict[str, int], tensors: dict[str, Tensor | None]) -> None:
-    resize(module, sizes_of(module) | sizes)
-    for name, tensor in tensors.items():
-        if tensor is not None:
-            getattr(module, name).copy_(tensor)
-
-
-NARROW: dict[type[nn.Module], Callable[..., None]] = {
-    nn.Conv2d: _narrow_conv,
-    SameConv2d: _narrow_conv,
-    nn.Linear: _narrow_linear,
-    nn.BatchNorm1d: _narrow_batchnorm,
-    nn.BatchNorm2d: _narrow_batchnorm,
-    OptionA: _narrow_option_a,
+NARROW: dict[type[nn.Module], Callable[..., Narrow]] = {
+    nn.Conv2d: _conv,
+    SameConv2d: _conv,
+    nn.Linear: _linear,
+    nn.BatchNorm1d: _batchnorm,
+    nn.BatchNorm2d: _batchnorm,
+    OptionA: _option_a,
 }
 
 
 def remove(network: nn.Module, trace: Trace, gone: Tensor) -> None:
     """Fold what the channels that go contribute, then narrow their layers, in place."""
-    for i, record in enumerate(trace.records):
-        reads = record.layer and record.reads and not record.reads.own
-        if reads and bool((shift := _shift(record, gone)).any()):
+    for i in mixing(trace):
+        record = trace.records[i]
+        values = record.reads.constants.nan_to_num(0.0).where(gone[record.reads.labels], 0.0)
+        shift = contribution(record.weight, len(record.weights.counts), values)
+        if bool(shift.any()):
             _fold(network, trace, i, shift)
     for part in narrowable(trace):
-        padding = isinstance(part, Padding)
-        own = not padding and part.reads is not None and part.reads.own
-        made = part.outputs if padding else part.labels
-        seen = part.inputs if padding else (part.reads.labels if part.reads else made)
-        if bool(gone[seen].any() or gone[made].any()):
+        seen = part.reads.labels if part.reads else part.labels
+        if bool(gone[seen].any() or gone[part.labels].any()):
             layer = network.get_submodule(part.layer)
-            NARROW[type(layer)](layer, ~gone[seen], ~gone[made], own=own)
-
-
-def largest_difference(one: nn.Module, other: nn.Module, images: Tensor) -> float:
-    """Largest difference of two networks' logits, relative to the largest logit of the first."""
-    expected, found = one(images), other(images)
-    if expected.shape != found.shape:
-        return float("inf")
-    return float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-30))
+            depthwise = part.reads is not None and part.reads.depthwise
+            sizes, tensors = NARROW[type(layer)](
+                layer, ~gone[seen], ~gone[part.labels], depthwise=depthwise
+            )
+            resize(layer, sizes_of(layer) | sizes)
+            for name, tensor in tensors.items():
+                getattr(layer, name).copy_(tensor)
 
 
 def _same_function(one: nn.Module, other: nn.Module, shape: tuple[int, int, int]) -> bool:
-    """Whether two float64 networks give the same logits for random images."""
+    """Whether two float64 networks give the same logits for random images, but for rounding."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
     try:
-        return largest_difference(one, other, images) < TOLERANCE
+        expected, found = one(images), other(images)
+        if expected.shape != found.shape:
+            return False
+        difference = (expected - found).abs().max() / expected.abs().max().clamp(min=1e-30)
+        return float(difference) < 1e-9
     except (RuntimeError, ValueError):  # the network's own code may count on certain widths
         return False
 

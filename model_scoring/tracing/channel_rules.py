@@ -1,12 +1,13 @@
 """What operations without weights do to the channels of their inputs: one rule for each way.
 
-A rule (call, shapes of the outputs, labels) gives the Channels of each output. None: it does not
-apply to these arguments; then the channels are not understood, and stay.
+A rule gives the Channels of each output of a call. None: it does not apply to these arguments;
+then the channels are not understood, and stay.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import wraps
 
 import torch
 from torch import Tensor
@@ -14,9 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from model_scoring.tracing.channel_labels import Labels, Width
 from model_scoring.tracing.constant_channels import NAN
-from model_scoring.tracing.operation_record import Channels, Tag
+from model_scoring.tracing.operation_record import Channels, Padding, Reads, Shape, Tag
 
-Shape = tuple[int, ...]
 Known = list[Channels] | None
 
 
@@ -31,7 +31,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class Call:
-    """One ATen operation and what is known of its arguments."""
+    """One ATen operation, what is known of its arguments, and where rules note what they find."""
 
     function: Callable
     name: str  # as in aten_operations
@@ -40,11 +40,20 @@ class Call:
     arguments: dict[str, object]  # both, by their names in the operation's schema
     inputs: list[Tensor]
     tags: list[Tag]  # of the inputs
+    shapes: list[Shape]  # of the outputs
     caller: Caller
     layer: str  # the layer at work, if it can be narrowed
+    labels: Labels
+    paddings: list[Padding]
+
+    def tag(self, argument: str) -> Tag | None:
+        """The tag of an argument that is a tensor; None if it is not given."""
+        given = self.arguments.get(argument)
+        pairs = zip(self.inputs, self.tags, strict=True)
+        return next((tag for tensor, tag in pairs if tensor is given), None)
 
 
-Rule = Callable[[Call, list[Shape], Labels], Known]
+Rule = Callable[[Call], Known]
 
 
 def differing(labels: Tensor) -> set[int]:
@@ -52,38 +61,39 @@ def differing(labels: Tensor) -> set[int]:
     return {d for d, size in enumerate(labels.shape) if size > 1}
 
 
-def unary(rule: Callable[[Call, Shape, Channels, list[Shape], Labels], Known]) -> Rule:
+def unary(rule: Callable[[Call, Shape, Channels], Known]) -> Rule:
     """A rule for operations of one input: it gets that input's shape and channels as well."""
 
-    def checked(call: Call, shapes: list[Shape], labels: Labels) -> Known:
+    @wraps(rule)
+    def checked(call: Call) -> Known:
         images = [i for i, tag in enumerate(call.tags) if tag.from_image]
         if len(images) != 1 or (known := call.tags[images[0]].channels) is None:
             return None
-        return rule(call, tuple(call.inputs[images[0]].shape), known, shapes, labels)
+        return rule(call, tuple(call.inputs[images[0]].shape), known)
 
     return checked
 
 
 @unary
-def same(call: Call, shape: Shape, known: Channels, shapes: list[Shape], labels: Labels) -> Known:
+def same(call: Call, shape: Shape, known: Channels) -> Known:
     """Copies, and padding that repeats what is there."""
-    return [known] * len(shapes)
+    return [known] * len(call.shapes)
 
 
-def elementwise(call: Call, shapes: list[Shape], labels: Labels) -> Known:
+def elementwise(call: Call) -> Known:
     """Each number by itself; the channels of several operands can only leave together."""
-    operands = list(zip(call.inputs, call.tags, strict=True))
+    operands, size = list(zip(call.inputs, call.tags, strict=True)), call.shapes[0]
     images = [(x, tag.channels) for x, tag in operands if tag.from_image]
-    if any(known is None or x.dim() != len(shapes[0]) for x, known in images):
+    if any(known is None or x.dim() != len(size) for x, known in images):
         return None
-    made, size = [known.labels for _, known in images], shapes[0]
-    for d in set.union(*map(differing, made)):
-        if any(x.shape[d] != size[d] for x, _ in images):  # one channel meets several
-            return None
+    made = [known.labels for _, known in images]
+    differs = set.union(*map(differing, made))
+    if any(x.shape[d] != size[d] for d in differs for x, _ in images):
+        return None  # one channel meets several
     for other in made[1:]:
-        labels.tie(made[0], other)
+        call.labels.tie(made[0], other)
     if any(not tag.from_image and x.numel() > 1 for x, tag in operands):
-        labels.pin(made[0])  # stored values for each channel, which nobody narrows
+        call.labels.pin(made[0])  # stored values for each channel, which nobody narrows
     numbers = [tag.channels.constants if tag.from_image else tag.value for _, tag in operands]
     constants = _applied(call, numbers)
     if constants.shape != made[0].shape:  # stored values differ within a channel
@@ -108,26 +118,24 @@ def _applied(call: Call, operands: list[Tensor | None]) -> Tensor:
     return constants.masked_fill(zero, 0.0) if call.name == "mul" else constants
 
 
-@unary
-def window(call: Call, shape: Shape, known: Channels, shapes: list[Shape], labels: Labels) -> Known:
-    """Pooling over pixels. An average that takes in a border of zeros leaves only a 0 constant."""
-    if not differing(known.labels) <= {0, 1}:
-        return None
-    options = (call.arguments.get(name) for name in ("padding", "ceil_mode", "divisor_override"))
-    if call.name == "avg_pool2d" and any(tree_leaves(list(options))):
-        known = Channels(known.labels, _only(known.constants, 0.0))
-    return [known] * len(shapes)
-
-
 def _only(constants: Tensor, value: float) -> Tensor:
     """The constants that have this value."""
     return torch.where(constants == value, constants, NAN)
 
 
 @unary
-def reduction(
-    call: Call, shape: Shape, known: Channels, shapes: list[Shape], labels: Labels
-) -> Known:
+def window(call: Call, shape: Shape, known: Channels) -> Known:
+    """Pooling over pixels. An average that takes in a border of zeros leaves only a 0 constant."""
+    if not differing(known.labels) <= {0, 1}:
+        return None
+    options = [call.arguments.get(name) for name in ("padding", "ceil_mode", "divisor_override")]
+    if call.name == "avg_pool2d" and any(tree_leaves(options)):
+        known = Channels(known.labels, _only(known.constants, 0.0))
+    return [known] * len(call.shapes)
+
+
+@unary
+def reduction(call: Call, shape: Shape, known: Channels) -> Known:
     """Mean, sum or largest along dimensions in which the channels do not differ."""
     dims = {d % len(shape) for d in call.arguments.get("dim") or range(len(shape))}
     if differing(known.labels) & dims:
@@ -138,39 +146,36 @@ def reduction(
     return [Channels(*(part.amax(kept, keepdim=keep) for part in parts))]
 
 
+CUTS = ("slice", "select", "unbind", "split", "split_with_sizes")
+
+
 @unary
-def move(call: Call, shape: Shape, known: Channels, shapes: list[Shape], labels: Labels) -> Known:
+def move(call: Call, shape: Shape, known: Channels) -> Known:
     """Dimensions in another order, added, dropped, repeated, or cut where channels do not differ.
 
     Channels themselves are only cut by `chunk`, in parts that have to stay equal: parts of a given
     size would be other channels once some have left.
     """
-    differs = differing(known.labels)
+    differs, shapes = differing(known.labels), call.shapes
     cut = call.name in CUTS and shapes != [shape]
     if cut and call.arguments.get("dim", 0) % len(shape) in differs:
         if call.caller.name != "chunk" or len(set(shapes)) > 1 or len(differs) > 1:
             return None
-        labels.balanced.append(known.labels.reshape(len(shapes), -1))
+        call.labels.balanced.append(known.labels.reshape(len(shapes), -1))
     rest = list(call.arguments.values())[1:]
     parts = (call.function(part.expand(shape), *rest) for part in (known.labels, known.constants))
     moved = ([_reduced(leaf) for leaf in tree_leaves(part)] for part in parts)
     return [Channels(*pair) for pair in zip(*moved, strict=True)]
 
 
-CUTS = ("slice", "select", "unbind", "split", "split_with_sizes")
-
-
 def _reduced(moved: Tensor) -> Tensor:
-    """Without what was only expanded: nothing differs there."""
-    for d in range(moved.dim()):
-        if moved.stride(d) == 0:
-            moved = moved.narrow(d, 0, 1)
-    return moved
+    """Without what was only expanded, which has stride 0: nothing differs there."""
+    return moved[tuple(slice(None if stride else 1) for stride in moved.stride())]
 
 
-def concatenation(call: Call, shapes: list[Shape], labels: Labels) -> Known:
+def concatenation(call: Call) -> Known:
     """Channels one after the other."""
-    dim = call.arguments.get("dim", 0) % len(shapes[0])
+    dim = call.arguments.get("dim", 0) % len(call.shapes[0])
     known = [tag.channels for tag in call.tags]
     if None in known or any(differing(k.labels) - {dim} for k in known):
         return None
@@ -181,9 +186,7 @@ def concatenation(call: Call, shapes: list[Shape], labels: Labels) -> Known:
 
 
 @unary
-def padding(
-    call: Call, shape: Shape, known: Channels, shapes: list[Shape], labels: Labels
-) -> Known:
+def padding(call: Call, shape: Shape, known: Channels) -> Known:
     """A border of one value: a constant stays one if it has that value. Padded channels are new."""
     pads, value = list(call.arguments["pad"]), float(call.arguments.get("value", 0))
     sides = {len(shape) - 1 - i // 2: pads[i : i + 2] for i in range(0, len(pads), 2)}
@@ -192,17 +195,19 @@ def padding(
         return [Channels(known.labels, _only(known.constants, value))] if grown else [known]
     if grown != {1} or min(sides[1]) < 0 or differing(known.labels) != {1}:
         return None
-    before, after = (labels.new(n, len(shape), pinned=not call.layer) for n in sides[1])
+    before, after = (call.labels.new(n, len(shape), pinned=not call.layer) for n in sides[1])
     ends = [torch.full(t.shape, value, dtype=known.constants.dtype) for t in (before, after)]
     joined = torch.cat([before, known.labels, after], 1)
+    reads = Reads(known.labels.flatten(), known.constants.flatten(), padded=False)
+    call.paddings.append(Padding(call.layer, reads, joined.flatten()))
     return [Channels(joined, torch.cat([ends[0], known.constants, ends[1]], 1))]
 
 
 @unary
-def view(call: Call, shape: Shape, known: Channels, shapes: list[Shape], labels: Labels) -> Known:
+def view(call: Call, shape: Shape, known: Channels) -> Known:
     """Dimensions that are split or merged; where channels are, only as the code lets them adapt:
     by `flatten`, by a size of -1, or by the input's own width."""
-    new, differs = shapes[0], differing(known.labels)
+    new, differs = call.shapes[0], differing(known.labels)
     adapts = _adapting(call.caller, len(new))
     spread, moved = [1] * len(shape), [1] * len(new)  # only where channels differ
     free_of: dict[int, int] = {}  # a split dimension's parts -> the one that shrinks
@@ -221,7 +226,7 @@ def view(call: Call, shape: Shape, known: Channels, shapes: list[Shape], labels:
     for d in free_of:  # all parts lose the same channels
         first, *others = result[0].unbind(d)
         for other in others:
-            labels.tie(first, other)
+            call.labels.tie(first, other)
     return [Channels(*result)]
 
 

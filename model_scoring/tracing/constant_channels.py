@@ -14,6 +14,13 @@ from model_scoring.tracing.layer_weights import grouped
 NAN = float("nan")
 
 
+def contribution(weight: Tensor, groups: int, values: Tensor) -> Tensor:
+    """(c_out,) what inputs that have `values` (c_in,) everywhere add to each output, away from the
+    border; weight (c_out, c_in / groups, ...)."""
+    sums = grouped(weight, groups).sum(-1)
+    return (sums * values.reshape(groups, 1, -1)).sum(-1).flatten()
+
+
 def of_filters(
     weight: Tensor, counts: Tensor, bias: Tensor | None, constants: Tensor, *, padded: bool
 ) -> Tensor:
@@ -23,14 +30,12 @@ def of_filters(
     weights, constants (c_in,) of its inputs. An output is constant if all its nonzero weights meet
     constant inputs, and zeros only where the border is padded with zeros.
     """
-    entry = constants.reshape(len(counts), 1, -1)
-    open_input = entry.isnan() | ((entry != 0) & padded)
-    varies = ((counts > 0) & open_input).any(-1)
-    if bool(varies.all()):
+    open_input = constants.isnan() | ((constants != 0) & padded)
+    varies = ((counts > 0) & open_input.reshape(len(counts), 1, -1)).any(-1).flatten()
+    if bool(varies.all()):  # most layers: no need to add up
         return weight.new_full(weight.shape[:1], NAN)
-    value = (grouped(weight, len(counts)).sum(-1) * entry.nan_to_num(0.0)).sum(-1).flatten()
-    value = value if bias is None else value + bias
-    return value.masked_fill(varies.flatten(), NAN)
+    value = contribution(weight, len(counts), constants.nan_to_num(0.0))
+    return (value if bias is None else value + bias).masked_fill(varies, NAN)
 
 
 def of_batchnorm(constants: Tensor, state: list[Tensor | None], eps: float) -> Tensor:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from data.errors import UserError
 from model_scoring.tracing.channel_labels import Width
 from model_scoring.tracing.channel_rules import Caller, differing
-from model_scoring.tracing.operation_record import Channels, Tag, Trace, set_tag, tag_of
+from model_scoring.tracing.operation_record import Channels, Tag, Trace, tag_of
 from model_scoring.tracing.recorder import Recorder
 
 SHAPE = torch.Tensor.shape.__get__
@@ -61,12 +61,17 @@ class _Callers(TorchFunctionMode):
 @contextmanager
 def _watching(recorder: Recorder, network: nn.Module) -> Iterator[None]:
     """Keep the recorder's stack of modules at work."""
+
+    def enter(module: nn.Module, _: object) -> None:
+        recorder.stack.append(module)
+
+    def leave(*_: object) -> None:  # what a hook returns would replace the module's result
+        recorder.stack.pop()
+
     with ExitStack() as stack:
         for module in network.modules():
-            before = module.register_forward_pre_hook(lambda m, _: recorder.stack.append(m))
-            after = module.register_forward_hook(lambda *_: recorder.leave())
-            stack.callback(before.remove)
-            stack.callback(after.remove)
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_hook(leave).remove)
         was_training = [m for m in network.modules() if m.training]
         stack.callback(lambda: [setattr(m, "training", True) for m in was_training])
         fast = torch.backends.mha.get_fastpath_enabled()
@@ -87,42 +92,25 @@ def _state(network: nn.Module, device: torch.device) -> dict[str, Tensor]:
                 continue
             state[name] = tensor.detach().to(device, copy=True)
             owner = frozenset({name} if isinstance(tensor, nn.Parameter) else ())
-            tag = Tag(False, frozenset(), owner, tensor.detach().cpu(), source=name)
-            set_tag(state[name], tag)
+            tag = Tag(False, parameters=owner, value=tensor.detach().cpu(), source=name)
+            tag.put(state[name])
     return state
 
 
 def _run(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Trace:
-    parameters = dict(network.named_parameters())
-    recorder = Recorder(
-        names={module: name for name, module in network.named_modules()},
-        sizes={name: p.numel() for name, p in parameters.items()},
-        hooked={m for m in network.modules() if m._forward_hooks or m._forward_pre_hooks},
-    )
+    recorder = Recorder(network)
     state = _state(network, device)
-    dtype = next((p.dtype for p in parameters.values() if p.is_floating_point()), torch.float32)
-    image = torch.zeros((1, *shape), dtype=dtype, device=device)
+    dtypes = (p.dtype for p in network.parameters() if p.is_floating_point())
+    image = torch.zeros((1, *shape), dtype=next(dtypes, torch.float32), device=device)
     pixels = recorder.labels.new(shape[0], image.dim(), pinned=True)
-    set_tag(image, Tag(channels=Channels.varying(pixels)))
+    Tag(channels=Channels.varying(pixels)).put(image)
     with ExitStack() as stack:
         contexts = torch.no_grad(), _watching(recorder, network), sdpa_kernel(SDPBackend.MATH)
         for context in (*contexts, torch.device(device), _Callers(recorder), recorder):
             stack.enter_context(context)
         # ties are in the state: of a module that is called twice, torch would restore the copy
         output = functional_call(network, state, (image,), tie_weights=False)
-    tags = [tag_of(t) for t in tree_leaves(output) if isinstance(t, Tensor)]
-    for tag in tags:
-        if tag.channels is not None:
-            recorder.labels.pin(tag.channels.labels)
-    recorder.finish()
-    return Trace(
-        records=recorder.records,
-        outputs=frozenset().union(*(tag.producers for tag in tags)),
-        unused=tuple(sorted(set(parameters) - recorder.owned)),
-        labels=recorder.labels,
-        paddings=tuple(recorder.paddings),
-        followed=device.type == "meta",
-    )
+    return recorder.trace(output, followed=device.type == "meta")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a record says beyond its shapes: weights, windows, and the channels of layers."""
+"""What a record says beyond its shapes: weights and channels of layers, windows of pooling."""
 
 import math
 from collections.abc import Callable
@@ -6,105 +6,83 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from model_scoring.tracing.aten_operations import OPERATIONS
-from model_scoring.tracing.channel_labels import Labels
-from model_scoring.tracing.channel_rules import Call, Shape
+from model_scoring.tracing.channel_rules import Call, Known
 from model_scoring.tracing.constant_channels import NAN, of_batchnorm, of_filters
 from model_scoring.tracing.layer_weights import examine
-from model_scoring.tracing.operation_record import UNKNOWN, Reads, Tag
+from model_scoring.tracing.operation_record import UNKNOWN, Channels, Reads
 
 Fields = dict[str, object]
-TagOf = Callable[[Tensor], Tag]
 
 
-def plain(call: Call, shape: Shape, labels: Labels, tag: TagOf) -> Fields:
-    """Nothing more."""
-    return {}
-
-
-def vector(known: Tensor | None, shape: Shape) -> Tensor | None:
-    """Labels or constants of an activation (N, C, ...) as (C,); None if they are not one for each
-    channel."""
-    if known is None or len(shape) < 2 or known.dim() != len(shape) or known.numel() != shape[1]:
-        return None
-    return known.flatten() if known.shape[1] == shape[1] else None
-
-
-def _layer(
-    call: Call, weight: Tensor, bias: Tensor | None, x: Tensor, labels: Labels, tag: TagOf
-) -> Fields:
-    """Fields of a convolution or linear layer. weight: (c_out, c_in / groups, ...)."""
-    groups, padded = call.arguments.get("groups", 1), any(call.arguments.get("padding", ()))
-    weights = examine(weight, groups)
-    bias = None if bias is None else tag(bias)
-    known, shape, count = tag(x).channels, tuple(x.shape), len(weight)
-    seen = known and vector(known.labels, shape)
-    if understood := seen is not None:
-        constants = vector(known.constants, shape)
-    else:  # channels in another dimension, or those of a tensor that was written to
-        seen, constants = labels.new(shape[1], 1, pinned=True), torch.full(shape[1:2], NAN)
-        labels.pin(known.labels if known else seen)
-    own = understood and 1 < groups == len(seen) == count
-    made = seen if own else labels.new(count, 1, pinned=not understood)
-    if groups > 1 and not own:
-        labels.balanced += [seen.reshape(groups, -1), made.reshape(groups, -1)]
-    if bias is None or bias.value is not None:
-        value = bias and bias.value
-        made_of = of_filters(weight, weights.counts, value, constants, padded=padded)
-    else:  # it comes from the image
-        made_of = torch.full((count,), NAN)
-    return {
+def _weighted(call: Call, weight: Tensor, x: str, bias: str) -> tuple[Fields, list[Channels]]:
+    """A convolution or linear layer: weight (c_out, c_in / groups, ...), the others by name."""
+    labels, groups = call.labels, call.arguments.get("groups", 1)
+    padded, weights = any(call.arguments.get("padding", ())), examine(weight, groups)
+    channels, shape = call.tag(x).channels, tuple(call.arguments[x].shape)
+    seen = channels and channels.vectors(shape)
+    understood = seen is not None
+    if not understood:  # channels in another dimension, or those of a tensor that was written to
+        seen = Channels.varying(labels.new(shape[1], 1, pinned=True))
+        if channels is not None:
+            labels.pin(channels.labels)
+    # a filter for each input makes no channel of its own: both can only leave together
+    depthwise = understood and 1 < groups == shape[1] == len(weight)
+    made = seen.labels if depthwise else labels.new(len(weight), 1, pinned=not understood)
+    if groups > 1 and not depthwise:  # its groups have to stay equally large
+        labels.balanced += [side.reshape(groups, -1) for side in (seen.labels, made)]
+    added = call.tag(bias)
+    value = added and (torch.tensor(NAN) if added.value is None else added.value)
+    constants = of_filters(weight, weights.counts, value, seen.constants, padded=padded)
+    fields = {
         "weight": weight,
         "weights": weights,
-        "bias": bias is not None,
-        "reads": Reads(seen, constants, padded, own),
-        "labels": made,
+        "bias": added is not None,
+        "reads": Reads(seen.labels, seen.constants, padded, depthwise),
         "layer": call.layer,
-        "constants": made_of,
     }
+    return fields, [Channels(made, constants).spread(call.shapes[0])]
 
 
-def _convolution(call: Call, shape: Shape, labels: Labels, tag: TagOf) -> Fields:
-    given = call.arguments
-    weight = tag(given["weight"]).value
-    if given["transposed"]:
-        return {"kind": UNKNOWN, "operation": "transposed convolution"}
-    if weight is None:
-        return {"kind": UNKNOWN, "operation": "conv"}
-    return _layer(call, weight, given["bias"], given["input"], labels, tag)
+def _convolution(call: Call) -> tuple[Fields, Known]:
+    weight = call.tag("weight").value
+    if call.arguments["transposed"]:
+        return {"kind": UNKNOWN, "operation": "transposed convolution"}, None
+    if weight is None:  # it comes from the image
+        return {"kind": UNKNOWN, "operation": "conv"}, None
+    return _weighted(call, weight, "input", "bias")
 
 
-def _linear(call: Call, shape: Shape, labels: Labels, tag: TagOf) -> Fields:
+def _linear(call: Call) -> tuple[Fields, Known]:
     """addmm(bias, x, weight) or mm(x, weight), the weight transposed."""
-    given = call.arguments
-    x, weight = given.get("mat1", given["self"]), given["mat2"]
-    value = tag(weight).value
-    if value is None:  # both operands depend on the image
-        return {"kind": "matmul", "window": weight.shape[0]}
-    bias = given["self"] if "mat1" in given else None
-    fields = _layer(call, value.t(), bias, x, labels, tag)
+    weight = call.tag("mat2").value
+    if weight is None:  # both operands depend on the image
+        return {"kind": "matmul"}, None
+    x, bias = ("mat1", "self") if "mat1" in call.arguments else ("self", "")
+    fields, made = _weighted(call, weight.t(), x, bias)
     # F.linear of more than two dimensions: the channels come last, where no layer is narrowed
     if call.caller.name == "linear" and call.caller.arguments[0].dim() != 2:
-        labels.pin(fields["reads"].labels)
-        labels.pin(fields["labels"])
-    return fields | {"in_shape": tuple(x.shape)}
+        call.labels.pin(fields["reads"].labels)
+        call.labels.pin(made[0].labels)
+    return fields | {"in_shape": tuple(call.arguments[x].shape)}, made
 
 
-def _matmul(call: Call, shape: Shape, labels: Labels, tag: TagOf) -> Fields:
-    return {"window": call.inputs[-1].shape[-2]}
-
-
-def _batchnorm(call: Call, shape: Shape, labels: Labels, tag: TagOf) -> Fields:
-    x, given = call.inputs[0], call.arguments
-    known = tag(x).channels
-    seen = known and vector(known.labels, tuple(x.shape))
+def _batchnorm(call: Call) -> tuple[Fields, Known]:
+    channels = call.tags[0].channels
+    seen = channels and channels.vectors(tuple(call.inputs[0].shape))
     if seen is None:
-        return {}
-    names = ("weight", "bias", "running_mean", "running_var")
-    state = [None if given.get(name) is None else tag(given[name]).value for name in names]
-    constants = vector(known.constants, tuple(x.shape))
-    constants = of_batchnorm(constants, state, given.get("eps", given.get("epsilon")))
-    return {"labels": seen, "layer": call.layer, "constants": constants}
+        return {}, None
+    tags = map(call.tag, ("weight", "bias", "running_mean", "running_var"))
+    eps = call.arguments.get("eps", call.arguments.get("epsilon"))
+    constants = of_batchnorm(seen.constants, [tag and tag.value for tag in tags], eps)
+    made = Channels(seen.labels, constants).spread(call.shapes[0])
+    return {"layer": call.layer}, [made] * len(call.shapes)
+
+
+LAYERS: dict[str, Callable[[Call], tuple[Fields, Known]]] = {  # by way, as channel_rules.RULES
+    "convolution": _convolution,
+    "linear": _linear,
+    "batchnorm": _batchnorm,
+}
 
 
 def _covered(size: int, out: int) -> int:
@@ -112,27 +90,17 @@ def _covered(size: int, out: int) -> int:
     return sum(-(-(i + 1) * size // out) - i * size // out for i in range(out))
 
 
-def _pool(call: Call, shape: Shape, labels: Labels, tag: TagOf) -> Fields:
-    """Input elements per output element."""
-    before = tuple(call.inputs[0].shape)
+def window(call: Call, kind: str) -> float:
+    """Pooling: input elements per output element; matmul: length of the products; else 1."""
+    if kind == "matmul":
+        return call.inputs[-1].shape[-2]
+    if kind not in ("avgpool", "maxpool", "sum"):
+        return 1
+    before, after = tuple(call.inputs[0].shape), call.shapes[0]
     if call.name in ("max_pool2d_with_indices", "avg_pool2d"):
         size = call.arguments["kernel_size"]
-        return {"window": math.prod(size) if len(size) > 1 else size[0] ** 2}
+        return math.prod(size) if len(size) > 1 else size[0] ** 2
     if "adaptive" in call.name:
-        axes = zip(before[-2:], shape[-2:], strict=True)
-        return {"window": math.prod(_covered(i, o) / o for i, o in axes)}
-    return {"window": math.prod(before) / max(1, math.prod(shape))}
-
-
-LAYERS = ("convolution", "linear", "batchnorm")  # ways that have their rules here
-SPECIAL: dict[str, Callable[[Call, Shape, Labels, TagOf], Fields]] = {
-    "convolution": _convolution,
-    "addmm": _linear,
-    "mm": _linear,
-    "bmm": _matmul,
-    "baddbmm": _matmul,
-    **{name: _batchnorm for name, row in OPERATIONS.items() if row.kind == "batchnorm"},
-    **{
-        name: _pool for name, row in OPERATIONS.items() if row.kind in ("avgpool", "maxpool", "sum")
-    },
-}
+        axes = zip(before[-2:], after[-2:], strict=True)
+        return math.prod(_covered(i, o) / o for i, o in axes)
+    return math.prod(before) / max(1, math.prod(after))

@@ -31,6 +31,11 @@ class Weights:
         return self.counts.shape[0] > 1 and self.counts.shape[2] == 1
 
     @property
+    def filters(self) -> int:
+        """Their number, in all groups."""
+        return self.counts.shape[:2].numel()
+
+    @property
     def total(self) -> int:
         """Number of weights."""
         return self.counts.numel() * self.kernel

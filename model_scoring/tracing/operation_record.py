@@ -1,7 +1,7 @@
 """What a forward pass leaves behind: records of its operations, and tags on its tensors."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -11,7 +11,8 @@ from model_scoring.tracing.channel_labels import Labels
 from model_scoring.tracing.constant_channels import NAN
 from model_scoring.tracing.layer_weights import Weights
 
-UNKNOWN = "unknown"
+Shape = tuple[int, ...]
+UNKNOWN = "unknown"  # an operation that is not in the table
 STORED = "stored"  # a parameter that only takes part in a copy
 
 
@@ -28,6 +29,18 @@ class Channels:
         """Channels that all depend on the image."""
         return cls(labels, torch.full(labels.shape, NAN))
 
+    def vectors(self, shape: Shape) -> "Channels | None":
+        """As (C,), for an activation (N, C, ...); None if they are not one for each channel."""
+        labels, rank = self.labels, len(shape)
+        if rank < 2 or labels.dim() != rank or not labels.numel() == labels.shape[1] == shape[1]:
+            return None
+        return Channels(labels.flatten(), self.constants.flatten())
+
+    def spread(self, shape: Shape) -> "Channels":
+        """Those of one for each channel, (C,), for an activation (N, C, ...)."""
+        sizes = [1, -1, *[1] * (len(shape) - 2)]
+        return Channels(self.labels.reshape(sizes), self.constants.reshape(sizes))
+
 
 @dataclass(frozen=True)
 class Reads:
@@ -36,7 +49,7 @@ class Reads:
     labels: Tensor  # (c_in,)
     constants: Tensor  # (c_in,)
     padded: bool  # with zeros, which tell a constant's border from its inside
-    own: bool = False  # depthwise: each output is made of the input that has its label
+    depthwise: bool = False  # each output is made of the input that has its label
 
     @cached_property
     def folds(self) -> Tensor | None:
@@ -52,8 +65,8 @@ class Record:
     name: str
     kind: str  # as in aten_operations, or UNKNOWN or STORED
     operation: str  # PyTorch's name for it
-    in_shape: tuple[int, ...]
-    out_shape: tuple[int, ...]
+    in_shape: Shape
+    out_shape: Shape
     inputs: tuple[int, ...]  # records whose results it uses; copies are seen through
     parameters: tuple[str, ...] = ()
     stored: int = 0  # values in those parameters, 0 if an earlier record has them
@@ -72,6 +85,11 @@ class Record:
         return bool(self.parameters) and self.stored == 0
 
     @property
+    def ternary(self) -> bool:
+        """A layer with ternary weights."""
+        return self.weights is not None and self.weights.ternary
+
+    @property
     def free_inputs(self) -> Tensor | None:
         """bool (c_in,): inputs that take no arithmetic; None: there are none."""
         return self.reads and self.reads.folds
@@ -87,11 +105,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Padding:
-    """Channels of zeros around an activation's own, as option-A shortcuts make them."""
+    """Channels of zeros around an activation's own, as option-A shortcuts make them: narrowed as
+    a record is, but without cost."""
 
     layer: str  # "" where the code that pads cannot be narrowed
-    inputs: Tensor  # (c_in,) labels
-    outputs: Tensor  # (c_out,) labels
+    reads: Reads
+    labels: Tensor  # (c_out,) of its result
 
 
 @dataclass(frozen=True)
@@ -101,10 +120,9 @@ class Trace:
     records: list[Record]
     outputs: frozenset[int]  # records whose results leave the network
     unused: tuple[str, ...]  # parameters the pass never touches
-    labels: Labels = field(default_factory=Labels)
-    paddings: tuple[Padding, ...] = ()
-    # False: the pass needed an image's values, and another image may take another way
-    followed: bool = True
+    labels: Labels
+    paddings: list[Padding]
+    followed: bool  # False: the pass needed an image's values, another image may go another way
 
     @property
     def unknown(self) -> dict[str, int]:
@@ -131,22 +149,21 @@ class Trace:
 
 @dataclass
 class Tag:
-    """What is known of a tensor during the pass."""
+    """What is known of a tensor during the pass. The default: nothing."""
 
     from_image: bool = True  # False: made of parameters and constants only, so precomputed
-    producers: frozenset[int] = frozenset()
-    parameters: frozenset[str] = frozenset()
+    producers: frozenset[int] = frozenset()  # records that it comes from; copies are seen through
+    parameters: frozenset[str] = frozenset()  # that it is made of, if it is not from the image
     value: Tensor | None = None  # numbers, if it does not depend on the image
     channels: Channels | None = None
     source: str = ""  # the parameter or buffer that it is, or the transpose of
     writes: int = 0  # in-place operations on any tensor before it was tagged
 
+    def put(self, tensor: Tensor) -> None:
+        """Tags ride on the tensors themselves."""
+        tensor._scoring_tag = self
+
 
 def tag_of(tensor: Tensor) -> Tag:
     """A tensor's tag; one that has none came from nowhere known."""
     return getattr(tensor, "_scoring_tag", None) or Tag()
-
-
-def set_tag(tensor: Tensor, tag: Tag) -> None:
-    """Tags ride on the tensors themselves."""
-    tensor._scoring_tag = tag
