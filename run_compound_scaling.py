@@ -19,35 +19,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.datasets import find_dataset
+from data.datasets import Dataset, find_dataset
 from data.errors import UserError
 from model_compound_scaling.command_line import entry, inputs, shared_flags
-from model_compound_scaling.command_line.flag_values import (
-    decay,
-    exponent,
-    grid_value,
-    natural,
-    non_negative,
-    percent,
-    positive,
-    shard,
-)
+from model_compound_scaling.command_line import flag_values as kind
 from model_compound_scaling.command_line.parser import SWITCH, Parser
 from model_compound_scaling.networks.registry import THESIS_SCALING, canonical_name, table_row
-from model_compound_scaling.search.points import (
-    Multipliers,
-    Point,
-    parse_grid,
-    possible_points,
-    scaled_point,
-)
-from model_compound_scaling.search.recipes import DEFAULT_RECIPE, RECIPES
+from model_compound_scaling.search.points import Point, parse_grid, possible_points, scaled_point
 from model_compound_scaling.training.recipe import AMP, SCHEDULES, Options, from_flags
 
 if TYPE_CHECKING:
     from data import Data
 
 TARGET_PHIS = [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
+# training recipes: what these flags are unless given; efficientnet is a family of the registry
+RECIPE = {"epochs": 200, "weight_decay": 5e-4, "schedule": "cosine"}
+RECIPES = {"efficientnet": {"epochs": 90, "weight_decay": 1e-4, "schedule": "step"}}
 OUTPUT = Path(__file__).parent / "model_compound_scaling" / "saved_models"
 
 
@@ -58,37 +45,39 @@ def build_parser() -> Parser:
     add("--model", None, None, "NAME", shared_flags.MODELS +
         " (default: cifar_micronet, image_micronet or lenet-5, by the images)")
     add = parser.section("search (MicroNets)")
-    add("--grid", grid_value, None, "D W", "pairs of depth and width multipliers, one after the "
-        "other; auto: all with d w^2 r^2 near 2. More than one pair are trained with phi 1, and "
-        "the best goes on (default: 1.4 1.2)", nargs="+", incidental=True)
-    add("--phi", exponent, None, "PHI",
+    add("--grid", kind.grid_value, None, "D W", "pairs of depth and width multipliers, one after "
+        "the other; auto: all with d w^2 r^2 near 2. More than one pair are trained with phi 1, "
+        "and the best goes on (default: 1.4 1.2)", nargs="+", incidental=True)
+    add("--phi", kind.exponent, None, "PHI",
         "exponents of the best pair's multipliers, 0 for the baseline (default: 3.5; with "
         "--target-accuracy 1 1.5 2 2.5 3 3.5 4)", nargs="+", incidental=True)
     add("--scale-resolution", SWITCH, False, None, "scale the images, too: --grid takes triples "
         "with the multiplier of the image size", incidental=True)
-    add("--target-accuracy", percent, None, "A",
+    add("--target-accuracy", kind.percent, None, "A",
         "walk phi upward and stop at the first network with A percent top-1", incidental=True)
     add("--dry-run", SWITCH, False, None,
         "only print the networks with their parameters, MACs and predicted cost", incidental=True)
-    add("--shard", shard, "1/1", "I/N", "train each N-th network, from the I-th on; other machines "
-        "train the others into the same --output", incidental=True)
+    add("--shard", kind.shard, "1/1", "I/N", "train each N-th network, from the I-th on; other "
+        "machines train the others into the same --output", incidental=True)
     add = parser.section("training (SGD with Nesterov momentum)")
-    add("--epochs", positive, None, "N",
+    add("--epochs", kind.positive, None, "N",
         "passes over the training images (default: 200, EfficientNet 90)")
-    add("--start-epoch", natural, 0, "N",
+    add("--start-epoch", kind.natural, 0, "N",
         "epochs to leave out, schedule included; a resumed run knows its own")
-    add("--lr", non_negative, 0.1, "X", "first learning rate")
-    add("--momentum", non_negative, 0.9, "X", "0 for plain SGD")
-    add("--weight-decay", non_negative, None, "X", "L2 penalty (default: 5e-4, EfficientNet 1e-4)")
+    add("--lr", kind.non_negative, 0.1, "X", "first learning rate")
+    add("--momentum", kind.non_negative, 0.9, "X", "0 for plain SGD")
+    add("--weight-decay", kind.non_negative, None, "X",
+        "L2 penalty (default: 5e-4, EfficientNet 1e-4)")
     add("--schedule", tuple(SCHEDULES), None, None, "learning rate: cosine to 0, or divided by 10 "
         "every 30 epochs (default: cosine, EfficientNet step)")
-    add("--warmup-epochs", natural, 0, "N", "epochs in which the learning rate rises to --lr")
-    add("--label-smoothing", decay, 0.0, "X", "share of each label that goes to all classes alike")
-    add("--ema", decay, 0.0, "DECAY",
+    add("--warmup-epochs", kind.natural, 0, "N", "epochs in which the learning rate rises to --lr")
+    add("--label-smoothing", kind.decay, 0.0, "X",
+        "share of each label that goes to all classes alike")
+    add("--ema", kind.decay, 0.0, "DECAY",
         "evaluate and keep the exponential moving average of the weights, as 0.999; 0: off")
-    add("--mixup", non_negative, 0.0, "ALPHA",
+    add("--mixup", kind.non_negative, 0.0, "ALPHA",
         "mix pairs of images with shares from Beta(ALPHA, ALPHA); 0: off")
-    add("--cutmix", non_negative, 0.0, "ALPHA",
+    add("--cutmix", kind.non_negative, 0.0, "ALPHA",
         "paste a part of one another with shares from Beta(ALPHA, ALPHA); 0: off")
     add("--amp", tuple(AMP), "off", None, "mixed precision; fp16 with a scaled loss")
     add("--channels-last", SWITCH, False, None, "the memory format that tensor cores like")
@@ -116,32 +105,30 @@ def check(args: argparse.Namespace, family: str) -> None:
         raise UserError(f"{given[0]} scales MicroNets; {args.model} has one size")
     if "auto" in (args.grid or []) and len(args.grid) > 1:
         raise UserError("--grid auto stands alone")
-    recipe = RECIPES.get(family, DEFAULT_RECIPE)
-    for name in ("epochs", "weight_decay", "schedule"):
+    for name, default in RECIPES.get(family, RECIPE).items():
         if getattr(args, name) is None:
-            setattr(args, name, getattr(recipe, name))
+            setattr(args, name, default)
     for name in ("start_epoch", "warmup_epochs"):
         if getattr(args, name) >= args.epochs:
             given = f"--{name.replace('_', '-')} {getattr(args, name)}"
             raise UserError(f"{given} is not below --epochs {args.epochs}")
 
 
-def scaling(args: argparse.Namespace) -> tuple[list[Multipliers], list[float]]:
-    """The grid and the exponents that the flags ask for."""
-    if table_row(args.model).family != "micronet":
+def scaling(args: argparse.Namespace, family: str) -> tuple[list[tuple], list[float]]:
+    """The grid of (d, w, r) and the exponents that the flags ask for."""
+    if family != "micronet":
         return [(1.0, 1.0, 1.0)], [1.0]
-    default = [*THESIS_SCALING[:2], 1.0] if args.scale_resolution else list(THESIS_SCALING[:2])
-    values = "auto" if args.grid == ["auto"] else args.grid or default
-    phis = args.phi or (TARGET_PHIS if args.target_accuracy else [THESIS_SCALING[2]])
+    depth, width, phi = THESIS_SCALING
+    phis = args.phi or (TARGET_PHIS if args.target_accuracy else [phi])
     if len(set(phis)) < len(phis):
         raise UserError("--phi names the same exponent twice")
-    return parse_grid(values, resolution=args.scale_resolution), phis
+    default = [depth, width, 1.0] if args.scale_resolution else [depth, width]
+    return parse_grid(args.grid or default, resolution=args.scale_resolution), phis
 
 
-def class_names(args: argparse.Namespace) -> list[str] | None:
+def class_names(args: argparse.Namespace, dataset: Dataset) -> list[str] | None:
     """The class folders of a data set that is read from them; a dry run needs them only to count
     the classes."""
-    dataset = find_dataset(args.dataset, args.image_size)
     if dataset.source != "folders" or (dataset.classes and args.dry_run):
         return None
     from data.sources import folder_classes
@@ -152,18 +139,19 @@ def class_names(args: argparse.Namespace) -> list[str] | None:
 def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
     args.dataset = args.dataset or "CIFAR100"
     args.model = canonical_name(args.model or default_model(args.dataset, args.image_size))
-    check(args, table_row(args.model).family)
-    grid, phis = scaling(args)
-    names = class_names(args)
-    classes = find_dataset(args.dataset, args.image_size).classes or len(names)
-    size = inputs.input_size(args, args.model, {})
+    family = table_row(args.model).family
+    check(args, family)
+    grid, phis = scaling(args, family)
+    dataset = find_dataset(args.dataset, args.image_size)
+    names, size = class_names(args, dataset), inputs.input_size(args, args.model, {})
+    classes = dataset.classes or len(names)
     point = partial(scaled_point, args.model, num_classes=classes, image_size=size)
     points = possible_points(point, grid, phis)
     entry.require_single(args.resume, len(points))
     device = entry.start(args)
 
     from model_compound_scaling.machine import Log
-    from model_compound_scaling.search import Search, Trainer, Training, conclude, require_memory
+    from model_compound_scaling.search import Search, Trainer, Training, require_memory
     from model_compound_scaling.search.results_table import rows, to_text
 
     if args.dry_run:
@@ -178,24 +166,20 @@ def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
         size = point.image_size
         return inputs.open_data(args, spec=point.spec, recorded={}, device=device, image_size=size)
 
-    log = Log(args.output)
-    trainer = Trainer(
-        from_flags(Training, vars(args), options=from_flags(Options, vars(args))),
-        entry.run_request(args, incidental, args.output, classes=inputs.fingerprint(names)),
-        open_data,
-        shard=tuple(map(int, args.shard.split("/"))),
-        device=device,
-        log=log,
-    )
+    training = from_flags(Training, vars(args), options=from_flags(Options, vars(args)))
+    known = names and inputs.fingerprint(names)
+    request = entry.run_request(args, incidental, args.output, classes=known)
+    shard, count = map(int, args.shard.split("/"))
+    trainer = Trainer(training, request, open_data, device, Log(args.output), shard, count)
     search = Search(trainer, point, target=args.target_accuracy)
     try:
         found = search.run(grid, phis)
     except UserError:
         if search.trained:  # what there is, before the error, which is the one that counts
             with suppress(UserError):
-                conclude(search, None, output=args.output, log=log)
+                trainer.conclude(search, None)
         raise
-    conclude(search, found, output=args.output, log=log)
+    trainer.conclude(search, found)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,13 +17,7 @@ from pathlib import Path
 
 from data.errors import UserError, require_packages
 from model_compound_scaling.command_line import entry, inputs, shared_flags
-from model_compound_scaling.command_line.flag_values import (
-    boolean,
-    natural,
-    non_negative,
-    percent,
-    regex,
-)
+from model_compound_scaling.command_line import flag_values as kind
 from model_compound_scaling.command_line.parser import ON_OFF, SWITCH, Parser, flag
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
 from model_compound_scaling.training.recipe import from_flags
@@ -39,9 +33,9 @@ def build_parser() -> Parser:
     add = parser.section("what is quantized")
     add("--model-dict", None, None, "FILE", "checkpoint to start from: a name in "
         "model_quantization/trained_fp_models, or a path", required=True)
-    add("--ternarize", regex, None, "REGEX",
-        "ternarize the weights whose name matches (default: the convolutions inside the blocks; "
-        "of EfficientNets expand, project and head; of other networks all but the first)")
+    add("--ternarize", kind.regex, None, "REGEX",
+        "ternarize the weights whose name matches (default: the convolutions inside the blocks; of "
+        "EfficientNets expand, project and head; of other networks all but the first)")
     add("--do-prune", SWITCH, False, None, "instead of ternarizing, prune the layers of the "
         "families below (none named: SE and fc); already ternary layers stay as they are")
     families = {"se": "squeeze-and-excitation", "fc": "fully connected", "dw": "depthwise"}
@@ -55,27 +49,27 @@ def build_parser() -> Parser:
     add("--levels", (3, 5, 7, 15), 3, None,
         "values per layer, 0 among them; --ini-c-divrs places the outermost ones")
     # lists that span a grid change no result: the point's own values are in its name
-    add("--ttq-threshold", non_negative, [0.05], "T", "for ttq: weights below T x their layer's "
-        "largest are zero; a list spans a grid", nargs="+", incidental=True)
+    add("--ttq-threshold", kind.non_negative, [0.05], "T", "for ttq: weights below T x their "
+        "layer's largest are zero; a list spans a grid", nargs="+", incidental=True)
     strength = parser.add_argument_group("EC2T: lists span a grid")
     add, goal = partial(flag, strength), partial(flag, strength.add_mutually_exclusive_group())
-    add("--ini-c-divrs", non_negative, [0.15, 0.3, 0.5], "S", "first centroids, as a share of each "
-        "layer's largest and smallest weight", nargs="+", incidental=True)
-    add("--lambda-max-divrs", non_negative, [0.125, 0.15, 0.175], "GAMMA", "strength of the "
+    add("--ini-c-divrs", kind.non_negative, [0.15, 0.3, 0.5], "S", "first centroids, as a share of "
+        "each layer's largest and smallest weight", nargs="+", incidental=True)
+    add("--lambda-max-divrs", kind.non_negative, [0.125, 0.15, 0.175], "GAMMA", "strength of the "
         "entropy constraint, as a share of each layer's largest lambda", nargs="+", incidental=True)
-    goal("--target-sparsity", percent, None, "P",
+    goal("--target-sparsity", kind.percent, None, "P",
         "find gamma instead: so that P percent (+-1) of the quantized weights are zero")
-    goal("--target-params", non_negative, None, "N",
+    goal("--target-params", kind.non_negative, None, "N",
         "find gamma instead: so that the network has N (+-2 %) published scoring parameters")
     add("--centroids", int, 0, "K", "if not 0, find the first K centroids, K as --levels, by "
         "k-means that starts from --ini-c-divrs")
     add = parser.section("training (Adam)")
-    add("--epochs", natural, 20, "N", "epochs with moving codes")
-    add("--retrain-epochs", natural, 15, "N",
+    add("--epochs", kind.natural, 20, "N", "epochs with moving codes")
+    add("--retrain-epochs", kind.natural, 15, "N",
         "epochs with frozen codes, from the best ternary epoch on")
-    add("--lr", non_negative, 1e-4, "X", "of all but the centroids")
-    add("--lr2", non_negative, 1e-5, "X", "of the centroids")
-    add("--weight-decay", non_negative, 5e-6, "X", "of the layers that are not quantized")
+    add("--lr", kind.non_negative, 1e-4, "X", "of all but the centroids")
+    add("--lr2", kind.non_negative, 1e-5, "X", "of the centroids")
+    add("--weight-decay", kind.non_negative, 5e-6, "X", "of the layers that are not quantized")
     add("--eval", ON_OFF, False, None,
         "also measure the accuracy before quantization and before training", incidental=True)
     shared_flags.add_network_flags(parser)
@@ -85,7 +79,7 @@ def build_parser() -> Parser:
     add = parser.section("plots (need matplotlib)")
     add("--plot-pareto", Path, None, "FILE.png",
         "draw accuracy over zeros of the grid's networks", incidental=True)
-    add("--plot-ternarization", boolean, False, "BOOL",
+    add("--plot-ternarization", kind.boolean, False, "BOOL",
         "draw weights, centroids, entropy and zeros of each layer over the epochs to "
         "ternarization/*.png in each network's folder", nargs="?", const=True, incidental=True)
     return parser
@@ -117,24 +111,16 @@ def count_parameters(spec: NetworkSpec, size: int) -> Callable:
     """network -> its published scoring parameters, at the precision of stage 3's defaults."""
     from model_scoring.counting.scoring import score
 
-    row = table_row(spec.model)
-    shape = (row.channels, size, size)
-    rules = ("published",)
-    return lambda network: (
-        score(network, shape, family=row.family, rules=rules).totals["published"].params
-    )
+    row, published = table_row(spec.model), "published"
+    count = partial(score, shape=(row.channels, size, size), family=row.family, rules=(published,))
+    return lambda network: count(network).totals[published].params
 
 
 def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
     check(args)
-    points = grid_points(
-        args.method,
-        scales=args.ini_c_divrs,
-        gammas=args.lambda_max_divrs,
-        thresholds=args.ttq_threshold,
-        sparsity=args.target_sparsity,
-        params=args.target_params,
-    )
+    grid = (args.ini_c_divrs, args.lambda_max_divrs, args.ttq_threshold)
+    targets = {"sparsity": args.target_sparsity, "params": args.target_params}
+    points = grid_points(args.method, *grid, targets)
     entry.require_single(args.resume, len(points))
     entry.require_names(args)
     device = entry.start(args)
@@ -145,29 +131,20 @@ def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
     from model_quantization.plots import plot_pareto, plot_ternarization
     from model_quantization.two_phases import Quantizing, quantize_point
 
-    checkpoint, spec = inputs.open_checkpoint(
-        args, name=args.model_dict, folder=SOURCES, flag="--model-dict"
-    )
+    checkpoint, spec = inputs.open_checkpoint(args, flag="--model-dict", folder=SOURCES)
     if not args.dataset and "dataset" not in checkpoint.data:
         args.dataset = "CIFAR100"
     data = inputs.open_data(args, spec=spec, recorded=checkpoint.data, device=device)
-    classes = inputs.fingerprint(data.class_names)
+    classes, count = inputs.fingerprint(data.class_names), count_parameters(spec, data.image_size)
     method = "ecp_" + "_".join(args.prune) if args.prune else "ec2t"
     method += f"_levels{args.levels}" if args.levels > 3 else ""
     runs = []
     for point in points:
         name = f"{spec.model.replace(':', '-')}_{data.name}_{method}_{point.name}"
         flags = {"model": spec.model, "point": point.name, "classes": classes}
-        run = quantize_point(
-            from_flags(Quantizing, vars(args), point=point),
-            entry.run_request(args, incidental, args.output / name, **flags),
-            checkpoint=checkpoint,
-            spec=spec,
-            data=data,
-            recorded=inputs.describe(data),
-            device=device,
-            scoring_params=count_parameters(spec, data.image_size),
-        )
+        settings = from_flags(Quantizing, vars(args), point=point)
+        request = entry.run_request(args, incidental, args.output / name, **flags)
+        run = quantize_point(settings, request, checkpoint, spec, data, device, count)
         if args.plot_ternarization and processes.is_main():
             plot_ternarization(run)
         runs.append(run)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from data.errors import UserError, require_packages
 from model_compound_scaling.command_line import entry, inputs, shared_flags
-from model_compound_scaling.command_line.flag_values import non_negative, positive
+from model_compound_scaling.command_line import flag_values as kind
 from model_compound_scaling.command_line.parser import ON_OFF, Parser
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
 from model_scoring.counting.settings import RULE_SETS, Settings
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from data import Data
     from model_compound_scaling.checkpoints import Checkpoint
-    from model_compound_scaling.training.evaluation import Evaluation
     from model_scoring.counting import Score
     from model_scoring.packed_file import Packed
 
@@ -46,24 +45,26 @@ REFERENCES = {"ImageNet": "imagenet", "CIFAR10": "cifar", "CIFAR100": "cifar"}
 
 
 # fmt: off
-def add_counting_flags(parser: Parser) -> None:
+def build_parser() -> Parser:
+    parser = Parser(prog="run_scoring.py", required="--t-model FILE", description=__doc__)
+    add = parser.section("what is scored")
+    add("--t-model", None, None, "FILE", "checkpoint or packed file: a name in "
+        "model_scoring/trained_t_models, or a path", required=True)
+    add("--eval", ON_OFF, False, None, "measure top-1 and top-5 accuracy on the validation images")
     add = parser.section("counting")
     add("--halfprecision", ON_OFF, True, None,
         "16-bit values, activations and multiplications; --eval computes in 16 bit too")
-    add("--mul-bits", positive, None, "N",
+    add("--mul-bits", kind.positive, None, "N",
         "operands of multiplications (default: 16, or 32 with --no-halfprecision)")
-    add("--add-bits", positive, 32, "N", "operands of additions outside the tree adder")
+    add("--add-bits", kind.positive, 32, "N", "operands of additions outside the tree adder")
     add("--tree-adder", ON_OFF, True, None,
         "sum ternary layers with a tree of adders, as narrow as each level allows")
     add("--formats", ON_OFF, True, None, "store ternary layers in the cheapest of all formats; "
         "--no-formats leaves the bit mask and ternary scoring scheme 1")
-    add("--prune-threshold", non_negative, 1.0, "T",
+    add("--prune-threshold", kind.non_negative, 1.0, "T",
         "first zero depthwise weights below T x their layer's largest; 1 = off")
     add("--rules", RULE_SETS, "published", None, "rule set whose layers are listed: as in the "
         "thesis' tables, or the challenge's written rules; the summary has both")
-
-
-def add_file_flags(parser: Parser) -> None:
     add = parser.section("output")
     add("--json", Path, None, "FILE.json", "everything that is printed, in units")
     add("--csv", Path, None, "FILE.csv", "the layers")
@@ -87,18 +88,8 @@ def add_file_flags(parser: Parser) -> None:
         "keeps every bit of them. Ternary layers and their values are always exact (default: fp16)")
     add("--predict", Path, None, "IMAGE_OR_FOLDER",
         "print the most probable classes of an image, or of all in a folder")
-    add("--top", positive, None, "K",
+    add("--top", kind.positive, None, "K",
         f"classes that --predict prints (default: {TOP}, or all of fewer)")
-
-
-def build_parser() -> Parser:
-    parser = Parser(prog="run_scoring.py", required="--t-model FILE", description=__doc__)
-    add = parser.section("what is scored")
-    add("--t-model", None, None, "FILE", "checkpoint or packed file: a name in "
-        "model_scoring/trained_t_models, or a path", required=True)
-    add("--eval", ON_OFF, False, None, "measure top-1 and top-5 accuracy on the validation images")
-    add_counting_flags(parser)
-    add_file_flags(parser)
     shared_flags.add_network_flags(parser)
     images = "what the checkpoint was trained on"
     shared_flags.add_data_flags(parser, training=False, default=images)
@@ -134,10 +125,8 @@ def settings(args: argparse.Namespace) -> Settings:
     return Settings(bits, args.mul_bits or bits, args.add_bits, args.tree_adder, args.formats)
 
 
-def measure(
-    network: "nn.Module", data: "Data", *, device: "torch.device", half: bool
-) -> "Evaluation":
-    """Accuracy on the validation images, in 16 bit if asked for."""
+def measure(network: "nn.Module", data: "Data", *, device: "torch.device", half: bool) -> float:
+    """Top-1 accuracy on the validation images in percent, in 16 bit if asked for."""
     import torch
 
     from model_compound_scaling.training.evaluation import evaluate
@@ -147,13 +136,13 @@ def measure(
     how = "float32"
     if half:
         image = torch.zeros(1, data.channels, data.image_size, data.image_size, device=device)
-        network, how = (found := half_precision(network, image)).network, found.description
+        network, how = half_precision(network, image)
     result = evaluate(network, data.val.epoch(0), total=len(data.val))
     print(
         f"evaluated on {data.val.samples:,} images in {how}: "
         f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, loss {result.loss:.4f}"
     )
-    return result
+    return result.top1
 
 
 def packed_network(network: "nn.Module", spec: NetworkSpec, known: dict, *, half: bool) -> "Packed":
@@ -210,9 +199,7 @@ def open_network(
     from model_scoring.packed_file import read_any
 
     read = partial(read_any, trusted=args.model)
-    checkpoint, spec = inputs.open_checkpoint(
-        args, name=args.t_model, folder=SOURCES, flag="--t-model", read=read
-    )
+    checkpoint, spec = inputs.open_checkpoint(args, flag="--t-model", folder=SOURCES, read=read)
     if checkpoint.path.resolve() in written:
         raise UserError(f"{checkpoint.path} is the checkpoint itself: name another output file")
     return checkpoint, spec, load_network(checkpoint, spec).eval()
@@ -233,34 +220,25 @@ def body(args: argparse.Namespace) -> None:
     device = choose_device(args.cuda)
     checkpoint, spec, network = open_network(args, written)
     row, known = table_row(spec.model), inputs.known_input(args, spec, checkpoint.data)
-    size = known["image_size"]
+    size, where = known["image_size"], {"spec": spec, "device": device}
     pruned = prune_depthwise(network, args.prune_threshold)
     data, packed, predictions = None, None, ()
     if args.predict:
         from model_scoring.inference import predict
 
-        predictions = predict(
-            network, args.predict, spec=spec, data=known, top=args.top, device=device
-        )
+        predictions = predict(network, args.predict, data=known, top=args.top, **where)
     if args.eval:
-        data = inputs.open_data(
-            args, spec=spec, recorded=checkpoint.data, device=device, splits=("val",)
-        )
+        data = inputs.open_data(args, recorded=checkpoint.data, splits=("val",), **where)
         known = inputs.describe(data)
     if args.export:
         packed = packed_network(network, spec, known, half=args.export_precision != "fp32")
-    result = score(
-        network,
-        (row.channels, size, size),
-        family=row.family,
-        settings=settings(args),
-        reference=REFERENCES.get(known.get("dataset")),
-    )
+    shape, reference = (row.channels, size, size), REFERENCES.get(known.get("dataset"))
+    result = score(network, shape, family=row.family, settings=settings(args), reference=reference)
     print(f"{spec.model} from {checkpoint.path}, {row.channels}x{size}x{size} input")
     if args.prune_threshold != 1:
         print(f"pruned {len(pruned)} depthwise layers below {args.prune_threshold:g} x largest")
     show(result, args.rules, packed)
-    top1 = measure(network, data, device=device, half=args.halfprecision).top1 if data else None
+    top1 = measure(network, data, device=device, half=args.halfprecision) if data else None
     facts = {"model": spec.model, "checkpoint": str(checkpoint.path), "image_size": size}
     content = to_dict(result, **facts, rules=args.rules, top1=top1)
     files = outputs(args, result, content, packed)

@@ -11,20 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.datasets import LUMA, Recipe
+from data.datasets import LUMA, Recipe, Stat
 from data.stateless_random import uniform
 
-JITTER_STRENGTH = (0.3, 0.3, 0.3)  # brightness, contrast, saturation: factor 1 ± strength
-HUE_STRENGTH = 0.075  # shift in turns of the colour circle
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+STRENGTH = torch.tensor([0.3, 0.3, 0.3, 0.075])[:, None]  # factor 1 ± that; hue: ± turns
 ORDERS = torch.tensor(list(permutations(range(4))))  # (24, 4): which operation comes at each step
 CUTOUT = 16
 DRAWS = 10  # flip, crop y and x, four jitter factors, jitter order, cutout y and x
-
-
-def per_image(values: Tensor) -> Tensor:
-    """(B,) -> (B, 1, 1, 1), to broadcast over images."""
-    return values[:, None, None, None]
 
 
 def luma(images: Tensor) -> Tensor:
@@ -37,7 +31,7 @@ def luma(images: Tensor) -> Tensor:
 
 def flip(images: Tensor, flipped: Tensor) -> Tensor:
     """Mirror the images (B, C, H, W) for which `flipped` (B,) bool is true, left to right."""
-    return torch.where(per_image(flipped), images.flip(3), images)
+    return torch.where(flipped[:, None, None, None], images.flip(3), images)
 
 
 def pad_crop(images: Tensor, top: Tensor, left: Tensor, pad: int) -> Tensor:
@@ -47,15 +41,6 @@ def pad_crop(images: Tensor, top: Tensor, left: Tensor, pad: int) -> Tensor:
     return windows[torch.arange(len(images), device=images.device), :, top, left]
 
 
-def exact_mean(planes: Tensor) -> Tensor:
-    """Mean of (B, 1, H, W) with values in [0, 1] per image: (B, 1, 1, 1).
-
-    Summed as integers, because a float sum may be split differently in another batch.
-    """
-    units = (planes * 2**20).round_().int().sum(dim=(1, 2, 3), keepdim=True)
-    return units.float() / (2**20 * planes[0].numel())
-
-
 def blend(images: Tensor, factor: Tensor, to_grey: Tensor, to_mean: Tensor) -> Tensor:
     """clamp(factor·image + (1 - factor)·base); float (B, C, H, W) in [0, 1], the rest (B,).
 
@@ -63,9 +48,13 @@ def blend(images: Tensor, factor: Tensor, to_grey: Tensor, to_mean: Tensor) -> T
     (contrast), else black (brightness). Factor 1 leaves an image exactly as it is.
     """
     grey, other = luma(images), 1 - factor
-    base = exact_mean(grey) * per_image(other * to_mean)
-    base = torch.addcmul(base, grey, per_image(other * to_grey))
-    return torch.addcmul(base, images, per_image(factor)).clamp_(0, 1)
+    of_image, of_grey, of_mean = (
+        values[:, None, None, None] for values in (factor, other * to_grey, other * to_mean)
+    )
+    # the mean is summed as integers: a float sum may be split differently in another batch
+    units = (grey * 2**20).round_().int().sum(dim=(1, 2, 3), keepdim=True)
+    base = units.float() / (2**20 * grey[0].numel()) * of_mean
+    return torch.addcmul(torch.addcmul(base, grey, of_grey), images, of_image).clamp_(0, 1)
 
 
 def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
@@ -89,7 +78,7 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
 
 def jitter_parameters(draws: Tensor) -> tuple[Tensor, Tensor]:
     """Factors (4, B) and order (B, 4) from draws (5, B) in [0, 1), distributed as ColorJitter's."""
-    factors = (2 * draws[:4] - 1) * torch.tensor([*JITTER_STRENGTH, HUE_STRENGTH])[:, None]
+    factors = (2 * draws[:4] - 1) * STRENGTH
     factors[:HUE] += 1
     return factors, ORDERS[(draws[4] * len(ORDERS)).long()]
 
@@ -97,8 +86,8 @@ def jitter_parameters(draws: Tensor) -> tuple[Tensor, Tensor]:
 def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """Brightness, contrast, saturation and hue with `factors` (4, B); float images, overwritten.
 
-    `order` (B, 4): the operation at each step. Three of the four are the same blend with other
-    coefficients, so a step blends all images at once and turns the hue of those whose turn it is.
+    `order` (B, 4): the operation at each step. Three of the four are one blend with different
+    coefficients: a step blends all images at once, then turns the hue of those whose turn it is.
     `factors` and `order` are wanted on the CPU: choosing rows there does not stall a GPU.
     """
     device = images.device
@@ -116,7 +105,7 @@ def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     return images
 
 
-def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def normalize(images: Tensor, mean: Stat, std: Stat) -> Tensor:
     """(x - mean) / std per channel, in place; float (B, C, H, W) in [0, 1]."""
     stats = torch.tensor([mean, std])[:, :, None, None].to(images.device, non_blocking=True)
     return images.sub_(stats[0]).div_(stats[1])
@@ -126,9 +115,8 @@ def cutout(images: Tensor, row: Tensor, column: Tensor, size: int) -> Tensor:
     """Zero the size x size square around pixel (row, column) (B,), clipped at borders, in place."""
 
     def inside(pixels: int, centre: Tensor) -> Tensor:
-        first = centre[:, None] - size // 2
-        position = torch.arange(pixels, device=images.device)
-        return (position >= first) & (position < first + size)
+        offset = torch.arange(pixels, device=images.device) - centre[:, None] + size // 2
+        return (offset >= 0) & (offset < size)
 
     rows, columns = inside(images.shape[2], row), inside(images.shape[3], column)
     return images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0)
@@ -140,14 +128,7 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def augment(
-    images: Tensor,
-    *,
-    recipe: Recipe,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    seed: int,
-    epoch: int,
-    index: Tensor,
+    images: Tensor, *, recipe: Recipe, mean: Stat, std: Stat, seed: int, epoch: int, index: Tensor
 ) -> Tensor:
     """Augment and normalise uint8 images (B, C, H, W); `index` (B,), CPU: which samples they are.
 
@@ -165,7 +146,6 @@ def augment(
     if recipe.jitter:
         images = jitter(images, *jitter_parameters(draws[3:8]))
     images = normalize(images, mean, std)
-    if recipe.cutout:
-        centre = ((v * size).long() for v in (row, column))
-        images = cutout(images, *centre, size=min(CUTOUT, size // 2))
-    return images
+    if not recipe.cutout:
+        return images
+    return cutout(images, (row * size).long(), (column * size).long(), min(CUTOUT, size // 2))

@@ -1,6 +1,8 @@
-"""Batches on the device from a data set in memory; every epoch can be repeated exactly."""
+"""What becomes of a data set's images: which are in which batch, and how a batch is prepared on
+the device. Every epoch can be repeated exactly."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,11 +27,32 @@ WHOLE = Part(0, 1)
 
 
 @dataclass(frozen=True)
+class DataOptions:
+    """How a data set is read, what becomes of its images, and which batches a process gets."""
+
+    data_path: str | os.PathLike | None = None  # None: downloaded, if the set can be
+    splits: Sequence[str] = ("train", "val")
+    image_size: int | None = None  # None, here and below: the data set's own
+    channels: int | None = None  # 1 or 3; images are converted
+    normalize: str | Sequence[Sequence[float]] = "dataset"  # "imagenet", "none" or (mean, std)
+    augment: str = "default"  # the data set's recipe; or "flip-crop", "none"
+    eval_crop: str = "standard"  # of large images: centre 224 of 256, or "full"
+    batch_size: int = 128  # of all processes together
+    val_batch_size: int = 512
+    part: Part = WHOLE  # the share of each batch that this process gets
+    seed: int = 0
+    device: str | torch.device = "cpu"
+    workers: int = 4  # processes that decode files; results do not depend on their number
+    worker_init: Callable[[int], None] | None = None  # each begins with worker_init(its number)
+    cache_gb: float = 4.0  # 10^9 bytes: folders of small images up to this are held in memory
+    skip_bad_images: int = 0  # unreadable files left out; if read while training, in each process
+
+
+@dataclass(frozen=True)
 class Schedule:
     """Which samples are in which batch of an epoch: shuffled for training, else as they are.
 
-    In training a last batch with less than two images for a process is left out: BatchNorm needs
-    two.
+    In training a last batch of less than two images a process is left out: BatchNorm needs two.
     """
 
     samples: int
@@ -43,20 +66,19 @@ class Schedule:
         return whole + (rest >= 2 * self.part.of if self.train else rest > 0)
 
     def images_in(self, batch: int) -> int:
+        """Images in a batch (counted from 0) of all processes together."""
         return min(self.batch_size, self.samples - batch * self.batch_size)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Tensor]:
         """The indices (int64, CPU) of this process' images, batch by batch."""
-        indices = torch.arange(self.samples)
-        if self.train:
-            indices = shuffled(self.seed, epoch, self.samples)
+        every = torch.arange(self.samples)
+        indices = shuffled(self.seed, epoch, self.samples) if self.train else every
         for index in indices.split(self.batch_size)[first : len(self)]:
             yield index[self.part.this :: self.part.of]
 
 
 class Preparation(NamedTuple):
-    """What becomes of a batch on the device: augmented by a recipe, if there is one, and
-    normalised."""
+    """A batch on the device is augmented by the recipe, if there is one, and normalised."""
 
     recipe: Recipe | None
     stats: Stats
@@ -67,8 +89,8 @@ class Preparation(NamedTuple):
         mean, std = self.stats
         if self.recipe is None:
             return normalize(to_float(images), mean, std)
-        how = {"recipe": self.recipe, "mean": mean, "std": std}
-        return augment(images, **how, seed=self.seed, epoch=epoch, index=index)
+        random = {"seed": self.seed, "epoch": epoch, "index": index}
+        return augment(images, recipe=self.recipe, mean=mean, std=std, **random)
 
 
 def to_channels(images: Tensor, channels: int) -> Tensor:
@@ -86,14 +108,11 @@ class Loader:
     def __init__(self, schedule: Schedule, prepare: Preparation) -> None:
         self.schedule, self.prepare = schedule, prepare
         self.samples = schedule.samples  # images in the data set
+        self.images_in = schedule.images_in  # (batch) -> images, of all processes together
 
     def __len__(self) -> int:
         """Batches in an epoch."""
         return len(self.schedule)
-
-    def images_in(self, batch: int) -> int:
-        """Images in a batch (counted from 0) of all processes together."""
-        return self.schedule.images_in(batch)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from number `first` on; the same call gives the same batches."""
@@ -103,9 +122,7 @@ class Loader:
 class CachedLoader(Loader):
     """A data set held on the device as uint8 (N, C, H, W); batches are augmented there."""
 
-    def __init__(
-        self, images: Tensor, labels: Tensor, *, schedule: Schedule, prepare: Preparation
-    ) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, schedule: Schedule, prepare: Preparation):
         super().__init__(schedule, prepare)
         self.images, self.labels = images, labels
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from data.errors import UserError, choose
 
-Stats = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation of each channel, 0..1
+Stat = tuple[float, ...]  # one value of each channel, of pixels in 0..1
+Stats = tuple[Stat, Stat]  # mean and standard deviation
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR_STATS = (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255)
 MNIST_STATS = ((0.1307,), (0.3081,))
@@ -53,7 +54,7 @@ class Dataset:
 
 
 # fmt: off
-ROWS = [
+DATASETS = {row.name: row for row in (
     Dataset("CIFAR100", "cifar", CIFAR_STATS, 100, 3, 32, COLOUR),
     Dataset("CIFAR10", "cifar", CIFAR_STATS, 10, 3, 32, COLOUR),
     Dataset("MNIST", "mnist", MNIST_STATS, 10, 1, 28, Recipe(pad=2)),
@@ -62,11 +63,9 @@ ROWS = [
     Dataset("ImageFolder", "folders", IMAGENET_STATS, None, 3, None, RESIZED_CROP, cached=False,
             small=Dataset("ImageFolder", "folders", CIFAR_STATS, None, 3, None, COLOUR)),
     Dataset("Shapes", "shapes", SHAPES_STATS, 10, 3, 32, COLOUR),
-]
+)}
 # fmt: on
-DATASETS = {row.name: row for row in ROWS}
 AUGMENT = ("default", "flip-crop", "none")
-EVAL_CROPS = ("standard", "full")
 NORMALIZE = ("dataset", "imagenet", "none")
 
 
@@ -78,8 +77,7 @@ def variant(recipe: Recipe, augment: str) -> Recipe | None:
 
 def find_dataset(name: str, image_size: int | None) -> Dataset:
     """The row of the table for `name`, at this image size."""
-    by_lower = {key.lower(): key for key in DATASETS}
-    key = by_lower.get(name.lower(), name)
+    key = {key.lower(): key for key in DATASETS}.get(name.lower(), name)
     choose("--dataset", key, tuple(DATASETS))
     row = DATASETS[key]
     if image_size is not None and image_size < 1:
@@ -90,24 +88,21 @@ def find_dataset(name: str, image_size: int | None) -> Dataset:
 
 
 def choose_stats(row: Dataset, normalize: str | Sequence[Sequence[float]], channels: int) -> Stats:
-    """Mean and standard deviation per channel for `normalize`, for 1 or 3 channels."""
+    """Mean and standard deviation per channel for `normalize`, for 1 or 3 channels.
+
+    RGB's serve grey images by their luma. That of the means is exact; that of the deviations holds
+    if the colours rise and fall together, as they nearly do in photographs.
+    """
     if isinstance(normalize, str):
         choose("--normalize", normalize, NORMALIZE)
         no_change = ((0.0,) * row.channels, (1.0,) * row.channels)
         named = {"dataset": row.stats, "imagenet": IMAGENET_STATS, "none": no_change}
         normalize = named[normalize]
-    mean, std = (match_channels(tuple(map(float, values)), channels) for values in normalize)
+    mean, std = (tuple(map(float, values)) for values in normalize)
+    if len(mean) < channels:
+        return mean * channels, std * channels
+    if len(mean) == channels:
+        return mean, std
+    sums = (sum(w * v for w, v in zip(LUMA, values, strict=True)) for values in (mean, std))
+    mean, std = ((total / sum(LUMA),) for total in sums)
     return mean, std
-
-
-def match_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Statistics of RGB for grey images, or the reverse.
-
-    The luma of the means is exact; that of the deviations holds if the colours rise and fall
-    together, as they nearly do in photographs.
-    """
-    if len(values) < channels:
-        return values * channels
-    if len(values) > channels:
-        return (sum(w * v for w, v in zip(LUMA, values, strict=True)) / sum(LUMA),)
-    return values

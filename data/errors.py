@@ -29,8 +29,7 @@ def choose(flag: str, value: str, choices: Sequence[str]) -> None:
 
 
 def require_packages(what: str, *names: str, fix: str) -> None:
-    """UserError, before any work is done, if an optional package is missing. `what` needs them:
-    "--onnx needs"."""
+    """UserError if an optional package is missing that `what` names ("--onnx needs")."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{what} {', '.join(missing)}: {fix}")

@@ -1,20 +1,18 @@
 """Batches from image files, decoded by worker processes while the network trains."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.batches import Batch, Loader, Preparation, Schedule, to_channels
+from data.batches import Batch, DataOptions, Loader, Preparation, Schedule, to_channels
 from data.errors import DataError
 from data.image_files import BadImages, Tree, read_image
 from data.stateless_random import sample_seed
 from data.transforms import Transform
 
 Item = tuple[Tensor, Tensor, int]  # uint8 (3, H, W), label, index
-Collated = tuple[tuple[Tensor, Tensor, Tensor] | None, list[DataError]]
 
 
 class FileDataset(Dataset):
@@ -35,7 +33,7 @@ class FileDataset(Dataset):
             return self.transform(image), self.tree.labels[index], index
 
 
-def collate(items: list[Item | DataError]) -> Collated:
+def collate(items: list[Item | DataError]) -> tuple[tuple[Tensor, ...] | None, list[DataError]]:
     """(images, labels, indices) of the files that can be read, None if none; the others' errors."""
     errors = [item for item in items if isinstance(item, DataError)]
     good = [item for item in items if not isinstance(item, DataError)]
@@ -51,23 +49,9 @@ class EpochBatches:
     def __init__(self, schedule: Schedule):
         self.schedule, self.epoch, self.first = schedule, 0, 0
 
-    def __len__(self) -> int:
-        return len(self.schedule) - self.first
-
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for index in self.schedule.epoch(self.epoch, self.first):
             yield [(self.epoch, i) for i in index.tolist()]
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How files are read: by so many worker processes, each of which begins with
-    worker_init(its number), for a device; which bad files are left out."""
-
-    workers: int
-    worker_init: Callable[[int], None] | None
-    device: torch.device
-    bad: BadImages
 
 
 class FileLoader(Loader):
@@ -80,43 +64,39 @@ class FileLoader(Loader):
         *,
         schedule: Schedule,
         prepare: Preparation,
-        image_size: int,
-        channels: int,
-        reading: Reading,
+        options: DataOptions,
+        bad: BadImages,
     ) -> None:
         super().__init__(schedule, prepare)
-        self.channels, self.device, self.bad = channels, reading.device, reading.bad
-        size = (3, image_size, image_size)  # a process' share of the last batch may be nothing
-        none = torch.empty(0, dtype=torch.long)
-        self.nothing = torch.empty(0, *size, dtype=torch.uint8), none, none
-        self.sampler = EpochBatches(schedule)
+        self.options, self.bad, self.sampler = options, bad, EpochBatches(schedule)
         self.loader = DataLoader(
             FileDataset(tree, transform, prepare.seed),
             batch_sampler=self.sampler,
             collate_fn=collate,
-            num_workers=reading.workers,
-            persistent_workers=reading.workers > 0,
-            pin_memory=reading.device.type == "cuda",
+            num_workers=options.workers,
+            persistent_workers=options.workers > 0,
+            pin_memory=torch.device(options.device).type == "cuda",
             generator=torch.Generator(),  # else each epoch draws from, and moves, the global one
-            worker_init_fn=reading.worker_init,
+            worker_init_fn=options.worker_init,
         )
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        size, device = self.options.image_size, self.options.device
+        none = torch.empty(0, dtype=torch.long)  # as a process' share of the last batch may be
+        nothing = torch.empty(0, 3, size, size, dtype=torch.uint8), none, none
         self.sampler.epoch, self.sampler.first = epoch, first
         for batch, errors in self.loader:
             self.bad.add(errors)
             if batch is None and self.schedule.train:
                 raise DataError(f"no image of a batch can be read: {errors[0]}")
-            images, labels, index = batch or self.nothing
-            images, labels = (x.to(self.device, non_blocking=True) for x in (images, labels))
-            yield self.prepare(to_channels(images, self.channels), epoch, index), labels
+            images, labels, index = batch or nothing
+            images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
+            yield self.prepare(to_channels(images, self.options.channels), epoch, index), labels
 
 
 def worker_death(error: Exception) -> DataError | None:
-    """What torch's message about a killed worker process means; None for any other error.
-
-    Torch raises it wherever the main process happens to be.
-    """
+    """What torch's message about a killed worker process, raised wherever the main process happens
+    to be, means; None for any other error."""
     if "DataLoader worker" not in str(error):
         return None
     return DataError(

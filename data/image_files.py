@@ -18,7 +18,7 @@ from data.transforms import eval_transform
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 CHUNK = 128  # files per task of a thread; one each would cost more than decoding a small one
-THREADS = min(8, os.cpu_count() or 1)
+EXPECTED = "--data-path: expected images in {}/<class>/*.jpg, but {}"
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class Tree:
 
 
 class BadImages:
-    """Files that cannot be read: up to `limit` of them are left out and, if `shown`, named on
-    stderr."""
+    """Unreadable files: up to `limit` of them are left out and, if `shown`, named on stderr."""
 
     def __init__(self, limit: int = 0) -> None:
         self.limit, self.names, self.shown = limit, set(), True
@@ -56,30 +55,26 @@ class BadImages:
                 print(f"warning: {error}; left out ({count})", file=sys.stderr)
 
 
-def class_folders(root: Path, split: str) -> list[Path]:
-    """The folders root/split/<class>, sorted. DataError if there are none."""
+def class_folders(root: Path | None, split: str) -> list[Path]:
+    """The folders root/split/<class>, sorted. DataError if there are none, or no root is named."""
+    if root is None:
+        raise DataError("--data-path DIR is needed: expected images in DIR/train/<class>/*.jpg")
     folder = root / split
     if not folder.is_dir():
-        raise DataError(f"{_expected(folder)}, but there is no folder {folder}")
+        raise DataError(EXPECTED.format(folder, f"there is no folder {folder}"))
     classes = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
     if not classes:
-        raise DataError(f"{_expected(folder)}, but {folder} has no class folders")
+        raise DataError(EXPECTED.format(folder, f"{folder} has no class folders"))
     return classes
 
 
-def _expected(folder: Path) -> str:
-    return f"--data-path: expected images in {folder}/<class>/*.jpg"
-
-
-def list_tree(root: Path, split: str) -> Tree:
+def list_tree(root: Path | None, split: str) -> Tree:
     """The images in root/split/<class>/, at any depth. DataError if there are none."""
     classes = class_folders(root, split)
     files = [_images_under(folder) for folder in classes]
-    empty = [folder for folder, found in zip(classes, files, strict=True) if not found]
-    if empty:
-        raise DataError(
-            f"{_expected(root / split)}, but {len(empty)} class folders hold none, first {empty[0]}"
-        )
+    if empty := [folder for folder, found in zip(classes, files, strict=True) if not found]:
+        hold_none = f"{len(empty)} class folders hold none, first {empty[0]}"
+        raise DataError(EXPECTED.format(root / split, hold_none))
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(f) for f in files]))
     paths = np.array([os.fsencode(path) for found in files for path in found])
     return Tree(paths, labels, [folder.name for folder in classes])
@@ -104,9 +99,7 @@ def read_image(path: str | bytes) -> Image.Image:
             if "transparency" in image.info:  # a palette with alpha has to go through RGBA
                 image = image.convert("RGBA")
             return image.convert("RGB")
-    # Decoders raise OSError, SyntaxError, struct.error and more on damaged files, and an error of
-    # their own on files that would unpack to gigabytes.
-    except Exception as error:
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"cannot read image {path}: {reason}") from error
 
@@ -130,7 +123,7 @@ def decode_all(paths: np.ndarray, size: int, bad: BadImages) -> tuple[Tensor, Te
 
     chunks = [range(len(paths))[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     with (
-        ThreadPoolExecutor(THREADS) as pool,
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
         tqdm(total=len(paths), desc="reading images", unit="img", disable=None) as progress,
     ):
         for chunk, errors in zip(chunks, pool.map(decode, chunks), strict=True):

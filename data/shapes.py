@@ -47,16 +47,13 @@ FIGURES: dict[str, Callable[[Array, Array], Array]] = {
     "half-disc": lambda u, v: np.maximum(_radius(u, v - 0.4) - 0.95, v - 0.4),
     "ell": lambda u, v: np.minimum(_box(u + 0.5, v, 0.25, 0.85), _box(u, v - 0.6, 0.75, 0.25)),
 }
-CLASS_NAMES = tuple(FIGURES)
 
 
-def _coordinates(
-    uniform: Uniform, n: int, radius: Array, margin: float, turn: float
-) -> tuple[Array, Array]:
+def _axes(uniform: Uniform, radius: Array, margin: float, turn: float) -> tuple[Array, Array]:
     """Turned coordinates (n, 32, 32), in pixels, around a centre margin·radius from the border."""
     pixel = np.arange(SIZE, dtype=np.float32) + 0.5
-    centre = margin * radius + (SIZE - 2 * margin * radius) * uniform(0, 1, 2, n)
-    angle = uniform(-turn, turn, n).astype(np.float64)
+    centre = margin * radius + (SIZE - 2 * margin * radius) * uniform(0, 1, 2, len(radius))
+    angle = uniform(-turn, turn, len(radius)).astype(np.float64)
     cos, sin = (f(angle).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
     x = pixel - centre[0][:, None, None]
     y = pixel[:, None] - centre[1][:, None, None]
@@ -72,7 +69,7 @@ def _paint(images: Array, distance: Array, colour: Array) -> None:
 def _paint_bars(images: Array, uniform: Uniform, shown: float) -> None:
     """One bar of random colour and size per image, in the fraction `shown` of them."""
     n = len(images)
-    u, v = _coordinates(uniform, n, np.zeros(n, np.float32), 0, np.pi)
+    u, v = _axes(uniform, np.zeros(n, np.float32), 0, np.pi)
     width = np.where(uniform(0, 1, n) < shown, uniform(0.7, 2.2, n), -9).astype(np.float32)
     height = uniform(2, 14, n)
     _paint(images, _box(u, v, width[:, None, None], height[:, None, None]), uniform(0, 1, n, 3))
@@ -91,7 +88,7 @@ def _draw(figure: Callable[[Array, Array], Array], n: int, rng: np.random.Genera
         _paint_bars(images, uniform, 0.4)
 
     radius = uniform(5.5, 12, n)
-    u, v = _coordinates(uniform, n, radius, 0.9, 0.5)
+    u, v = _axes(uniform, radius, 0.9, 0.5)
     scale = radius[:, None, None]
     colour = ground + uniform(0.1, 1, n, 3) * uniform(0.12, 0.9, n, 1)
     _paint(images, figure(u / scale, v / scale) * scale, colour)

@@ -19,11 +19,9 @@ from torch import Tensor
 from data.datasets import Dataset
 from data.errors import DataError
 from data.image_files import Tree, class_folders, list_tree
-from data.shapes import CLASS_NAMES as SHAPES
-from data.shapes import make_shapes
+from data.shapes import FIGURES, make_shapes
 
 DOWNLOADS = Path(__file__).parent / "downloads"
-IDX_FILES = {"train": "train", "val": "t10k"}
 
 
 @dataclass(frozen=True)
@@ -35,32 +33,11 @@ class Source:
     class_names: list[str]
 
 
-def read_shapes(row: Dataset, split: str, data_path: Path | None) -> Source:
-    """The built-in set; needs no files."""
-    return Source(*make_shapes(split), list(SHAPES))
-
-
-def read_folders(row: Dataset, split: str, data_path: Path | None) -> Tree:
-    """The files' names only: they are decoded while training."""
-    return list_tree(require_path(data_path), split)
-
-
-def require_path(data_path: Path | None) -> Path:
-    """DataError unless the folder of a data set that cannot be downloaded is named."""
-    if data_path is None:
-        raise DataError("--data-path DIR is needed: expected images in DIR/train/<class>/*.jpg")
-    return data_path
-
-
-def _torchvision_class(name: str) -> type:
-    import torchvision  # not needed for the other data sets, and takes 1.5 s
-
-    return getattr(torchvision.datasets, name)
-
-
 def read_cifar(row: Dataset, split: str, data_path: Path | None) -> Source:
     """By torchvision's CIFAR classes, which check the files against their MD5 sums."""
-    train, dataset_class = split == "train", _torchvision_class(row.name)
+    import torchvision  # not needed for the other data sets, and takes 1.5 s
+
+    train, dataset_class = split == "train", getattr(torchvision.datasets, row.name)
     folder = dataset_class.base_folder
     if data_path is None:
         dataset = download(row.name, lambda: dataset_class(DOWNLOADS, train, download=True), folder)
@@ -79,13 +56,15 @@ def read_cifar(row: Dataset, split: str, data_path: Path | None) -> Source:
 
 def read_mnist(row: Dataset, split: str, data_path: Path | None) -> Source:
     """From idx files, as torchvision lays them or plain .gz files in --data-path."""
-    raw, dataset_class = f"{row.name}/raw", _torchvision_class(row.name)
+    import torchvision  # see above
+
+    raw, dataset_class = f"{row.name}/raw", getattr(torchvision.datasets, row.name)
     if data_path is None:
         download(row.name, lambda: dataset_class(DOWNLOADS, download=True), raw)
     folders = [data_path, data_path / raw] if data_path else [DOWNLOADS / raw]
-    prefix = IDX_FILES[split]
-    images = read_idx(find_idx(f"{prefix}-images-idx3-ubyte", folders))
-    labels = read_idx(find_idx(f"{prefix}-labels-idx1-ubyte", folders))
+    prefix = {"train": "train", "val": "t10k"}[split]
+    images = read_idx(f"{prefix}-images-idx3-ubyte", folders)
+    labels = read_idx(f"{prefix}-labels-idx1-ubyte", folders)
     if len(images) != len(labels):
         raise DataError(
             f"--data-path: {folders[0]} has {len(images)} images for {len(labels)} labels in "
@@ -94,17 +73,13 @@ def read_mnist(row: Dataset, split: str, data_path: Path | None) -> Source:
     return Source(images[:, None], labels.long(), list(dataset_class.classes))
 
 
-def find_idx(name: str, folders: list[Path]) -> Path:
-    """The file `name` or `name`.gz in the first folder that has it; DataError if none has."""
+def read_idx(name: str, folders: list[Path]) -> Tensor:
+    """The idx file of bytes `name` or `name`.gz in the first folder that has it: 00 00 08 <rank>,
+    big-endian sizes, then the values. DataError if none has, or it is damaged."""
     candidates = [folder / (name + end) for folder in folders for end in ("", ".gz")]
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise DataError(f"--data-path: expected {candidates[0]} or {candidates[1].name} there")
-
-
-def read_idx(path: Path) -> Tensor:
-    """An idx file of bytes, gzipped or not: 00 00 08 <rank>, big-endian sizes, then the values."""
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        raise DataError(f"--data-path: expected {candidates[0]} or {candidates[1].name} there")
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             content = file.read()
@@ -145,8 +120,8 @@ def download(name: str, fetch: Callable[[], object], folder: str) -> object:
 READERS: dict[str, Callable[[Dataset, str, Path | None], Source | Tree]] = {
     "cifar": read_cifar,
     "mnist": read_mnist,
-    "folders": read_folders,
-    "shapes": read_shapes,
+    "folders": lambda row, split, data_path: list_tree(data_path, split),  # decoded in training
+    "shapes": lambda row, split, data_path: Source(*make_shapes(split), list(FIGURES)),
 }
 
 
@@ -154,4 +129,4 @@ def folder_classes(row: Dataset, data_path: Path | None) -> list[str] | None:
     """Names of the class folders of a set that is read from them, else None; opens no image."""
     if row.source != "folders":
         return None
-    return [folder.name for folder in class_folders(require_path(data_path), "train")]
+    return [folder.name for folder in class_folders(data_path, "train")]

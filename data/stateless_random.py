@@ -1,9 +1,9 @@
 """Stateless (counter-based) random numbers: a pure function of (seed, epoch, sample index, draw).
 
 A generator with a state would give an image other numbers as soon as the batch size, the number of
-workers or the point of a resume changed. Here every number is a hash of its own coordinates
-(SplitMix64: a counter times the golden ratio, then a bijective mixer), computed with int64 tensor
-operations that wrap modulo 2^64, hence identical on every device.
+workers or the point of a resume changed. Here each is a hash of its coordinates (SplitMix64: a
+counter times the golden ratio, then a bijective mixer) in int64 tensor operations that wrap modulo
+2^64, hence identical on every device.
 """
 
 import torch
@@ -51,5 +51,4 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
 def shuffled(seed: int, epoch: int, samples: int) -> Tensor:
     """A permutation of range(samples) (int64, CPU) that depends on (seed, epoch) only."""
     # Draws count from 0 upwards, so the last one of a sample is free for its place in the order.
-    keys = bits(seed, epoch, torch.arange(samples), DRAWS_PER_SAMPLE)[-1]
-    return keys.argsort(stable=True)
+    return bits(seed, epoch, torch.arange(samples), DRAWS_PER_SAMPLE)[-1].argsort(stable=True)

@@ -1,7 +1,4 @@
-"""From an image file to the pixels a network is trained and evaluated on: every crop there is.
-
-Importing torchvision takes 1.5 s, so only the training crop, which needs it, does.
-"""
+"""From an image file to the pixels a network is trained and evaluated on: every crop there is."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +13,7 @@ Transform = Callable[[Image.Image], Tensor]  # RGB image -> uint8 (3, size, size
 
 def train_transform(size: int) -> Transform:
     """The usual ImageNet augmentation: random resized crop and horizontal flip."""
-    from torchvision.transforms import v2
+    from torchvision.transforms import v2  # takes 1.5 s, which the other crops need not wait for
 
     return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()])
 

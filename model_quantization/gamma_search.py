@@ -22,11 +22,8 @@ class Goal:
 
 def solve_gamma(goal: Goal, apply: Callable[[float], None], *, rounds: int = 16) -> float:
     """The gamma in [0, LARGEST_GAMMA] whose assignment comes nearest to the goal, by bisection.
-
-    `apply(gamma)` assigns the present latent weights anew; it was called with the result last.
-    """
-    low, high = 0.0, LARGEST_GAMMA
-    tried = []
+    `apply(gamma)` assigns the present latent weights anew; it was called with the result last."""
+    low, high, tried = 0.0, LARGEST_GAMMA, []
     for gamma in (low, high, *[None] * rounds):
         gamma = (low + high) / 2 if gamma is None else gamma
         apply(gamma)

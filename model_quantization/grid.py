@@ -22,21 +22,15 @@ class Point:
 
 
 def grid_points(
-    method: str,
-    *,
-    scales: list[float],
-    gammas: list[float],
-    thresholds: list[float],
-    sparsity: float | None = None,
-    params: float | None = None,
+    method: str, scales: list[float], gammas: list[float], thresholds: list[float], targets: dict
 ) -> list[Point]:
     """The points of a method ("ec2t", "nearest" or "ttq"), each of which starts from the same
-    full-precision weights; `sparsity` and `params` are targets."""
+    full-precision weights; `targets`: of "sparsity" and "params", None where there is none."""
     if method == "ttq":
         return [Point(f"ttq_t{t:g}", ttq_threshold=t) for t in thresholds]
     if method == "nearest":
         return [Point(f"nearest_s{s:g}", s) for s in scales]
-    for goal, target in (("sparsity", sparsity), ("params", params)):
+    for goal, target in targets.items():
         if target is not None:  # gamma is found, the given ones do not matter
             return [Point(f"s{s:g}_{goal}{target:g}", s) for s in scales]
     return [Point(f"s{s:g}_g{g:g}", s, g) for s in scales for g in gammas]
@@ -44,11 +38,8 @@ def grid_points(
 
 def results(runs: "list[History]") -> list[Row]:
     """The best epoch of each run."""
-    return [
-        (run.folder.name, *(run.best[key] for key in ("val_top1", "zeros", "scoring_params")))
-        for run in runs
-        if run.epochs
-    ]
+    keys = ("val_top1", "zeros", "scoring_params")
+    return [(run.folder.name, *(run.best[key] for key in keys)) for run in runs if run.epochs]
 
 
 def results_table(rows: list[Row]) -> str:

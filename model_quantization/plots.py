@@ -1,7 +1,6 @@
 """Thesis figure 5.2: how each layer's weights became ternary."""
 
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
@@ -13,21 +12,21 @@ from model_compound_scaling.runs.history import History
 def plot_ternarization(run: History) -> None:
     """One PNG per layer in the run's folder: latent weights and centroids at the end, centroids,
     and entropy, zeros and accuracy over the epochs."""
-    content = read_file(run.folder / "last.pt")
-    layers = content["resume"]["ternarizer"]
-    folder = run.folder / "ternarization"
+    layers = read_file(run.folder / "last.pt")["resume"]["ternarizer"]
+    top1, folder = [figures["val_top1"] for figures in run.epochs], run.folder / "ternarization"
     folder.mkdir(exist_ok=True)
     for i, (name, layer) in enumerate(layers.items()):
         epochs = [figures["layers"][i] for figures in run.epochs]
-        top1 = [figures["val_top1"] for figures in run.epochs]
         _draw(epochs, top1, layer["latent"].cpu().numpy(), folder / f"{name}.png")
     Log(run.folder)(f"{len(layers)} plots in {folder}")
 
 
 def plot_pareto(results: list[tuple[str, float, float, float]], path: Path) -> None:
     """Accuracy over zeros of (name, top-1 %, zeros %, scoring parameters), as thesis figure 5.3."""
-    plt = _pyplot()
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    from matplotlib.figure import Figure  # an optional package, and slow to import
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axis = figure.subplots()
     for name, top1, zeros, params in sorted(results, key=lambda row: row[2]):
         axis.plot(zeros, top1, "o", label=f"{name}: {params:,.0f} params")
     axis.set(xlabel="zeros, % of the quantized weights", ylabel="top-1, %")
@@ -35,22 +34,13 @@ def plot_pareto(results: list[tuple[str, float, float, float]], path: Path) -> N
     axis.legend(fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def _pyplot() -> ModuleType:
-    """matplotlib's pyplot without a screen."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
 
 
 def _draw(epochs: list[dict], top1: list[float], latent: np.ndarray, path: Path) -> None:
-    plt = _pyplot()
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
     last, x = epochs[-1], range(1, len(epochs) + 1)
     left.hist(latent, bins=100, color="lightgrey")
     for key, colour in (("w_p", "tab:blue"), ("w_n", "tab:red")):
@@ -71,4 +61,3 @@ def _draw(epochs: list[dict], top1: list[float], latent: np.ndarray, path: Path)
         axis.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(last["layer"])
     figure.savefig(path, dpi=110)
-    plt.close(figure)

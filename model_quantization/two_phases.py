@@ -7,24 +7,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from data.errors import UserError
-from data.loading import Data
+from data import Data, UserError
+from model_compound_scaling.checkpoints import Checkpoint, load_network, network_content
 from model_compound_scaling.checkpoints.errors import CheckpointError
-from model_compound_scaling.checkpoints.network_checkpoint import (
-    Checkpoint,
-    load_network,
-    network_content,
-)
-from model_compound_scaling.machine import processes
-from model_compound_scaling.machine.devices import for_processes, lay_out
+from model_compound_scaling.command_line import inputs
+from model_compound_scaling.machine import for_processes, lay_out, processes
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
-from model_compound_scaling.runs.history import History
-from model_compound_scaling.runs.resume import RunRequest
-from model_compound_scaling.runs.run import Run
+from model_compound_scaling.runs import History, Run, RunRequest
+from model_compound_scaling.training import Phase, TrainStep, load_optimizer, run_epochs
 from model_compound_scaling.training.evaluation import evaluate, require_fit
-from model_compound_scaling.training.loop import Phase, run_epochs
-from model_compound_scaling.training.optimizers import load_optimizer
-from model_compound_scaling.training.step import TrainStep
 from model_quantization.ec2t.latent_layers import MIN_CENTROID
 from model_quantization.ec2t.ternarizer import Ternarizer
 from model_quantization.gamma_search import Goal, solve_gamma
@@ -58,14 +49,12 @@ def make_optimizer(
     """Adam with three groups: latents, centroids, and all other parameters."""
     quantized = set(ternarizer.weights)
     others = [p for p in network.parameters() if p not in quantized and p.requires_grad]
-    return torch.optim.Adam(
-        [
-            {"params": [ternarizer.latent], "lr": lr},
-            {"params": [ternarizer.centroids], "lr": lr2},
-            {"params": others, "lr": lr, "weight_decay": weight_decay},
-        ],
-        fused=True,
-    )
+    groups = [
+        {"params": [ternarizer.latent], "lr": lr},
+        {"params": [ternarizer.centroids], "lr": lr2},
+        {"params": others, "lr": lr, "weight_decay": weight_decay},
+    ]
+    return torch.optim.Adam(groups, fused=True)
 
 
 def require_continuable(state: dict, *, names: list[str], settings: Quantizing) -> None:
@@ -102,37 +91,31 @@ AILMENTS: dict[str, Callable[[dict], bool]] = {
 }
 
 
+@dataclass(eq=False)
 class Quantization:
-    """One network on its way through the two phases.
+    """One network on its way through the two phases."""
 
-    `describe(network, resume=...)` is the content of a checkpoint, `scoring_params` counts a
-    network.
-    """
+    run: Run
+    network: nn.Module
+    ternarizer: Ternarizer
+    settings: Quantizing
+    spec: NetworkSpec
+    data: Data
+    scoring_params: Callable[[nn.Module], float]  # counts a network
 
-    def __init__(
-        self,
-        run: Run,
-        network: nn.Module,
-        ternarizer: Ternarizer,
-        settings: Quantizing,
-        *,
-        data: Data,
-        describe: Callable[..., dict],
-        scoring_params: Callable[[nn.Module], float],
-    ) -> None:
-        self.run, self.network, self.ternarizer, self.settings = run, network, ternarizer, settings
-        self.data, self.describe, self.scoring_params = data, describe, scoring_params
-        self.forward = for_processes(network, ternarizer.latent.device)
+    def __post_init__(self) -> None:
+        self.forward = for_processes(self.network, self.ternarizer.latent.device)
         self.phase, self.optimizer = "", None
         self.codes: list[Tensor] = []  # before the epoch
         self.reported: set[tuple[str, str]] = set()
         self.goal = None
-        zeros, params = settings.target_sparsity, settings.target_params
+        zeros, params = self.settings.target_sparsity, self.settings.target_params
         if zeros is not None:
-            self.goal = Goal(f"{zeros:g} % zeros", zeros, 1.0, ternarizer.zeros)
+            self.goal = Goal(f"{zeros:g} % zeros", zeros, 1.0, self.ternarizer.zeros)
         elif params is not None:  # fewer with more gamma, hence the signs
+            count, network = self.scoring_params, self.network
             name = f"{params:,.0f} scoring parameters"
-            self.goal = Goal(name, -params, 0.02 * params, lambda: -scoring_params(network))
+            self.goal = Goal(name, -params, 0.02 * params, lambda: -count(network))
 
     def prepare(self, epoch: int) -> dict:
         """Before an epoch: gamma for the goal, if there is one."""
@@ -145,39 +128,27 @@ class Quantization:
 
     def train(self, phase: str, epochs: range) -> None:
         """Run the epochs of one phase that are not done yet."""
-        settings, self.phase = self.settings, phase
-        self.optimizer = make_optimizer(
-            self.network,
-            self.ternarizer,
-            lr=settings.lr,
-            lr2=settings.lr2,
-            weight_decay=settings.weight_decay,
-        )
+        settings, ternarizer, self.phase = self.settings, self.ternarizer, phase
+        rates = {"lr": settings.lr, "lr2": settings.lr2, "weight_decay": settings.weight_decay}
+        self.optimizer = make_optimizer(self.network, ternarizer, **rates)
         step = TrainStep(
             self.forward,
             network=self.network,
             optimizer=self.optimizer,
             classes=self.data.classes,
-            prepare=self.ternarizer.prepare_step,
-            finish=self.ternarizer.finish_step,
+            prepare=ternarizer.prepare_step,
+            finish=ternarizer.finish_step,
         )
         state = self.run.state.get("resume", {})
         if state.get("phase") == phase:
             self.network.load_state_dict(self.run.state["state_dict"])
-            self.ternarizer.load_state_dict(state["ternarizer"])
+            ternarizer.load_state_dict(state["ternarizer"])
             if self.goal:  # else it is the configuration's
-                self.ternarizer.gamma = state["gamma"]
-            self.codes = [c.to(self.ternarizer.latent.device) for c in state["codes"]]
+                ternarizer.gamma = state["gamma"]
+            self.codes = [c.to(ternarizer.latent.device) for c in state["codes"]]
             load_optimizer(self.optimizer, state["optimizer"])
-        run_epochs(
-            self.run,
-            Phase(phase, epochs, settings.seed),
-            step,
-            self.data,
-            prepare=self.prepare,
-            figures=self.figures,
-            content=self.content,
-        )
+        calls = {"prepare": self.prepare, "figures": self.figures, "content": self.content}
+        run_epochs(self.run, Phase(phase, epochs, settings.seed), step, self.data, **calls)
 
     def freeze(self) -> None:
         """Go back to the best ternary epoch, unless later ones are done, and keep its codes."""
@@ -196,7 +167,7 @@ class Quantization:
             "codes": self.codes,
             "optimizer": self.optimizer.state_dict(),
         }
-        return self.describe(self.network, resume=resume)
+        return network_content(self.network, self.spec, inputs.describe(self.data), resume=resume)
 
     def figures(self) -> dict:
         """After an epoch: zeros, size, and each layer's clusters; names ailing layers, once."""
@@ -229,28 +200,23 @@ def log_accuracy(what: str, network: nn.Module, data: Data, run: Run) -> None:
 def quantize_point(
     settings: Quantizing,
     request: RunRequest,
-    *,
     checkpoint: Checkpoint,
     spec: NetworkSpec,
     data: Data,
-    recorded: dict,
     device: torch.device,
     scoring_params: Callable[[nn.Module], float],
 ) -> History:
-    """Ternarize (or prune) the network of a checkpoint, in the folder of the request.
-
-    `recorded` is what checkpoints say about the data; `scoring_params` counts a network. The
-    result in `best.pt` is an ordinary network with ordinary keys.
-    """
+    """Ternarize (or prune) the network of a checkpoint, in the folder of the request. The result in
+    `best.pt` is an ordinary network with ordinary keys."""
     network = load_network(checkpoint, spec)
     require_fit(network, data)
     network = lay_out(network, device)
     if settings.prune:
         names, first = pruned_names(network, families=settings.prune), "pruning"
+        fixed = freeze_quantized(network)
     else:
-        family, first = table_row(spec.model).family, "ternary"
+        family, first, fixed = table_row(spec.model).family, "ternary", []
         names = ternarized_names(network, family=family, pattern=settings.ternarize)
-    fixed = freeze_quantized(network) if settings.prune else []
     check = partial(require_continuable, names=names, settings=settings)
     run = Run(request, spec=spec, phases=(first, "frozen"), check=check)
     if measure := settings.eval and not run.state:
@@ -268,15 +234,7 @@ def quantize_point(
     weights = f"{len(names)} layers with {ternarizer.latent.numel():,} weights"
     stay = f", {len(fixed)} quantized layers stay as they are" if fixed else ""
     run.log(f"{request.folder.name}: {weights}{stay}, on {device}")
-    job = Quantization(
-        run,
-        network,
-        ternarizer,
-        settings,
-        data=data,
-        describe=partial(network_content, spec=spec, data=recorded),
-        scoring_params=scoring_params,
-    )
+    job = Quantization(run, network, ternarizer, settings, spec, data, scoring_params)
     if measure:
         what = f"quantized, not trained ({ternarizer.zeros():.2f} % zeros)"
         log_accuracy(what, network, data, run)

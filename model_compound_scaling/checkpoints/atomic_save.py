@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import NamedTuple
 
 import torch
 
@@ -27,6 +27,14 @@ def previous_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
+class Generation(NamedTuple):
+    """A checkpoint that was read: content, file it is from, and what is to be said about it."""
+
+    state: dict
+    source: Path
+    lines: list[str]
+
+
 def write_file(content: dict, path: Path) -> None:
     """Save a checkpoint atomically. Raises DiskError; the file is the old or the new one then."""
     with _temporary_files(path):
@@ -39,10 +47,16 @@ def write_generation(content: dict, path: Path) -> None:
 
     A damaged file is not kept: it would push out the last good one. Raises DiskError.
     """
-    previous = previous_path(path)
+    previous, keeps = previous_path(path), False
     with _temporary_files(path, previous):
         _save(content, _temporary(path))
-        keeps = _link_if_good(path, _temporary(previous))
+        with suppress(Refused):  # also if there is none
+            raw = _checked_bytes(path)
+            try:
+                os.link(path, _temporary(previous))
+            except OSError:  # the file system has no links
+                write_synced(raw, _temporary(previous))
+            keeps = True
         _commit(path)
         if keeps:  # only now: until here the older generation may be the only other good one
             _commit(previous)
@@ -59,7 +73,8 @@ def write_synced(content: bytes, path: Path) -> None:
     """Write a file down to the disk. Raises OSError."""
     with open(path, "wb") as file:
         file.write(content)
-        _sync(file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def make_folder(folder: Path) -> None:
@@ -75,20 +90,19 @@ def has_generation(path: Path) -> bool:
     return path.exists() or previous_path(path).exists()
 
 
-def read_generation(path: Path) -> tuple[dict, Path, list[str]]:
-    """The newest good generation: content, the file it is from, and a line per file skipped.
+def read_generation(path: Path) -> Generation:
+    """The newest good generation, with a line per file skipped.
 
     Raises CheckpointError, naming each file, if none is good, and if there is none.
     """
-    candidates = [file for file in (path, previous_path(path)) if file.exists()]
-    if not candidates:
-        raise CheckpointError(f"{path}: no such file, and no {previous_path(path).name}")
     skipped = []
-    for file in candidates:
+    for file in filter(Path.exists, (path, previous_path(path))):
         try:
-            return _read(file), file, skipped
+            return Generation(_read(file), file, skipped)
         except Refused as reason:
             skipped.append(f"{file.name} skipped: it {reason}")
+    if not skipped:
+        raise CheckpointError(f"{path}: no such file, and no {previous_path(path).name}")
     raise CheckpointError(
         f"{path.parent} holds no good checkpoint ({'; '.join(skipped)}): restore one from a "
         "backup, or start over with --no-resume"
@@ -142,8 +156,7 @@ def _temporary(path: Path) -> Path:
 
 @contextmanager
 def _temporary_files(*paths: Path) -> Iterator[None]:
-    """Remove what a killed save left before, and what a failed one leaves behind, and say why it
-    failed in one line."""
+    """Remove what a killed save left before and a failed one leaves behind; say why it failed."""
     temporaries = [_temporary(path) for path in paths]
     try:
         for file in temporaries:  # never overwritten: it may be a link to a good generation
@@ -167,38 +180,16 @@ def _save(content: dict, path: Path) -> None:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise OSError(str(error).partition("\n")[0]) from None
-        _sync(file)
-
-
-def _link_if_good(path: Path, name: Path) -> bool:
-    """Give a file a second name if it is whole; a copy on file systems without links."""
-    try:
-        raw = _checked_bytes(path)
-    except Refused:  # also if there is none
-        return False
-    try:
-        os.link(path, name)
-    except OSError:
-        write_synced(raw, name)
-    return True
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _commit(path: Path) -> None:
     """Move the temporary file to its place, in one step and for good."""
     os.replace(_temporary(path), path)
-    _sync_folder(path.parent)
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames and new names durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        os.fsync(descriptor)  # of the folder: the rename itself, and new names
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
             raise

@@ -23,7 +23,6 @@ from model_compound_scaling.networks.registry import NetworkSpec, table_row
 __all__ = ["read_file", "write_file"]  # whoever reads and writes checkpoints imports them here
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys that hold the state dict
 PREFIXES = ("module.", "_orig_mod.")  # of keys: DataParallel and DDP, torch.compile
-FIELDS = {"model", "num_classes", "arguments"}  # of a described network
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def find_file(name: str, *, folder: Path, flag: str) -> Path:
 
 
 def require_finite(state: dict[str, Tensor], path: Path) -> None:
-    """Raise CheckpointError, naming the first tensor, if one has values that are no numbers."""
+    """Raise CheckpointError, naming the first tensor, for NaN and infinite values."""
     for key, value in state.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise CheckpointError(f"{path}: {key} holds NaN or infinite values")
@@ -63,8 +62,8 @@ def require_finite(state: dict[str, Tensor], path: Path) -> None:
 def read_checkpoint(path: Path) -> Checkpoint:
     """A file of ours or a foreign state dict, raw or wrapped, with or without key prefixes.
 
-    Raises CheckpointError for files that cannot be read, hold no tensors, NaN or infinite values,
-    or a description that does not belong to them.
+    Raises CheckpointError if it cannot be read, or for no tensors, NaN, infinite values, or a
+    description that does not belong to them.
     """
     content = read_file(path)
     inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
@@ -75,25 +74,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     require_finite(state, path)
     network, data = content.get("network"), content.get("data", {})
-    ours = isinstance(network, dict) and set(network) - {"widths"} == FIELDS
-    if ours:
+    spec, fields = None, {"model", "num_classes", "arguments"}
+    if isinstance(network, dict) and set(network) - {"widths"} == fields:  # else a foreign file
         check_description(path, network=network, data=data, bounds=Bounds.of(state))
-    return Checkpoint(
-        path=path,
-        state=efficientnet_keys.to_torchvision_keys(state),
-        network=NetworkSpec(**network) if ours else None,
-        content=content,
-        style=efficientnet_keys.key_style(set(state)),
-    )
+        spec = NetworkSpec(**network)
+    style = efficientnet_keys.key_style(set(state))
+    return Checkpoint(path, efficientnet_keys.to_torchvision_keys(state), spec, content, style)
 
 
 def network_content(network: nn.Module, spec: NetworkSpec, data: dict, **more: object) -> dict:
     """Content of a checkpoint of ours: the network, its description, and anything else."""
     layout = torch.contiguous_format  # not channels_last, which training may use
-    state = {
-        key: value.detach().cpu().clone(memory_format=layout)
-        for key, value in network.state_dict().items()
-    }
+    own = network.state_dict().items()
+    state = {k: v.detach().cpu().clone(memory_format=layout) for k, v in own}
     return {"network": spec.content(), "data": data, "state_dict": state, **more}
 
 
@@ -103,7 +96,10 @@ def load_network(checkpoint: Checkpoint, spec: NetworkSpec) -> nn.Module:
     Raises CheckpointError if keys, shapes or described widths do not fit.
     """
     try:
-        network = _narrow_shell(spec) if spec.widths else build(spec)
+        network = skeleton(spec) if spec.widths else build(spec)
+        if spec.widths:  # the full network, of any width that a file claims, never takes memory
+            unsaved = dict(network.named_buffers()).keys() - network.state_dict().keys()
+            network = build(spec) if unsaved else network.to_empty(device="cpu")
     except WidthsError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from None
     own = network.state_dict()
@@ -119,18 +115,8 @@ def load_network(checkpoint: Checkpoint, spec: NetworkSpec) -> nn.Module:
     return network
 
 
-def _narrow_shell(spec: NetworkSpec) -> nn.Module:
-    """A narrowed network, its values still to be loaded. The full one, of which a file may claim
-    any width, never takes memory."""
-    network = skeleton(spec)
-    loaded = network.state_dict().keys()
-    if any(name not in loaded for name, _ in network.named_buffers()):  # whose values are needed
-        return build(spec)
-    return network.to_empty(device="cpu")
-
-
 def _require_coherent(checkpoint: Checkpoint, spec: NetworkSpec) -> None:
-    """CheckpointError if a narrowed network's layers do not take each other's channels: a forward
+    """CheckpointError unless a narrowed network's layers take each other's channels: a forward
     pass on the meta device computes shapes only."""
     row, network = table_row(spec.model), skeleton(spec).eval()
     size = checkpoint.data.get("image_size", row.image_size)

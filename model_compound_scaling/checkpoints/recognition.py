@@ -1,7 +1,6 @@
 """Which network a state dict holds, by its keys and shapes."""
 
 import math
-from collections.abc import Callable
 
 from torch import Tensor
 
@@ -9,8 +8,8 @@ from data.errors import UserError
 from model_compound_scaling.checkpoints.errors import CheckpointError
 from model_compound_scaling.checkpoints.network_checkpoint import Checkpoint
 from model_compound_scaling.checkpoints.untrusted import runs_foreign_code
-from model_compound_scaling.networks import efficientnet_keys
 from model_compound_scaling.networks.building import expected_tensors
+from model_compound_scaling.networks.efficientnet_keys import KEY_STYLES
 from model_compound_scaling.networks.micronet_scaling import BASELINES, round_channels, scaled_shape
 from model_compound_scaling.networks.narrowing import WidthsError
 from model_compound_scaling.networks.registry import REGISTRY, NetworkSpec, default_spec, table_row
@@ -22,23 +21,16 @@ def mismatches(state: dict[str, Tensor], spec: NetworkSpec) -> list[str]:
         expected = expected_tensors(spec)
     except WidthsError as error:
         raise CheckpointError(str(error)) from None
-    counters = {key for key in expected if key.endswith("num_batches_tracked")}
-    phrases = [f"{key} is missing" for key in expected if key not in state and key not in counters]
+    needed = (key for key in expected if not key.endswith("num_batches_tracked"))
+    phrases = [f"{key} is missing" for key in needed if key not in state]
     phrases += [f"{key} does not belong" for key in state if key not in expected]
-    phrases += [
-        f"{key} is {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
-        for key in expected
-        if key in state and state[key].shape != expected[key].shape
-    ]
-    return phrases
+    shapes = [(k, tuple(state[k].shape), tuple(expected[k].shape)) for k in expected if k in state]
+    return phrases + [f"{key} is {found}, not {own}" for key, found, own in shapes if found != own]
 
 
-Arguments = dict[str, object]
-
-
-def _micronet_arguments(model: str, checkpoint: Checkpoint, _: str | None) -> Arguments | None:
+def _micronet_arguments(model: str, state: dict[str, Tensor]) -> dict[str, object] | None:
     """Blocks and channels: stages are `layerS`, each block's last BatchNorm is `bn3`."""
-    state, blocks, channels = checkpoint.state, [], []
+    blocks, channels = [], []
     while (first := f"layer{len(blocks) + 1}.0.bn3.weight") in state:
         stage = first.partition(".")[0]
         blocks.append(sum(k.startswith(f"{stage}.") and k.endswith(".bn3.weight") for k in state))
@@ -50,30 +42,17 @@ def _micronet_arguments(model: str, checkpoint: Checkpoint, _: str | None) -> Ar
     return {"blocks": blocks, "channels": channels, **sizes}
 
 
-def _efficientnet_arguments(
-    model: str, checkpoint: Checkpoint, origin: str | None
-) -> Arguments | None:
-    """Whose weights they are: as told, else what the key style suggests."""
-    if checkpoint.style is None:
-        return None
-    return {"origin": origin or efficientnet_keys.KEY_STYLES[checkpoint.style].origin}
-
-
-# family -> the arguments a network of it would have, read off a state dict; None if it is none
-ARGUMENTS: dict[str, Callable[[str, Checkpoint, str | None], Arguments | None]] = {
-    "micronet": _micronet_arguments,
-    "efficientnet": _efficientnet_arguments,
-}
-
-
 def _candidate(model: str, checkpoint: Checkpoint, origin: str | None) -> NetworkSpec | None:
     """The network `model` would be, if the checkpoint were one: classes from the last layer."""
-    row = table_row(model)
+    row, style = table_row(model), KEY_STYLES.get(checkpoint.style)
     classifier = checkpoint.state.get(f"{row.classifier}.weight")
     if classifier is None or classifier.dim() != 2:
         return None
-    read = ARGUMENTS.get(row.family)
-    arguments = read(model, checkpoint, origin) if read else {}
+    arguments = {}
+    if row.family == "micronet":
+        arguments = _micronet_arguments(model, checkpoint.state)
+    elif row.family == "efficientnet":  # whose weights they are: as told, or as their keys suggest
+        arguments = style and {"origin": origin or style.origin}
     return None if arguments is None else NetworkSpec(model, len(classifier), arguments)
 
 
@@ -117,37 +96,30 @@ def network_spec(
             f"{checkpoint.path} says its network is built by {found.model}, which would run code "
             f"that the file chose: confirm with --model {found.model}"
         )
-    spec = found if model in (None, found and found.model) else None
-    if spec is None and model is None:
+    if found is None and model is None:
         raise CheckpointError(
             f"{checkpoint.path} is no network of the table: say what it is with --model "
             "(for MicroNets also --dw-multps and --phi)"
         )
-    if spec is None:
+    spec = found
+    if model not in (None, found and found.model):
         sizes = [len(tensor) for tensor in checkpoint.state.values() if tensor.dim() > 0]
         classes = num_classes or [1, *sizes][-1]  # of unknown layers, the last one's bias or weight
         spec = _candidate(model, checkpoint, origin) or default_spec(model, classes)
     if depth_width:
         if table_row(spec.model).family != "micronet":
             raise UserError(f"--dw-multps scales MicroNets; {spec.model} has one size")
-        depth, width = depth_width
-        shape = scaled_shape(spec.model, depth=depth, width=width)
+        shape = scaled_shape(spec.model, depth=depth_width[0], width=depth_width[1])
         spec = NetworkSpec(spec.model, spec.num_classes, shape)
-    _require_fit(checkpoint, spec, found)
+    if wrong := mismatches(checkpoint.state, spec):
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        hint = f"; it fits {fitting_flags(found)}" if found else ""
+        raise CheckpointError(
+            f"{checkpoint.path} does not fit {spec.model}: {'; '.join(wrong[:3])}{more}{hint}"
+        )
     if num_classes not in (None, spec.num_classes):
         raise CheckpointError(
             f"{checkpoint.path} has {spec.num_classes} classes, the data set has {num_classes}: "
             "choose the --dataset it was trained on"
         )
     return spec
-
-
-def _require_fit(checkpoint: Checkpoint, spec: NetworkSpec, found: NetworkSpec | None) -> None:
-    wrong = mismatches(checkpoint.state, spec)
-    if not wrong:
-        return
-    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-    hint = f"; it fits {fitting_flags(found)}" if found else ""
-    raise CheckpointError(
-        f"{checkpoint.path} does not fit {spec.model}: {'; '.join(wrong[:3])}{more}{hint}"
-    )

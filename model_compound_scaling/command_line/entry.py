@@ -45,8 +45,7 @@ def run(body: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequen
     except Exception as error:
         from data.file_loader import worker_death
 
-        known = worker_death(error) or out_of_memory(error)
-        if known:
+        if known := worker_death(error) or out_of_memory(error):
             say(f"{parser.prog}: error: {known}")
             return known.exit_code
         # not raised: the interpreter would keep what the frames hold, such as processes that read
@@ -72,19 +71,14 @@ def out_of_memory(error: Exception) -> UserError | None:
 def run_request(
     args: argparse.Namespace, incidental: frozenset[str], folder: Path, **more: object
 ) -> "RunRequest":
-    """The run in a folder that the flags ask for. Its configuration are the flags, how many
-    processes share the batches, and `more`; `incidental`: the parser's names of those that change
-    no result."""
+    """The run in a folder that the flags ask for, configured by them, the number of processes, and
+    `more`; `incidental`: the parser's names of those that change no result."""
     from model_compound_scaling.runs import Configuration, RunRequest
 
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    return RunRequest(
-        folder,
-        Configuration(plain | {"processes": place.world_size()} | more, incidental),
-        resume=args.resume,
-        override=args.resume_override,
-        interval=Interval.parse(args.checkpoint_every),
-    )
+    config = Configuration(plain | {"processes": place.world_size()} | more, incidental)
+    interval = Interval.parse(args.checkpoint_every)
+    return RunRequest(folder, config, args.resume, args.resume_override, interval)
 
 
 def require_names(args: argparse.Namespace) -> None:
@@ -103,18 +97,13 @@ def require_single(resume: str, points: int) -> None:
 
 def start(args: argparse.Namespace) -> "torch.device":
     """The device of this process, which then has met the others."""
-    from model_compound_scaling.machine import processes
-    from model_compound_scaling.machine.devices import (
-        choose_device,
-        make_deterministic,
-        unused_gpus,
-    )
+    from model_compound_scaling.machine import devices, processes
 
-    device = choose_device(args.cuda)
-    make_deterministic(args.deterministic)
+    device = devices.choose_device(args.cuda)
+    devices.make_deterministic(args.deterministic)
     processes.start(device)
     if place.world_size() > 1:
         signals.defer()
-    if hint := unused_gpus(device):
+    if hint := devices.unused_gpus(device):
         print(f"{hint} {' '.join(sys.argv)}")
     return device

@@ -4,17 +4,12 @@ import argparse
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from model_compound_scaling.runs.save_interval import Interval
 
-N = TypeVar("N", int, float)
 
-
-def _number(
-    name: str, parse: Callable[[str], N], valid: Callable[[N], bool], complaint: str
-) -> Callable[[str], N]:
-    def from_text(value: str) -> N:
+def _number(name: str, parse: type, valid: Callable[[float], bool], complaint: str) -> Callable:
+    def from_text(value: str) -> float:
         number = parse(value)
         if not valid(number):
             raise argparse.ArgumentTypeError(f"{value} {complaint}")
@@ -26,8 +21,7 @@ def _number(
 
 # fmt: off
 positive = _number("positive", int, lambda n: n >= 1, "is not at least 1")
-natural = _number("natural", int, lambda n: 0 <= n < 2**32,
-                  f"is not between 0 and {2**32 - 1}")
+natural = _number("natural", int, lambda n: 0 <= n < 2**32, f"is not between 0 and {2**32 - 1}")
 non_negative = _number("non_negative", float, lambda x: 0 <= x < 1e38,  # in single precision
                        "is not a number of at least 0")
 multiplier = _number("multiplier", float, lambda x: 0 < x <= 100, "is not above 0 and at most 100")

@@ -22,20 +22,14 @@ if TYPE_CHECKING:
 
 
 def open_checkpoint(
-    args: argparse.Namespace,
-    *,
-    name: str,
-    folder: Path,
-    flag: str,
-    read: "Callable[[Path], Checkpoint] | None" = None,
+    args: argparse.Namespace, *, flag: str, folder: Path, read: Callable | None = None
 ) -> "tuple[Checkpoint, NetworkSpec]":
-    """The checkpoint named on the command line and the network it holds.
-
-    `read` for stages whose files come in more formats.
-    """
+    """The checkpoint that `flag` names and the network it holds. `read`: path -> Checkpoint, for
+    stages whose files come in more formats."""
     from model_compound_scaling.checkpoints.network_checkpoint import find_file, read_checkpoint
     from model_compound_scaling.checkpoints.recognition import network_spec
 
+    name = vars(args)[flag.strip("-").replace("-", "_")]
     checkpoint = (read or read_checkpoint)(find_file(name, folder=folder, flag=flag))
     spec = network_spec(
         checkpoint,
@@ -61,40 +55,27 @@ def open_data(
     splits: tuple[str, ...] = ("train", "val"),
     image_size: int | None = None,
 ) -> "Data":
-    """The data set as flags say, then as the checkpoint recorded. Its classes must agree.
-
-    `image_size` overrides flags and checkpoint.
-    """
-    from data.batches import Part
-    from data.loading import load_data
+    """The data set as flags say, then as the checkpoint recorded; `image_size` overrides both. Its
+    classes must agree."""
+    from data.batches import WHOLE, Part
+    from data.loading import DataOptions, load_data
 
     name = args.dataset or recorded.get("dataset")
     if name is None:
         raise UserError("--dataset is needed: the checkpoint does not say what it was trained on")
     row = table_row(spec.model)
-    training = {}
-    if "train" in splits:
-        training = {
-            "augment": args.augment,
-            "batch_size": args.batch_size,
-            "part": Part(place.rank(), place.world_size()),
-        }
+    flags = {k: v for k, v in vars(args).items() if k in DataOptions.__dataclass_fields__}
     data = load_data(
         name,
-        data_path=args.data_path,
+        DataOptions(**flags),
         image_size=image_size or input_size(args, spec.model, recorded),
         channels=row.channels,
         normalize=args.normalize or _recorded_statistics(recorded) or "dataset",
         eval_crop="full" if row.family == "efficientnet" else "standard",
-        val_batch_size=args.val_batch_size,
-        workers=args.workers,
         worker_init=signals.ignore_in_worker,
-        cache_gb=args.cache_gb,
-        skip_bad_images=args.skip_bad_images,
-        seed=args.seed,
         device=device,
         splits=splits,
-        **training,
+        part=Part(place.rank(), place.world_size()) if "train" in splits else WHOLE,
     )
     if spec.num_classes not in (None, data.classes):
         raise DataError(
@@ -106,7 +87,7 @@ def open_data(
 
 def known_input(args: argparse.Namespace, spec: NetworkSpec, recorded: dict) -> dict:
     """What is known of the network's images without opening a data set, as `describe` has it: what
-    the checkpoint recorded, and what flags say instead. Without "mean" if neither tells."""
+    the checkpoint recorded, or flags say instead. Without "mean" if neither tells."""
     size, channels = input_size(args, spec.model, recorded), table_row(spec.model).channels
     known = {**recorded, "image_size": size}
     row = find_dataset(args.dataset or recorded.get("dataset") or "ImageFolder", size)
@@ -123,11 +104,9 @@ def _recorded_statistics(recorded: dict) -> tuple | None:
     return (recorded["mean"], recorded["std"]) if "mean" in recorded else None
 
 
-def fingerprint(class_names: Sequence[str] | None) -> str | None:
-    """The classes in a few characters, for a run's configuration: the same folder of results must
-    not go on with other classes. Where the images lie may change."""
-    if class_names is None:
-        return None
+def fingerprint(class_names: Sequence[str]) -> str:
+    """The classes in a few characters, for a run's configuration: it must not go on with others,
+    but where the images lie may change."""
     digest = hashlib.sha256("\n".join(class_names).encode(errors="surrogateescape")).hexdigest()
     return f"{len(class_names)} ({digest[:8]})"
 

@@ -19,8 +19,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         default, text = action.default, (action.help or "").replace("%", "%%")
-        silent = default is None or default is False or default is argparse.SUPPRESS
-        if silent or not action.option_strings:
+        if default is None or default is False or default is argparse.SUPPRESS:
             return text
         if isinstance(default, Path):
             default = os.path.relpath(default)
@@ -32,13 +31,8 @@ class Parser(argparse.ArgumentParser):
     """One-line errors that name the flag and the nearest valid one; no abbreviations."""
 
     def __init__(self, *, prog: str, required: str = "", description: str | None = None) -> None:
-        super().__init__(
-            prog=prog,
-            usage=f"{prog} {required} [flags]".replace("  ", " "),
-            description=description,
-            formatter_class=_Help,
-            allow_abbrev=False,
-        )
+        usage = f"{prog} {required} [flags]".replace("  ", " ")
+        super().__init__(prog, usage, description, formatter_class=_Help, allow_abbrev=False)
 
     def section(self, title: str) -> Callable[..., None]:
         """`flag` for a group of flags that has this title in the help."""

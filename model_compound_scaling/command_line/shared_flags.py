@@ -4,23 +4,13 @@ import argparse
 from pathlib import Path
 
 from data.datasets import AUGMENT, DATASETS, NORMALIZE
-from model_compound_scaling.command_line.flag_values import (
-    exponent,
-    folder,
-    interval,
-    multiplier,
-    natural,
-    non_negative,
-    positive,
-)
+from model_compound_scaling.command_line import flag_values as kind
 from model_compound_scaling.command_line.parser import ON_OFF, SWITCH, Parser
 from model_compound_scaling.networks.efficientnet_keys import ORIGINS
 from model_compound_scaling.networks.registry import REGISTRY
 
-MODELS = (
-    f"one of {', '.join(REGISTRY)}, torchvision:NAME, or module:function (a builder that takes "
-    "num_classes)"
-)
+BUILDER = "torchvision:NAME, or module:function (a builder that takes num_classes)"
+MODELS = f"one of {', '.join(REGISTRY)}, {BUILDER}"
 
 
 # fmt: off
@@ -28,23 +18,25 @@ def add_data_flags(parser: Parser, *, training: bool, default: str) -> None:
     """`default` says in words which data set is taken without --dataset."""
     add = parser.section("data")
     add("--dataset", None, None, "NAME", f"one of {', '.join(DATASETS)} (default: {default})")
-    add("--data-path", folder, None, "DIR", "folder of the data set (default: data/downloads, "
+    add("--data-path", kind.folder, None, "DIR", "folder of the data set (default: data/downloads, "
         "where CIFAR and MNIST are downloaded to)", incidental=True)
-    add("--image-size", positive, None, "S", "height and width of the input (default: that of a "
-        "checkpoint, else the data set's or network's)")
+    add("--image-size", kind.positive, None, "S", "height and width of the input (default: that of "
+        "a checkpoint, else the data set's or network's)")
     add("--normalize", NORMALIZE, None, None,
         "mean and deviation of the input (default: that of a checkpoint, else the data set's)")
     if training:
         add("--augment", AUGMENT, "default", None,
             "training images: the data set's usual recipe, only flip and crop, or as they are")
-        add("--batch-size", positive, 256, "N", "training images a step, of all processes together")
-    add("--val-batch-size", positive, 512, "N", "images at once when evaluating", incidental=True)
-    add("--workers", natural, 4, "N",
+        add("--batch-size", kind.positive, 256, "N",
+            "training images a step, of all processes together")
+    add("--val-batch-size", kind.positive, 512, "N",
+        "images at once when evaluating", incidental=True)
+    add("--workers", kind.natural, 4, "N",
         "processes that read images from disk; small data sets stay in memory", incidental=True)
-    add("--cache-gb", non_negative, 4.0, "X",
+    add("--cache-gb", kind.non_negative, 4.0, "X",
         "folders of small images (up to 64 pixels) are held in memory, and augmented on the "
         "device, up to X 10^9 bytes; larger ones are read from disk in each epoch", incidental=True)
-    add("--skip-bad-images", natural, 0, "N", "leave out, and name, up to N image files that "
+    add("--skip-bad-images", kind.natural, 0, "N", "leave out, and name, up to N image files that "
         "cannot be read, instead of stopping", incidental=True)
 
 
@@ -56,7 +48,7 @@ def add_machine_flags(parser: Parser, *, training: bool) -> None:
             "every run on a GPU of the same kind; slower there")
     add("--cuda", ON_OFF, None, None,
         "compute on the GPU (default: if there is one)", incidental=True)
-    add("--seed", natural, 0, "N",
+    add("--seed", kind.natural, 0, "N",
         "of initialisation, order of the images, augmentation and dropout")
 
 
@@ -65,9 +57,9 @@ def add_network_flags(parser: Parser) -> None:
     add = parser.section("network, if the checkpoint does not describe it")
     add("--model", None, None, "NAME",
         f"{MODELS} (default: what the checkpoint says or its tensors show)")
-    add("--dw-multps", multiplier, None, ("D", "W"),
+    add("--dw-multps", kind.multiplier, None, ("D", "W"),
         "depth and width multiplier of a MicroNet (default: read off the tensors)", nargs=2)
-    add("--phi", exponent, 3.5, "PHI",
+    add("--phi", kind.exponent, 3.5, "PHI",
         "exponent of both multipliers; takes effect with --dw-multps", incidental=True)
     add("--weights-origin", ("auto", *ORIGINS), "auto", None,
         "where EfficientNet weights were trained: decides BatchNorm eps and padding; tf also for "
@@ -84,8 +76,8 @@ def add_run_flags(parser: Parser, *, output: Path) -> None:
         "(and later continues what that began), none starts over", incidental=True)
     add("--resume-override", SWITCH, False, None,
         "continue although the configuration is another", incidental=True)
-    add("--checkpoint-every", interval, "15min", "INTERVAL", "save within epochs, too, as often as "
-        "this: minutes as in 15min, or 500steps", incidental=True)
+    add("--checkpoint-every", kind.interval, "15min", "INTERVAL", "save within epochs, too, as "
+        "often as this: minutes as in 15min, or 500steps", incidental=True)
     add("--no-resume", "store_const", argparse.SUPPRESS, None,
         "same as --resume none; an earlier run in the folder is kept under another name",
         dest="resume", const="none", incidental=True)

@@ -1,10 +1,9 @@
 """Where networks are trained, and how they are laid out there."""
 
 import os
-from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.errors import UserError
@@ -58,16 +57,13 @@ def lay_out(network: nn.Module, device: torch.device, *, channels_last: bool = F
     return network.to(memory_format=torch.channels_last) if channels_last else network
 
 
-def for_processes(
-    network: nn.Module, device: torch.device, *, compiled: bool = False
-) -> Callable[[Tensor], Tensor]:
+def for_processes(network: nn.Module, device: torch.device, *, compiled: bool = False) -> nn.Module:
     """What to call in place of the network in training: gradients are averaged over all processes,
     and kernels compiled if asked for.
 
     BatchNorm normalises each process' images by themselves; its running statistics are the first's.
     """
-    forward = network
     if processes.world_size() > 1:
         devices = [device.index] if device.type == "cuda" else None
-        forward = DistributedDataParallel(network, device_ids=devices)
-    return torch.compile(forward) if compiled else forward
+        network = DistributedDataParallel(network, device_ids=devices)
+    return torch.compile(network) if compiled else network

@@ -10,8 +10,6 @@ from types import ModuleType
 
 from data.errors import UserError
 
-FIRST_PORT, PORTS = 20000, 20000
-
 
 @dataclass(frozen=True)
 class Place:
@@ -45,7 +43,7 @@ def rendezvous(environment: Mapping[str, str] = os.environ) -> str:
     # the first name of a SLURM node list: gpu[03-05,9],cpu1 -> gpu03
     nodes = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", environment.get("SLURM_STEP_NODELIST", ""))
     first = nodes[1] + (nodes[2] or "") if nodes else "127.0.0.1"
-    port = FIRST_PORT + int(environment.get("SLURM_JOB_ID", 0)) % PORTS
+    port = 20000 + int(environment.get("SLURM_JOB_ID", 0)) % 20000  # another for each job
     host, port = environment.get("MASTER_ADDR") or first, environment.get("MASTER_PORT") or port
     return f"tcp://{host}:{port}"
 

@@ -1,7 +1,7 @@
 """Several processes on one run: the few things they tell each other, by torch.distributed.
 
-`torchrun` and `srun` start one process a device; every function here also works without them, for
-a single process. Who is who is in `place`, whose names can be had from here, too.
+`torchrun` and `srun` start one process a device; every function also works for a single process.
+Who is who is in `place`, whose names can be had from here, too.
 """
 
 import contextlib
@@ -49,11 +49,9 @@ def start(device: torch.device) -> None:
     place = find_place()
     if place.size == 1 or dist.is_initialized():
         return
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    backend, url = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rendezvous()
     with silent_stdout():
-        dist.init_process_group(
-            backend, init_method=rendezvous(), rank=place.rank, world_size=place.size
-        )
+        dist.init_process_group(backend, init_method=url, rank=place.rank, world_size=place.size)
 
 
 def all_reduce_max(value: int) -> int:
@@ -83,10 +81,11 @@ def from_main(work: Callable[[], T]) -> T:
         except UserError as error:
             outcome[1] = error
     dist.broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        outcome[1].shared = True
-        raise outcome[1]
-    return outcome[0]
+    result, error = outcome
+    if error is not None:
+        error.shared = True
+        raise error
+    return result
 
 
 def broadcast(tensors: list[Tensor]) -> None:
@@ -101,10 +100,9 @@ def require_equal(tensors: list[Tensor], what: str) -> None:
     if world_size() == 1:
         return
     sums = torch.stack([checksum(tensor) for tensor in tensors])
-    largest, smallest = sums.clone(), sums.clone()
-    dist.all_reduce(largest, dist.ReduceOp.MAX)
-    dist.all_reduce(smallest, dist.ReduceOp.MIN)
-    if not torch.equal(largest, smallest):
+    extremes = torch.stack([sums, ~sums])  # the largest of ~x is ~ of the smallest x
+    dist.all_reduce(extremes, dist.ReduceOp.MAX)
+    if not torch.equal(extremes[0], ~extremes[1]):
         raise RuntimeError(f"{what} differ between the processes: this run cannot be trusted")
 
 

@@ -12,7 +12,7 @@ from types import FrameType
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 128 + signal.SIGINT}
 
 _first: int = 0  # the signal that came first; later ones change nothing
-_deferred = _always_deferred = False
+_deferred = False
 
 
 class Stopped(BaseException):
@@ -27,15 +27,15 @@ def _handle(number: int, frame: FrameType | None) -> None:
     global _first
     if not _first:
         _first = number
-        if not (_deferred or _always_deferred):
+        if not _deferred:
             raise Stopped(number)
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
     """Inside, the three signals raise Stopped."""
-    global _first, _always_deferred
-    _first, _always_deferred = 0, False
+    global _first, _deferred
+    _first, _deferred = 0, False
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread can be told about signals
         return
@@ -51,18 +51,18 @@ def listening() -> Iterator[None]:
 def deferred() -> Iterator[None]:
     """Inside, signals wait until someone asks `received`; for work that must not be torn apart."""
     global _deferred
-    _deferred = True
+    before, _deferred = _deferred, True
     try:
         yield
     finally:
-        _deferred = False
+        _deferred = before
 
 
 def defer() -> None:
     """From now on signals wait until someone asks, which is after the next step. For one process
     of several: stopping alone, it would leave the others waiting."""
-    global _always_deferred
-    _always_deferred = True
+    global _deferred
+    _deferred = True
 
 
 def received() -> int:

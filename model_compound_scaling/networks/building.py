@@ -5,14 +5,15 @@ from torch import Tensor, nn
 
 from data.errors import UserError
 from model_compound_scaling.networks.narrowing import WidthsError, narrowed
-from model_compound_scaling.networks.registry import REGISTRY, NetworkSpec, table_row
+from model_compound_scaling.networks.registry import REGISTRY, NetworkSpec, importable, table_row
 
 
 def build(spec: NetworkSpec) -> nn.Module:
     """A freshly initialised network."""
     row = table_row(spec.model)
     try:
-        network = row.build(num_classes=spec.num_classes, **spec.arguments)
+        builder = importable(row.builder)
+        network = builder(num_classes=spec.num_classes, **row.arguments, **spec.arguments)
     except Exception as error:
         if spec.model in REGISTRY:
             raise

@@ -27,13 +27,12 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(c_out)
         self.shortcut = nn.Identity()
         if stride != 1 or c_in != c_out:
-            new = (c_out - c_in) // 2
-            self.shortcut = OptionA(stride=stride, before=new, after=new)
+            zeros = (c_out - c_in) // 2
+            self.shortcut = OptionA(stride=stride, before=zeros, after=zeros)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out)) + self.shortcut(x)
-        return F.relu(out)
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
 def _stage(c_in: int, c_out: int, *, blocks: int, stride: int) -> nn.Sequential:

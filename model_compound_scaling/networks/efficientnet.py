@@ -1,9 +1,8 @@
 """EfficientNet B0-B7 (Tan and Le 2019): torchvision's networks, and the weights of three origins.
 
-The same weights come under three key styles and with two arithmetics. Keys alone are not enough:
-weights trained with TensorFlow need BatchNorm eps 1e-3 and "SAME" padding, torchvision's and most
-of timm's need torchvision's eps and symmetric padding; with the wrong one, logits are off by a
-factor.
+The same weights come under three key styles and with two arithmetics: those trained with TensorFlow
+need BatchNorm eps 1e-3 and "SAME" padding, torchvision's and most of timm's need torchvision's eps
+and symmetric padding. With one's keys and another's arithmetic, logits are off by a factor.
 """
 
 import torch.nn.functional as F
@@ -18,22 +17,17 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         pads = []
-        for size, k, s in zip(
-            x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True
-        ):
+        for d in (1, 0):  # F.pad begins with the last dimension
+            size, k, s = x.shape[2 + d], self.kernel_size[d], self.stride[d]
             total = max((-(-size // s) - 1) * s + k - size, 0)
             pads += [total // 2, total - total // 2]
         return F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride, 0, 1, self.groups)
 
 
-def efficientnet(
-    variant: str, *, num_classes: int = 1000, origin: str = "torchvision"
-) -> torchvision.models.EfficientNet:
+def efficientnet(variant: str, *, num_classes: int, origin: str = "torchvision") -> nn.Module:
     """(N, 3, H, W) images -> (N, num_classes) logits; `variant` is b0 ... b7."""
-    model = torchvision.models.get_model(
-        f"efficientnet_{variant}", weights=None, num_classes=num_classes
-    )
-    rules = ORIGINS[origin]
+    name, rules = f"efficientnet_{variant}", ORIGINS[origin]
+    model = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
     for module in list(model.modules()):
         if isinstance(module, nn.BatchNorm2d):
             module.eps = rules.bn_eps or module.eps

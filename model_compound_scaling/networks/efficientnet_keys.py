@@ -1,12 +1,9 @@
-"""EfficientNet weights: three key styles, and what each was trained with."""
+"""EfficientNet weights: three key styles, and what each was trained with. Without torch: the
+command lines read ORIGINS before they load it."""
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # the command lines read ORIGINS before they load torch
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,6 @@ KEY_STYLES = {
     "timm": KeyStyle("conv_stem.weight", _timm_names, "timm"),
 }
 
-
 # blocks per stage by their sum: B0's repeats scaled by each variant's depth (B1 and B2 agree)
 STAGES = {
     sum(stages): stages
@@ -85,7 +81,7 @@ def key_style(keys: set[str]) -> str | None:
     return next((name for name, style in KEY_STYLES.items() if style.marker in keys), None)
 
 
-def to_torchvision_keys(state: "dict[str, Tensor]") -> "dict[str, Tensor]":
+def to_torchvision_keys(state: dict[str, object]) -> dict[str, object]:
     """State dict of any of the three styles -> torchvision's keys; anything else unchanged."""
     style = key_style(set(state))
     if style in (None, "torchvision"):

@@ -1,14 +1,10 @@
-"""Layers of few values: what quantization leaves behind, known by its weights alone.
-
-The one definition of it: what is quantized is not pruned, is stored as codes, and, where it is
-ternary, is counted as such.
-"""
+"""Layers of few values: what quantization leaves behind, known by its weights alone. The one
+definition: such a layer is not pruned, is stored as codes and, if ternary, counted as such."""
 
 import torch
 from torch import Tensor
 
 MOST_VALUES = 15
-WEIGHTS_PER_VALUE = 4  # fewer weights have few values by chance
 PROBE = 1024  # weights that tell nearly every full-precision layer from a quantized one
 
 
@@ -21,7 +17,7 @@ def few_values(weight: Tensor) -> Tensor | None:
     if (ternary := ternary_values(flat)) is not None:
         return torch.tensor(sorted({*ternary, 0.0}), dtype=flat.dtype)
     values = flat.unique()
-    most = min(MOST_VALUES, len(flat) // WEIGHTS_PER_VALUE)
+    most = min(MOST_VALUES, len(flat) // 4)  # fewer weights have few values by chance
     return values if 0 < len(values) <= most else None
 
 
@@ -31,20 +27,11 @@ def ternary_values(weight: Tensor) -> tuple[float, float] | None:
 
     Linear in the number of weights, no sorting.
     """
-    flat = weight.flatten()
-    probe = flat[:PROBE]
-    probe = probe[probe != 0]
-    if len(probe) and not _only(probe, *probe.aminmax()):
-        return None
-    values = flat[flat != 0]
-    if len(values) == len(flat):
-        return None
-    if len(values) == 0:
-        return 0.0, 0.0
-    low, high = values.aminmax()
-    return (float(low), float(high)) if _only(values, low, high) else None
-
-
-def _only(values: Tensor, low: Tensor, high: Tensor) -> bool:
-    """Whether all values are 0, low or high."""
-    return bool(((values == low) | (values == high) | (values == 0)).all())
+    flat, low, high = weight.flatten(), 0.0, 0.0
+    for part in (flat[:PROBE], flat):
+        values = part[part != 0]
+        if len(values):
+            low, high = values.aminmax()
+            if not ((values == low) | (values == high)).all():
+                return None
+    return (float(low), float(high)) if len(values) < len(flat) else None

@@ -1,7 +1,5 @@
-"""MicroNet: a pre-activation residual network that grows in depth and width.
-
-One class serves both input sizes; `base`, a row of `BASELINES`, says what differs between them.
-"""
+"""MicroNet: a pre-activation residual network that grows in depth and width. One class serves both
+input sizes; `base`, a row of `BASELINES`, says what differs between them."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,9 +20,8 @@ class Block(nn.Module):
         self.bn3 = nn.BatchNorm2d(c_out)
         self.shortcut = nn.Sequential()
         if stride != 1 or c_in != c_out:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False), nn.BatchNorm2d(c_out)
-            )
+            conv = nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False)
+            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(c_out))
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.dropout(F.relu(self.bn2(self.conv1(self.bn1(x)))))
@@ -32,10 +29,8 @@ class Block(nn.Module):
 
 
 class MicroNet(nn.Module):
-    """(N, 3, H, W) images -> (N, num_classes) logits.
-
-    `blocks` and `channels` have one entry per stage; `scaled_shape` computes them.
-    """
+    """(N, 3, H, W) images -> (N, num_classes) logits. `blocks` and `channels` have one entry per
+    stage; `scaled_shape` computes them."""
 
     def __init__(
         self,
@@ -52,17 +47,12 @@ class MicroNet(nn.Module):
         self.conv1 = nn.Conv2d(3, stem, 3, stride=baseline.stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
         self.stages = len(blocks)
-        c_in = stem
-        for i, (n, c_out, stride) in enumerate(
-            zip(blocks, channels, baseline.strides, strict=True)
-        ):
-            strides = [stride] + [1] * (n - 1)
-            inputs = [c_in] + [c_out] * (n - 1)
-            stage = [
-                Block(c, c_out, stride=s, dropout=baseline.block_dropout)
-                for c, s in zip(inputs, strides, strict=True)
-            ]
-            self.add_module(f"layer{i + 1}", nn.Sequential(*stage))
+        c_in, dropout = stem, baseline.block_dropout
+        shapes = zip(blocks, channels, baseline.strides, strict=True)
+        for i, (n, c_out, stride) in enumerate(shapes):
+            first = Block(c_in, c_out, stride=stride, dropout=dropout)
+            rest = (Block(c_out, c_out, stride=1, dropout=dropout) for _ in range(n - 1))
+            self.add_module(f"layer{i + 1}", nn.Sequential(first, *rest))
             c_in = c_out
         if head is not None:
             self.conv2 = nn.Conv2d(c_in, head, 1, bias=False)

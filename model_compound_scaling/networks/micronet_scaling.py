@@ -22,19 +22,17 @@ class Baseline:
     head_dropout: float
 
 
+# fmt: off
 BASELINES = {
-    "cifar_micronet": Baseline(16, 1, (16, 32, 64), (7, 7, 7), (1, 2, 2), None, 0.2, 0.0),
+    "cifar_micronet": Baseline(
+        stem=16, stem_stride=1, channels=(16, 32, 64), blocks=(7, 7, 7), strides=(1, 2, 2),
+        head=None, block_dropout=0.2, head_dropout=0.0),
     "image_micronet": Baseline(
-        stem=32,
-        stem_stride=2,
-        channels=(16, 24, 40, 80, 112, 192, 320),
-        blocks=(1, 2, 2, 3, 3, 4, 1),
-        strides=(1, 2, 2, 2, 1, 2, 1),
-        head=1280,
-        block_dropout=0.0,
-        head_dropout=0.3,
-    ),
+        stem=32, stem_stride=2, channels=(16, 24, 40, 80, 112, 192, 320),
+        blocks=(1, 2, 2, 3, 3, 4, 1), strides=(1, 2, 2, 2, 1, 2, 1),
+        head=1280, block_dropout=0.0, head_dropout=0.3),
 }
+# fmt: on
 
 
 def round_channels(channels: float) -> int:

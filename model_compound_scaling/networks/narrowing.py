@@ -1,14 +1,14 @@
 """Narrowed networks: layers with fewer channels than their network is built with.
 
-A description is a table `{layer: {attribute: value}}` of plain numbers, for the layers that differ
-from the full network only. The attributes are those of the layers themselves.
+A description is a table `{layer: {attribute: value}}` of the layers' own attributes, plain numbers,
+for what differs from the full network only.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from data.errors import UserError
 from model_compound_scaling.networks.cifar_resnet import OptionA
@@ -26,80 +26,61 @@ class WidthsError(UserError):
 class Narrowing:
     """How a kind of layer is made narrower."""
 
-    sizes: tuple[str, ...]  # attributes that count channels
-    shapes: Callable[[nn.Module], dict[str, tuple[int, ...]]]  # tensors, from these attributes
-    gains_bias: bool = False  # may get a bias it was not built with
+    sizes: tuple[str, ...]  # attributes that count channels; with "bias": it may gain one
+    shape: Callable[[nn.Module], tuple[int, ...]]  # of the weight; vectors have the first of it
 
 
-def _conv_shapes(conv: nn.Conv2d) -> dict[str, tuple[int, ...]]:
-    c_out = conv.out_channels
-    return {"weight": (c_out, conv.in_channels // conv.groups), "bias": (c_out,)}
-
-
-def _linear_shapes(linear: nn.Linear) -> dict[str, tuple[int, ...]]:
-    out = linear.out_features
-    return {"weight": (out, linear.in_features), "bias": (out,)}
-
-
-def _batchnorm_shapes(norm: nn.BatchNorm2d) -> dict[str, tuple[int, ...]]:
-    names = ("weight", "bias", "running_mean", "running_var")
-    return dict.fromkeys(names, (norm.num_features,))
-
-
-_CONV = Narrowing(("in_channels", "out_channels", "groups"), _conv_shapes, gains_bias=True)
-_NORM = Narrowing(("num_features",), _batchnorm_shapes)
+_CONV = Narrowing(
+    ("in_channels", "out_channels", "groups", "bias"),
+    lambda conv: (conv.out_channels, conv.in_channels // conv.groups),
+)
+_LINEAR = Narrowing(
+    ("in_features", "out_features", "bias"),
+    lambda linear: (linear.out_features, linear.in_features),
+)
+_NORM = Narrowing(("num_features",), lambda norm: (norm.num_features,))
 NARROWINGS: dict[type[nn.Module], Narrowing] = {
     nn.Conv2d: _CONV,
     SameConv2d: _CONV,
-    nn.Linear: Narrowing(("in_features", "out_features"), _linear_shapes, gains_bias=True),
+    nn.Linear: _LINEAR,
     nn.BatchNorm1d: _NORM,
     nn.BatchNorm2d: _NORM,
-    OptionA: Narrowing(("before", "after"), lambda _: {}),
+    OptionA: Narrowing(("before", "after"), lambda _: ()),
 }
 
 
 def sizes_of(layer: nn.Module) -> dict[str, int]:
     """The attributes that describe a layer of the table."""
-    narrowing = NARROWINGS[type(layer)]
-    sizes = {name: getattr(layer, name) for name in narrowing.sizes}
-    return sizes | ({"bias": int(layer.bias is not None)} if narrowing.gains_bias else {})
-
-
-def _shortened(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    for dim, size in enumerate(shape):
-        tensor = tensor.narrow(dim, 0, size)
-    return tensor.detach().clone()
+    sizes = {name: getattr(layer, name) for name in NARROWINGS[type(layer)].sizes}
+    return sizes | ({"bias": int(layer.bias is not None)} if "bias" in sizes else {})
 
 
 def resize(layer: nn.Module, sizes: dict[str, int]) -> None:
     """Give a layer other sizes, in place: its tensors keep their first entries, a new bias is 0."""
     narrowing = NARROWINGS[type(layer)]
     for name in narrowing.sizes:
-        setattr(layer, name, sizes[name])
-    shapes = narrowing.shapes(layer)
-    for name, shape in shapes.items():
-        old = getattr(layer, name)
-        if isinstance(old, nn.Parameter):
-            setattr(layer, name, nn.Parameter(_shortened(old, shape)))
-        elif old is not None:
-            setattr(layer, name, _shortened(old, shape))
-    if narrowing.gains_bias and sizes["bias"] and layer.bias is None:
-        layer.bias = nn.Parameter(layer.weight.new_zeros(shapes["bias"]))
+        if name != "bias":
+            setattr(layer, name, sizes[name])
+    shape = narrowing.shape(layer)
+    for name, old in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
+        new = old.detach()
+        for dim, size in enumerate(shape[: old.dim()]):
+            new = new.narrow(dim, 0, size)
+        new = new.clone()
+        setattr(layer, name, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
+    if sizes.get("bias") and layer.bias is None:
+        layer.bias = nn.Parameter(layer.weight.new_zeros(shape[0]))
 
 
 def describe(full: nn.Module, narrow: nn.Module) -> Widths:
     """What `narrowed` needs to turn the one network into the other."""
-    layers = dict(narrow.named_modules())
-    pairs = {
-        name: (sizes_of(layer), sizes_of(layers[name]))
-        for name, layer in full.named_modules()
-        if type(layer) in NARROWINGS
-    }
-    return {
-        name: {key: value for key, value in now.items() if value != before[key]}
-        for name, (before, now) in pairs.items()
-        if now != before
-    }
+    widths, layers = {}, dict(narrow.named_modules())
+    for name, layer in full.named_modules():
+        if type(layer) in NARROWINGS:
+            before, now = sizes_of(layer), sizes_of(layers[name])
+            if now != before:
+                widths[name] = {key: now[key] for key in now if now[key] != before[key]}
+    return widths
 
 
 def _checked(name: str, layer: nn.Module | None, entry: object) -> dict[str, int]:

@@ -42,13 +42,8 @@ class Row:
     channels: int = 3
     arguments: dict = field(default_factory=dict)  # beside those of a NetworkSpec
 
-    def build(self, **arguments: object) -> object:
-        """The network, an nn.Module if the builder is as it should be."""
-        return importable(self.builder)(**self.arguments, **arguments)
-
 
 HERE = __package__
-EFFICIENTNET_SIZES = (224, 240, 260, 300, 380, 456, 528, 600)
 # fmt: off
 REGISTRY: dict[str, Row] = {
     **{name: Row(f"{HERE}.micronet:MicroNet", "micronet", size, "linear", arguments={"base": name})
@@ -60,7 +55,7 @@ REGISTRY: dict[str, Row] = {
        for name in ("resnet18", "resnet34", "resnet50")},
     **{f"efficientnet-b{i}": Row(f"{HERE}.efficientnet:efficientnet", "efficientnet", size,
                                  "classifier.1", arguments={"variant": f"b{i}"})
-       for i, size in enumerate(EFFICIENTNET_SIZES)},
+       for i, size in enumerate((224, 240, 260, 300, 380, 456, 528, 600))},
     "lenet-5": Row(f"{HERE}.lenet:LeNet5", "lenet", 28, "fc3", channels=1),
 }
 # fmt: on
@@ -95,7 +90,14 @@ def importable(name: str) -> Callable[..., object]:
     """The builder that `torchvision:NAME` or `module:function` names."""
     module, _, function = name.partition(":")
     if module == "torchvision":
-        return _torchvision_builder(function)
+        from torchvision import models  # takes 1.5 s, which other networks need not wait for
+
+        names = models.list_models(module=models)
+        if function not in names:
+            close = difflib.get_close_matches(function, names, n=3)
+            hint = f"; close: {', '.join(close)}" if close else ""
+            raise UserError(f"torchvision has no classification network {function!r}{hint}")
+        return partial(models.get_model, function, weights=None)
     try:
         builder = getattr(importlib.import_module(module), function)
         accepted = inspect.signature(builder).parameters.values()
@@ -105,17 +107,6 @@ def importable(name: str) -> Callable[..., object]:
     if not any(p.name == "num_classes" or p.kind is p.VAR_KEYWORD for p in accepted):
         raise UserError(f"--model {name} must take num_classes=")
     return builder
-
-
-def _torchvision_builder(name: str) -> Callable[..., object]:
-    from torchvision import models  # takes 1.5 s, which other networks need not wait for
-
-    names = models.list_models(module=models)
-    if name not in names:
-        close = difflib.get_close_matches(name, names, n=3)
-        hint = f"; close: {', '.join(close)}" if close else ""
-        raise UserError(f"torchvision has no classification network {name!r}{hint}")
-    return partial(models.get_model, name, weights=None)
 
 
 THESIS_SCALING = (1.4, 1.2, 3.5)  # depth and width multiplier, and the exponent of both

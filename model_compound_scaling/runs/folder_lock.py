@@ -13,9 +13,6 @@ from pathlib import Path
 from data.errors import UserError
 from model_compound_scaling.checkpoints.errors import DiskError
 
-OWNER_LIMIT = 4096  # bytes read of what the owner wrote about itself
-UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-
 _held: "weakref.WeakSet[FolderLock]" = weakref.WeakSet()
 
 
@@ -27,18 +24,14 @@ class FolderLock:
 
     def __init__(self, descriptor: int, taken_from: str | None) -> None:
         self.taken_from = taken_from
+        self.release = weakref.finalize(self, _release, descriptor)
         self._descriptor = descriptor
-        self._finalizer = weakref.finalize(self, _release, descriptor)
         _held.add(self)
-
-    def release(self) -> None:
-        """Let the next run have the folder."""
-        self._finalizer()
 
     def _forget(self) -> None:
         """In a forked child: its copy of the descriptor would keep the lock after the owner's
         death, and its exit must not release the owner's."""
-        if self._finalizer.detach():
+        if self.release.detach():
             os.close(self._descriptor)
 
 
@@ -52,18 +45,27 @@ def hold_folder(folder: Path) -> FolderLock:
     Raises FolderInUse, naming the owner, and DiskError if the folder cannot be written. Where the
     file system has no locks, says so on stderr and goes on.
     """
+    path, in_place = folder / ".lock", False
     try:
-        descriptor = _locked(folder)
-        try:
-            left = _owner(descriptor)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{describe_process()}\n".encode(), 0)
-        except OSError:
-            os.close(descriptor)
-            raise
+        while True:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                _lock(descriptor, folder)
+                with suppress(FileNotFoundError):
+                    in_place = os.path.samestat(os.fstat(descriptor), os.stat(path))
+                if in_place:
+                    left = _owner(descriptor)
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, f"{describe_process()}\n".encode(), 0)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            if in_place:
+                return FolderLock(descriptor, left or None)
+            os.close(descriptor)  # the folder was renamed in between: this lock is on the old one
     except OSError as error:
         raise DiskError(f"--output {folder} cannot be written: {error.strerror}") from None
-    return FolderLock(descriptor, left or None)
 
 
 @contextmanager
@@ -83,23 +85,6 @@ def describe_process() -> str:
     return ", ".join([os.uname().nodename, f"process {os.getpid()}", *job, shlex.join(sys.argv)])
 
 
-def _locked(folder: Path) -> int:
-    """Descriptor of the locked `.lock` in the folder."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / ".lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            _lock(descriptor, folder)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                    return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # the folder was renamed in between: this lock is on the old one
-
-
 def _lock(descriptor: int, folder: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,7 +92,7 @@ def _lock(descriptor: int, folder: Path) -> None:
         owner = _owner(descriptor) or "just started"
         raise FolderInUse(f"{folder} is used by another run ({owner})") from None
     except OSError as error:
-        if error.errno not in UNSUPPORTED:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
         print(
             f"warning: {folder} is not protected against a second run: its file system has no "
@@ -118,7 +103,7 @@ def _lock(descriptor: int, folder: Path) -> None:
 
 def _owner(descriptor: int) -> str:
     """What the lock file says; on one line and printable, whoever wrote it."""
-    text = os.pread(descriptor, OWNER_LIMIT, 0).decode(errors="replace").strip()
+    text = os.pread(descriptor, 4096, 0).decode(errors="replace").strip()
     return "".join(c if c.isprintable() else " " for c in text)
 
 

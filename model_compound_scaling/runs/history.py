@@ -2,17 +2,15 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from model_compound_scaling.checkpoints.atomic_save import read_file, write_file
 from model_compound_scaling.machine import processes
 
-BEST_OF = 5  # epochs whose mean accuracy tells more than that of the luckiest
-
 
 def rank(figures: dict) -> tuple[bool, float]:
-    """What makes an epoch the best: epochs that miss a target come after all others."""
+    """Validation accuracy makes an epoch the best; those that miss a target come last."""
     return figures.get("on_target", True), figures["val_top1"]
 
 
@@ -23,10 +21,6 @@ class Configuration:
 
     values: dict
     incidental: frozenset[str] = frozenset()
-
-    def also(self, **more: object) -> "Configuration":
-        """The same with more values."""
-        return replace(self, values=self.values | more)
 
     def differences(self, old: dict) -> list[str]:
         """`name old -> new` of each value that an earlier run's differs in and that matters."""
@@ -48,14 +42,13 @@ class History:
 
     @property
     def best(self) -> dict:
-        """Figures of the epoch of best validation accuracy, the earliest of equals; epochs that
-        miss a target come after all others."""
+        """Figures of the epoch of highest `rank`, the earliest of equals."""
         return max(self.epochs, key=rank, default={})
 
     @property
     def mean_of_best(self) -> float:
-        """Mean validation accuracy of the best five epochs, in percent."""
-        best = sorted((figures["val_top1"] for figures in self.epochs), reverse=True)[:BEST_OF]
+        """Mean validation accuracy of the best five epochs, in percent; the best may be luck."""
+        best = sorted((figures["val_top1"] for figures in self.epochs), reverse=True)[:5]
         return sum(best) / len(best)
 
 

@@ -2,18 +2,15 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
 from data.errors import UserError
-from model_compound_scaling.checkpoints.atomic_save import (
-    has_generation,
-    read_file,
-    read_generation,
-    write_file,
-)
+from model_compound_scaling.checkpoints import atomic_save
+from model_compound_scaling.checkpoints.atomic_save import has_generation, read_generation
 from model_compound_scaling.checkpoints.errors import CheckpointError, DiskError
 from model_compound_scaling.runs.folder_lock import FolderLock, hold_folder
 from model_compound_scaling.runs.history import Configuration
@@ -29,24 +26,14 @@ class RunRequest:
     `resume` is "auto" (continue this folder's run if it has the same configuration), "none"
     (start over; an earlier run is kept under another name) or the path of a `last.pt`, from which
     to start; the same path later continues the run that it began. A job that SLURM starts again
-    continues its own run, even with "none". With `override`, another configuration is no reason
-    to stop. `interval` says how often to save within an epoch.
+    continues its own run, even with "none". With `override`, another configuration may go on.
     """
 
     folder: Path
     config: Configuration
     resume: str = "auto"
     override: bool = False
-    interval: Interval = field(default_factory=Interval)
-
-
-@dataclass(frozen=True)
-class Start:
-    """A checkpoint to go on from: its content, where it is, and what is to be said about it."""
-
-    state: dict
-    source: Path
-    lines: list[str]
+    interval: Interval = field(default_factory=Interval)  # of saves within an epoch
 
 
 def open_folder(request: RunRequest, fits: Fits) -> tuple[FolderLock, dict, list[str]]:
@@ -57,13 +44,11 @@ def open_folder(request: RunRequest, fits: Fits) -> tuple[FolderLock, dict, list
     folder = request.folder
     # before the folder is touched: a PATH that cannot be used leaves no trace. Where there is a
     # last.pt, PATH may have begun it and need not exist any more
-    start = None if has_generation(folder / "last.pt") else named_checkpoint(request, fits)
+    start = None if has_generation(folder / "last.pt") else _named_checkpoint(request, fits)
     lock = hold_folder(folder)
     # only who holds the folder reads its last.pt: another run would be writing it
-    own = own_checkpoint(request)
-    start = own or start or named_checkpoint(request, fits)
-    if own:
-        require_run(own.state, own.source)
+    own = _own_checkpoint(request)
+    start = own or start or _named_checkpoint(request, fits)
     # PATH may be in this folder: then the results in it are those of the run that goes on
     goes_on = own or (start and start.source.resolve().parent == folder.resolve())
     if not goes_on and (has_generation(folder / "last.pt") or (folder / "best.pt").exists()):
@@ -89,36 +74,38 @@ def open_folder(request: RunRequest, fits: Fits) -> tuple[FolderLock, dict, list
     return lock, start.state, lines
 
 
-def own_checkpoint(request: RunRequest) -> Start | None:
-    """The folder's checkpoint, if it is of a run that this command began."""
+def _own_checkpoint(request: RunRequest) -> atomic_save.Generation | None:
+    """The folder's checkpoint, if it is of a run that this command began; it is a run's then."""
     path = request.folder / "last.pt"
     if not has_generation(path):
         return None
-    if request.resume == "auto":
-        return Start(*read_generation(path))
     try:
-        own = Start(*read_generation(path))
+        own = read_generation(path)
     except CheckpointError:
+        if request.resume == "auto":
+            raise
         return None  # it is set aside, as any other run
-    old = own.state.get("config")
-    if not isinstance(old, dict) or old.get("resume") != request.resume:
-        return None
-    if request.config.differences(old):
-        return None
-    # "none" starts over each time that a user asks, but not when SLURM starts the job again
-    restarted = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-    again = restarted and own.state.get("job") == os.environ.get("SLURM_JOB_ID")
-    return own if again or request.resume != "none" else None
+    if request.resume != "auto":
+        old = own.state.get("config")
+        if not isinstance(old, dict) or old.get("resume") != request.resume:
+            return None
+        # "none" starts over each time that a user asks, but not when SLURM starts the job again
+        restarted = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+        again = restarted and own.state.get("job") == os.environ.get("SLURM_JOB_ID")
+        if request.config.differences(old) or not (again or request.resume != "none"):
+            return None
+    require_run(own.state, own.source)
+    return own
 
 
-def named_checkpoint(request: RunRequest, fits: Fits) -> Start | None:
+def _named_checkpoint(request: RunRequest, fits: Fits) -> atomic_save.Generation | None:
     """The checkpoint that --resume PATH names, which must fit; None for the other modes."""
     if request.resume in ("auto", "none"):
         return None
     path = Path(request.resume)
     if not has_generation(path):
         raise CheckpointError(f"--resume {path}: no such file")
-    start = Start(*read_generation(path))
+    start = read_generation(path)
     fits(start.state, start.source)
     return start
 
@@ -127,14 +114,13 @@ def require_run(state: dict, source: Path) -> None:
     """CheckpointError unless a checkpoint has what every `last.pt` has."""
     kinds = {"resume": dict, "history": list, "config": dict, "state_dict": dict, "best": dict}
     wrong = [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]
-    progress = state.get("progress")
-    figures = [] if wrong else [*state["history"]]
-    figures += [state["best"].get("figures")] if not wrong and state["best"] else []
-    figures += [progress.get("figures") if isinstance(progress, dict) else 0] if progress else []
-    if not wrong and not all(isinstance(f, dict) and "epoch" in f for f in figures):
-        wrong = ["figures of its epochs"]
-    if not wrong and not all(isinstance(t, Tensor) for t in state["state_dict"].values()):
-        wrong = ["tensors"]
+    if not wrong:
+        parts = [part for part in (state["best"], state.get("progress")) if part]
+        figures = [part.get("figures") if isinstance(part, dict) else None for part in parts]
+        if not all(isinstance(f, dict) and "epoch" in f for f in state["history"] + figures):
+            wrong = ["figures of its epochs"]
+        elif not all(isinstance(t, Tensor) for t in state["state_dict"].values()):
+            wrong = ["tensors"]
     if wrong:
         raise CheckpointError(
             f"{source} is no last.pt, from which a run can go on: it has no {wrong[0]}; start over "
@@ -144,10 +130,9 @@ def require_run(state: dict, source: Path) -> None:
 
 def _position(state: dict) -> str:
     """Where a checkpoint was saved, in words."""
-    epochs, progress = state.get("history", []), state.get("progress")
-    if progress:
+    if progress := state.get("progress"):
         return f"in epoch {progress['figures']['epoch']}, after step {progress['batch']}"
-    return f"after epoch {epochs[-1]['epoch'] if epochs else 0}"
+    return f"after epoch {state['history'][-1]['epoch'] if state['history'] else 0}"
 
 
 def _set_aside(folder: Path) -> None:
@@ -162,10 +147,8 @@ def _set_aside(folder: Path) -> None:
 
 def _restore_best(state: dict, folder: Path) -> None:
     """Bring best.pt to what the checkpoint knows: it may be of a later epoch, or damaged."""
-    best, path = state.get("best"), folder / "best.pt"
-    try:
-        known = read_file(path)["figures"] if path.exists() else None
-    except CheckpointError:
-        known = None
+    known, best, path = None, state["best"], folder / "best.pt"
+    with suppress(CheckpointError):  # also if there is none
+        known = atomic_save.read_file(path)["figures"]
     if best and known != best["figures"]:
-        write_file(best, path)
+        atomic_save.write_file(best, path)

@@ -64,13 +64,12 @@ class Run(History):
         self.state, lines = processes.from_main(opened)
         super().__init__(request.folder, self.state.get("history", []))
         self.best_network: dict = self.state.get("best", {})
-        self._progress = self.state.get("progress")
         for line in lines:
             self.log(line)
 
     def take_progress(self) -> dict | None:
         """How far the epoch was that the resumed checkpoint was saved in; asked for once."""
-        progress, self._progress = self._progress, None
+        progress = self.state.pop("progress", None)
         if progress and not processes.is_main():  # the sums are those of all processes
             progress = progress | {"loss": 0.0, "hits": 0, "samples": 0}
         return progress

@@ -6,6 +6,6 @@ __all__, __getattr__ = lazy_exports(
     __name__,
     points="Point cost parse_grid possible_points",
     search="Search",
-    trainer="Trainer conclude",
+    trainer="Trainer",
     train_network="Training require_memory train_point",
 )

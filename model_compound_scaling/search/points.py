@@ -11,17 +11,12 @@ Without torch until a cost is asked for: the command line reads its grid first.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING
 
 from data.errors import UserError
 from model_compound_scaling.networks.micronet_scaling import scaled_shape
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
 
-if TYPE_CHECKING:
-    from torch import nn
-
 Multipliers = tuple[float, float, float]  # d, w, r: of depth, width and image size
-BUDGET, TOLERANCE = 2.0, 0.1  # of d w^2 r^2 in a grid made by itself
 
 
 @dataclass(frozen=True)
@@ -43,25 +38,22 @@ class Point:
 
 def auto_grid(*, resolution: bool) -> list[Multipliers]:
     """All multipliers in steps of 0.1 with |d w^2 r^2 - 2| <= 0.1, 1 <= d < 2 and w, r >= 1.
-
-    Without `resolution` r is 1, which leaves the thesis' six pairs.
-    """
+    Without `resolution` r is 1, which leaves the thesis' six pairs."""
     tenths, sizes = range(10, 20), range(10, 20) if resolution else [10]
-    budget, tolerance = int(BUDGET * 10**5), int(TOLERANCE * 10**5)  # whole numbers: no rounding
     return [
         (d / 10, w / 10, r / 10)
         for r, w, d in product(sizes, reversed(tenths), tenths)
-        if abs(d * w**2 * r**2 - budget) <= tolerance
+        if abs(d * w**2 * r**2 - 2 * 10**5) <= 10**4  # whole numbers: no rounding
     ]
 
 
-def parse_grid(values: list[float] | str, *, resolution: bool) -> list[Multipliers]:
-    """The grid that --grid names: "auto", pairs (d, w), or triples (d, w, r) with `resolution`."""
-    if values == "auto":
+def parse_grid(values: list[float | str], *, resolution: bool) -> list[Multipliers]:
+    """The grid of --grid: ["auto"], or pairs (d, w), or triples (d, w, r) with `resolution`."""
+    if values == ["auto"]:
         return auto_grid(resolution=resolution)
-    count, kind, what = (2, "pairs", "depth and width")
+    count, kind, what = 2, "pairs", "depth and width"
     if resolution:
-        count, kind, what = (3, "triples", "depth, width and image size")
+        count, kind, what = 3, "triples", "depth, width and image size"
     if len(values) % count:
         raise UserError(f"--grid takes {kind} of {what}, not {len(values)} values")
     rows = (tuple(values[i : i + count]) for i in range(0, len(values), count))
@@ -94,11 +86,6 @@ def possible_points(
     return list(dict.fromkeys(first + later))
 
 
-def parameters(network: "nn.Module") -> int:
-    """Number of trainable values."""
-    return sum(p.numel() for p in network.parameters())
-
-
 def cost(point: Point) -> tuple[int, int]:
     """(parameters, multiply-accumulates of convolutions and linear layers for one image), from
     shapes alone where the network allows it."""
@@ -113,7 +100,8 @@ def cost(point: Point) -> tuple[int, int]:
             with torch.device(device), FlopCounterMode(display=False) as counter:
                 network = build(point.spec).eval()
                 network(torch.zeros(1, channels, point.image_size, point.image_size))
-            return parameters(network), counter.get_total_flops() // 2  # a MAC is two flops
+            parameters = sum(p.numel() for p in network.parameters())
+            return parameters, counter.get_total_flops() // 2  # a MAC is two flops
         except (UserError, NotImplementedError, RuntimeError):
             if device == "cpu":
                 raise

@@ -10,11 +10,9 @@ from model_compound_scaling.search.points import Multipliers, Point
 
 
 class Search:
-    """Trains a grid, then larger versions of its best network.
-
-    `train` makes a Point's History, or gives None where another machine is to train it and has not
-    yet. `target` is the accuracy in percent at which the search ends.
-    """
+    """Trains a grid, then larger versions of its best network. `train` makes a Point's History, or
+    gives None where another machine is to train it and has not yet. `target` is the accuracy in
+    percent at which the search ends."""
 
     def __init__(
         self,
@@ -51,8 +49,7 @@ class Search:
 
     def _visit(self, point: Point) -> None:
         """Train a point, unless it has been; phi 1 of the best pair is in the grid already."""
-        history = self.trained.get(point) or self.train(point)
-        if history:
+        if history := self.trained.get(point) or self.train(point):
             self.trained[point] = history
         else:
             self.missing.append(point)

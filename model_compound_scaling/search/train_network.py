@@ -4,22 +4,24 @@ from dataclasses import dataclass, field
 
 import torch
 
-from data.errors import UserError
-from data.loading import Data
+from data import Data, UserError
 from model_compound_scaling.checkpoints.network_checkpoint import network_content
-from model_compound_scaling.machine import processes
-from model_compound_scaling.machine.devices import for_processes, lay_out, memory_of
+from model_compound_scaling.command_line import inputs
+from model_compound_scaling.machine import for_processes, lay_out, processes
+from model_compound_scaling.machine.devices import memory_of
 from model_compound_scaling.networks.building import build, expected_tensors
-from model_compound_scaling.runs.history import History
-from model_compound_scaling.runs.resume import RunRequest
-from model_compound_scaling.runs.run import Run
-from model_compound_scaling.search.points import Point, parameters
-from model_compound_scaling.training.evaluation import require_fit
-from model_compound_scaling.training.loop import Phase, run_epochs
+from model_compound_scaling.runs import History, Run, RunRequest
+from model_compound_scaling.search.points import Point
+from model_compound_scaling.training import (
+    Average,
+    Options,
+    Phase,
+    TrainStep,
+    require_fit,
+    run_epochs,
+)
 from model_compound_scaling.training.optimizers import load_optimizer, make_sgd
-from model_compound_scaling.training.recipe import Options, lr_factor
-from model_compound_scaling.training.step import TrainStep
-from model_compound_scaling.training.weight_average import Average
+from model_compound_scaling.training.recipe import lr_factor
 
 PHASE = "training"
 
@@ -55,26 +57,16 @@ def require_memory(point: Point, device: torch.device, *, averaged: bool) -> Non
 
 
 def train_point(
-    point: Point,
-    training: Training,
-    request: RunRequest,
-    *,
-    data: Data,
-    recorded: dict,
-    device: torch.device,
+    point: Point, training: Training, request: RunRequest, *, data: Data, device: torch.device
 ) -> History:
-    """Train one network with SGD. `recorded` is what checkpoints say about the data."""
+    """Train one network with SGD."""
     torch.manual_seed(training.seed)
     network = build(point.spec)
     require_fit(network, data)
     network = lay_out(network, device, channels_last=training.channels_last)
     run = Run(request, spec=point.spec, phases=(PHASE,))
-    optimizer = make_sgd(
-        network,
-        lr=training.lr,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-    )
+    lr, momentum = training.lr, training.momentum
+    optimizer = make_sgd(network, lr=lr, momentum=momentum, weight_decay=training.weight_decay)
     averaged = Average(network, training.ema) if training.ema else None
     step = TrainStep(
         for_processes(network, device, compiled=training.compile),
@@ -93,7 +85,8 @@ def train_point(
             averaged.module.load_state_dict(run.state["state_dict"])
     world = processes.world_size()
     where = f"on {device}" + (f", {world} processes" if world > 1 else "")
-    run.log(f"{point.name}: {parameters(network):,} parameters, {data.classes} classes, {where}")
+    parameters = sum(p.numel() for p in network.parameters())
+    run.log(f"{point.name}: {parameters:,} parameters, {data.classes} classes, {where}")
 
     def prepare(epoch: int) -> dict:
         schedule, warmup = training.schedule, training.warmup_epochs
@@ -109,7 +102,7 @@ def train_point(
         trained = network.state_dict() if averaged else None
         states = {"optimizer": optimizer.state_dict(), "step": step.state_dict()}
         resume = {"phase": PHASE, "state_dict": trained, **states}
-        return network_content(best, point.spec, recorded, resume=resume)
+        return network_content(best, point.spec, inputs.describe(data), resume=resume)
 
     phase = Phase(PHASE, range(training.start_epoch, training.epochs), training.seed)
     run_epochs(run, phase, step, data, content=content, prepare=prepare, evaluated=best)

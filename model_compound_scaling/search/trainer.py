@@ -2,51 +2,42 @@
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 
 from data import Data
 from model_compound_scaling.checkpoints.atomic_save import make_folder, write_text
-from model_compound_scaling.command_line import inputs
-from model_compound_scaling.machine import processes
-from model_compound_scaling.machine.log import Log
-from model_compound_scaling.runs.folder_lock import turn
-from model_compound_scaling.runs.history import History, copy_best, finished
-from model_compound_scaling.runs.resume import RunRequest
+from model_compound_scaling.machine import Log, processes
+from model_compound_scaling.runs import History, RunRequest, copy_best, finished, turn
 from model_compound_scaling.search.points import Point
 from model_compound_scaling.search.results_table import rows, to_csv, to_text
 from model_compound_scaling.search.search import Search
 from model_compound_scaling.search.train_network import Training, require_memory, train_point
 
 
+@dataclass(eq=False)
 class Trainer:
-    """Trains one point a call, in a folder of its own below that of `request`.
+    """Trains one point a call, in a folder of its own below that of `request`. Of several `shards`
+    each n-th point, from the shard-th (1, 2 ...) on; the others are for other machines."""
 
-    `open_data` makes the data for a point's image size. shard: (i, n) to train each n-th point,
-    from the i-th (1, 2 ...) on, and leave the others to other machines.
-    """
+    training: Training
+    request: RunRequest
+    open_data: Callable[[Point], Data]  # for a point's image size
+    device: torch.device
+    log: Log
+    shard: int = 1
+    shards: int = 1
 
-    def __init__(
-        self,
-        training: Training,
-        request: RunRequest,
-        open_data: Callable[[Point], Data],
-        *,
-        shard: tuple[int, int],
-        device: torch.device,
-        log: Log,
-    ) -> None:
-        self.training, self.request, self.open_data = training, request, open_data
-        self.device, self.log, self.data = device, log, None
-        first, count = shard
-        self.mine = itertools.cycle([i == first - 1 for i in range(count)])
+    def __post_init__(self) -> None:
+        self.data: Data | None = None
+        self.mine = itertools.cycle([i == self.shard - 1 for i in range(self.shards)])
 
     def __call__(self, point: Point) -> History | None:
         """The point's history; None if it is another machine's, which has not finished it."""
         mine, training, done = next(self.mine), self.training, None
-        config = self.request.config.also(network=point.name)
+        config = self.request.config
+        config = replace(config, values=config.values | {"network": point.name})
         request = replace(self.request, folder=self.request.folder / point.name, config=config)
         if request.resume == "auto":
             done = processes.from_main(
@@ -60,29 +51,27 @@ class Trainer:
         if self.data is None or self.data.image_size != point.image_size:
             self.data = None  # make room first
             self.data = self.open_data(point)
-        recorded = inputs.describe(self.data)
-        return train_point(
-            point, training, request, data=self.data, recorded=recorded, device=self.device
-        )
+        return train_point(point, training, request, data=self.data, device=self.device)
 
-
-def conclude(search: Search, found: Point | None, *, output: Path, log: Log) -> None:
-    """Print and write the table, and copy the best network, or the one that reached the target."""
-    histories = [search.trained[found]] if found else list(search.trained.values())
-    make_folder(output)  # there may have been nothing to train here
-    with turn(output):  # other machines may end at the same time
-        winner = copy_best(histories, output / "best_model.pt")
-        table = rows(search.trained, search.missing)
-        log(to_text(table))
-        if processes.is_main():
-            write_text(to_csv(table), output / "results.csv")
-    if search.missing:
-        names = ", ".join(point.name for point in search.missing)
-        log(f"not trained yet: {names}; once they are, call this again to go on")
-    if winner is None:
-        return
-    if search.target and not search.missing:
-        outcome = "reaches" if found else "is the best; none reaches"
-        top1 = winner.best["val_top1"]
-        log(f"{winner.folder.name} {outcome} {search.target:g} %: top-1 {top1:.2f} %")
-    log(f"best network: {output / 'best_model.pt'}")
+    def conclude(self, search: Search, found: Point | None) -> None:
+        """Print and write the table, and copy the best network, or `found`, that reached the
+        target."""
+        histories = [search.trained[found]] if found else list(search.trained.values())
+        output = self.request.folder
+        make_folder(output)  # there may have been nothing to train here
+        with turn(output):  # other machines may end at the same time
+            winner = copy_best(histories, output / "best_model.pt")
+            table = rows(search.trained, search.missing)
+            self.log(to_text(table))
+            if processes.is_main():
+                write_text(to_csv(table), output / "results.csv")
+        if search.missing:
+            names = ", ".join(point.name for point in search.missing)
+            self.log(f"not trained yet: {names}; once they are, call this again to go on")
+        if winner is None:
+            return
+        if search.target and not search.missing:
+            outcome = "reaches" if found else "is the best; none reaches"
+            top1 = winner.best["val_top1"]
+            self.log(f"{winner.folder.name} {outcome} {search.target:g} %: top-1 {top1:.2f} %")
+        self.log(f"best network: {output / 'best_model.pt'}")

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from data.batches import Loader
 from data.errors import UserError
@@ -14,7 +15,6 @@ from model_compound_scaling.machine import processes, signals
 from model_compound_scaling.runs.run import Run
 from model_compound_scaling.runs.save_interval import Clock
 from model_compound_scaling.training.evaluation import evaluate, progress
-from model_compound_scaling.training.progress import Progress
 from model_compound_scaling.training.step import TrainStep
 
 CHECK_EVERY = 100  # steps between two looks at whether all is finite: each waits for the device
@@ -28,6 +28,36 @@ class Phase:
     name: str
     epochs: range
     seed: int
+
+
+@dataclass
+class Progress:
+    """How far an epoch is: batches done, sums over their images; a checkpoint can go on from it."""
+
+    figures: dict  # what was known of the epoch before it began
+    batch: int = 0  # steps done: each takes a batch of all processes together
+    samples: int = 0  # images, loss and hits: of this process, until `state` sums them up
+    loss: Tensor | float = 0.0
+    hits: Tensor | int = 0
+
+    def add(self, loss: Tensor, hits: Tensor, samples: int) -> None:
+        """Count one more batch; the sums stay on the device, so that no step waits for it."""
+        self.loss = self.loss + loss.double() * samples
+        self.hits = self.hits + hits
+        self.samples += samples
+        self.batch += 1
+
+    def state(self) -> dict:
+        """Plain values for a checkpoint, the sums those of all processes."""
+        sums = torch.tensor([float(self.loss), float(self.hits), self.samples], dtype=torch.float64)
+        loss, hits, samples = processes.all_reduce_sum(sums).tolist()
+        return asdict(self) | {"loss": loss, "hits": int(hits), "samples": int(samples)}
+
+    def means(self) -> dict[str, float]:
+        """Mean loss, and accuracy in percent, over all processes."""
+        sums = self.state()
+        loss, top1 = sums["loss"] / sums["samples"], 100 * sums["hits"] / sums["samples"]
+        return {"train_loss": loss, "train_top1": top1}
 
 
 def train_epoch(
@@ -48,13 +78,10 @@ def train_epoch(
     step.network.train()
     world, rank, total = processes.world_size(), processes.rank(), len(loader)
     for images, labels in progress(loader.epoch(epoch, done.batch), label, total, done.batch):
-        loss, hits = step(
-            images,
-            labels,
-            seed=sample_seed(seed, epoch, done.batch * world + rank),
-            number=epoch * total + done.batch,
-            weight=world * len(labels) / loader.images_in(done.batch) if world > 1 else 1.0,
-        )
+        own_seed = sample_seed(seed, epoch, done.batch * world + rank)
+        weight = world * len(labels) / loader.images_in(done.batch) if world > 1 else 1.0
+        number = epoch * total + done.batch
+        loss, hits = step(images, labels, seed=own_seed, number=number, weight=weight)
         done.add(loss, hits, len(labels))
         after(done)
 
@@ -63,13 +90,12 @@ def require_finite(step: TrainStep, run: Run, steps_per_epoch: int) -> None:
     """NonFiniteLoss if a loss or gradient was not finite; waits for the device."""
     # of all processes: with fp16 each knows its own loss only
     number = processes.all_reduce_max(int(step.first_bad))
-    if number < 0:
-        return
     epoch, batch = divmod(number, steps_per_epoch)
-    raise NonFiniteLoss(
-        f"the loss or a gradient became infinite or NaN in step {batch + 1} of epoch {epoch + 1}; "
-        f"no weight was updated from it: lower --lr ({run.last_good()})"
-    )
+    if number >= 0:
+        raise NonFiniteLoss(
+            f"the loss or a gradient became infinite or NaN in step {batch + 1} of epoch "
+            f"{epoch + 1}; no weight was updated from it: lower --lr ({run.last_good()})"
+        )
 
 
 def run_epochs(
@@ -118,8 +144,7 @@ def run_epochs(
                 step, data.train, done, seed=phase.seed, epoch=epoch, label=label, after=after_step
             )
             require_finite(step, run, total)
-            # BatchNorm's statistics are each process' own: those of the first are evaluated and
-            # saved
+            # BatchNorm's statistics are each process' own: the first one's are evaluated and saved
             processes.broadcast(list(network.buffers()))
             after_batch = partial(between, done, False)
             scores = evaluate(network, data.val.epoch(0), total=len(data.val), between=after_batch)

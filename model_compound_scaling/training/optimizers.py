@@ -8,14 +8,8 @@ def make_sgd(
     network: nn.Module, *, lr: float, momentum: float, weight_decay: float
 ) -> torch.optim.SGD:
     """Fused SGD for all parameters; Nesterov if there is momentum."""
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        nesterov=momentum > 0,
-        fused=True,
-    )
+    settings = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": momentum > 0}
+    optimizer = torch.optim.SGD(network.parameters(), lr=lr, fused=True, **settings)
     if momentum:  # the fused one leaves it uninitialised where it skips the first step
         for p in network.parameters():
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
@@ -26,10 +20,7 @@ def load_optimizer(
     optimizer: torch.optim.Optimizer, state: dict, *, keep: tuple[str, ...] = ()
 ) -> None:
     """The moments of a saved optimizer with this one's settings, but for those in `keep`."""
-    own = [
-        {key: value for key, value in group.items() if key not in ("params", *keep)}
-        for group in optimizer.param_groups
-    ]
+    own = [dict(group) for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
-    for group, values in zip(optimizer.param_groups, own, strict=True):
-        group.update(values)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update({k: v for k, v in settings.items() if k not in ("params", *keep)})

@@ -12,16 +12,6 @@ from model_compound_scaling.training.recipe import AMP, Options
 from model_compound_scaling.training.weight_average import Average
 
 
-def _mixer(options: Options, classes: int) -> Callable | None:
-    """(images, labels) -> the same, mixed in pairs; None for neither mixup nor cutmix."""
-    if not (options.mixup or options.cutmix):
-        return None
-    from torchvision.transforms import v2  # takes 1.5 s, which other steps need not wait for
-
-    shares = ((v2.MixUp, options.mixup), (v2.CutMix, options.cutmix))
-    return v2.RandomChoice([mix(alpha=a, num_classes=classes) for mix, a in shares if a])
-
-
 @dataclass(eq=False, repr=False)
 class TrainStep:
     """Updates a network from one batch.
@@ -46,11 +36,16 @@ class TrainStep:
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         device = self.parameters[0].device
         self.first_bad = torch.full((), -1, device=device)
-        name = AMP[self.options.amp]
+        options, name = self.options, AMP[self.options.amp]
         self.dtype = name and getattr(torch, name)
-        half = self.dtype is torch.float16
-        self.scaler = torch.amp.GradScaler(device.type) if half else None
-        self.mix = _mixer(self.options, self.classes)
+        self.scaler = torch.amp.GradScaler(device.type) if name == "float16" else None
+        self.mix = None  # (images, labels) -> the same, mixed in pairs
+        if options.mixup or options.cutmix:
+            from torchvision.transforms import v2  # takes 1.5 s: other steps need not wait for it
+
+            shares = ((v2.MixUp, options.mixup), (v2.CutMix, options.cutmix))
+            mixes = [mix(alpha=a, num_classes=self.classes) for mix, a in shares if a]
+            self.mix = v2.RandomChoice(mixes)
 
     def __call__(
         self, images: Tensor, labels: Tensor, *, seed: int, number: int, weight: float = 1.0
@@ -61,9 +56,7 @@ class TrainStep:
         `weight` is this process' share of the images times the number of processes.
         """
         torch.manual_seed(seed)
-        targets = labels
-        if self.mix:
-            images, targets = self.mix(images, labels)
+        images, targets = self.mix(images, labels) if self.mix else (images, labels)
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None):
             output = self.forward(images)
         logits = (output if isinstance(output, Tensor) else output[0]).float()  # no auxiliary ones
@@ -82,22 +75,20 @@ class TrainStep:
         return loss.detach(), hits(logits.detach(), labels, 1)
 
     def _update(self, loss: Tensor, number: int) -> None:
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        bad = ~loss.detach().isfinite()
-        if not self.scaler:  # with a scaler, gradients may overflow: it skips them and scales down
-            bad = ~torch.stack(torch._foreach_norm(gradients, torch.inf)).isfinite().all()
-        self.first_bad = torch.where(bad & (self.first_bad < 0), number, self.first_bad)
-        if self.scaler:
+        if self.scaler:  # gradients may overflow: it skips them and scales down
             self.scaler.step(self.optimizer)
             self.scaler.update()
             # halved again and again: it is not the scale that makes the gradients infinite
-            hopeless = self.scaler._scale < 1
-            self.first_bad = torch.where(hopeless & (self.first_bad < 0), number, self.first_bad)
-            return
-        # what the gradient scaler, too, tells fused optimizers, which then change nothing
-        self.optimizer.grad_scale = None
-        self.optimizer.found_inf = (self.first_bad >= 0).float()
-        self.optimizer.step()
+            bad = ~loss.detach().isfinite() | (self.scaler._scale < 1)
+        else:
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            bad = ~torch.stack(torch._foreach_norm(gradients, torch.inf)).isfinite().all()
+        self.first_bad = torch.where(bad & (self.first_bad < 0), number, self.first_bad)
+        if not self.scaler:
+            # what the gradient scaler, too, tells fused optimizers, which then change nothing
+            self.optimizer.grad_scale = None
+            self.optimizer.found_inf = (self.first_bad >= 0).float()
+            self.optimizer.step()
 
     def state_dict(self) -> dict:
         """What a resumed step needs beside the networks."""

@@ -3,25 +3,20 @@
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class Average:
-    """The exponential moving average of a network's weights and statistics; counters are copied.
-
-    It starts from what it first sees.
-    """
+    """The exponential moving average of a network's weights and statistics, which starts from what
+    it first sees; counters are copied."""
 
     @torch.no_grad()
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.module, self.decay, self.started = copy.deepcopy(network), decay, False
-        pairs = list(zip(self._values(self.module), self._values(network), strict=True))
+        kinds = (nn.Module.parameters, nn.Module.buffers)
+        pairs = [pair for of in kinds for pair in zip(of(self.module), of(network), strict=True)]
         self.real = [pair for pair in pairs if pair[0].is_floating_point()]
         self.counters = [pair for pair in pairs if not pair[0].is_floating_point()]
-
-    @staticmethod
-    def _values(network: nn.Module) -> list[Tensor]:
-        return [*network.parameters(), *network.buffers()]
 
     @torch.no_grad()
     def update(self) -> None:

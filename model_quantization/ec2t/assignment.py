@@ -60,10 +60,8 @@ def probabilities(observed: Tensor, sizes: Tensor) -> Tensor:
 
 
 def largest_lambda(centroids: Tensor, information: Tensor, stats: Statistics) -> Tensor:
-    """lambda_max (L,): above it, the extreme weight of one side would be assigned to zero.
-
-    Keeping a side's extreme w costs (w - w_c)^2 + lambda I_c, zeroing it w^2 + lambda I_0.
-    """
+    """lambda_max (L,): above it, the extreme weight of one side would be assigned to zero. Keeping
+    a side's extreme w costs (w - w_c)^2 + lambda I_c, zeroing it w^2 + lambda I_0."""
     extreme = torch.stack([stats.high, -stats.low])
     gain = extreme**2 - (extreme - centroids) ** 2
     price = information[:2] - information[2]
@@ -73,8 +71,6 @@ def largest_lambda(centroids: Tensor, information: Tensor, stats: Statistics) ->
 
 
 def find_thresholds(centroids: Tensor, lam: Tensor, information: Tensor) -> Tensor:
-    """Where keeping a weight becomes cheaper than zeroing it, as magnitudes (2, L).
-
-    cost(c) < cost(0) solved for |W|: |w_c| / 2 + lambda (I_c - I_0) / (2 |w_c|).
-    """
+    """Where keeping a weight becomes cheaper than zeroing it, as magnitudes (2, L): cost(c) <
+    cost(0) solved for |W|, |w_c| / 2 + lambda (I_c - I_0) / (2 |w_c|)."""
     return (centroids + lam * (information[:2] - information[2]) / centroids) / 2

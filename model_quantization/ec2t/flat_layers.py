@@ -10,12 +10,9 @@ SIZE_OFFSET = 0.05  # even the smallest layer feels this share of the largest on
 
 
 class Segments:
-    """Where each layer lies when several are laid end to end.
-
-    The weights are written in R rows of equal length, their sizes' greatest common divisor, so that
-    no row belongs to two layers: what is per layer reaches the weights by broadcasting, and sums
-    run along rows first.
-    """
+    """Where each layer lies when several are laid end to end: in R rows of equal length, their
+    sizes' greatest common divisor, so that no row belongs to two layers. What is per layer reaches
+    the weights by broadcasting, and sums run along rows first."""
 
     def __init__(self, sizes: list[int], like: Tensor) -> None:
         self.sizes = sizes

@@ -59,9 +59,8 @@ class LatentLayers:
 
     def gradient(self) -> Tensor:
         """Of the network's weights: (R, width); zero for a layer that the loss does not reach."""
-        return self.segments.join(
-            torch.zeros_like(w) if w.grad is None else w.grad for w in self.weights
-        )
+        gradients = (torch.zeros_like(w) if w.grad is None else w.grad for w in self.weights)
+        return self.segments.join(gradients)
 
     def set_gradients(self, *, frozen: bool) -> None:
         """Gradients of latents and centroids from those of the network's weights."""
@@ -76,8 +75,8 @@ class LatentLayers:
         return torch.stack([self.segments.reduce(per_weight * m, "sum") for m in self.members()])
 
     def reassign(self, gamma: float) -> None:
-        """The entropy-constrained assignment; lambda = gamma delta lambda_max, where the outermost
-        centroids set lambda_max."""
+        """The entropy-constrained assignment; lambda = gamma delta lambda_max, the latter that of
+        the outermost centroids."""
         stats = statistics(self.latent, self.segments)
         least = MIN_CENTROID * stats.std
         if self.half > 1:
@@ -139,14 +138,11 @@ class LatentLayers:
         bits = -torch.special.xlogy(share, share)[self.order].sum(0) / math.log(2)
         w_p, w_n = self.centroids.detach()[outer]
         numbers = torch.stack([w_p, -w_n, bits, self.lam], 1).tolist()
-        keys = ("w_p", "w_n", "entropy", "lambda", "w_p_guarded", "w_n_guarded")
+        keys = ("positive", "negative", "zeros", "w_p", "w_n", "entropy", "lambda")
+        keys += ("w_p_guarded", "w_n_guarded")
         rows = zip(share.T.tolist(), numbers, self.guarded[outer].T.tolist(), strict=True)
-        return [
-            {
-                "positive": sum(p[: self.half]),
-                "negative": sum(reversed(p[self.half : -1])),
-                "zeros": p[-1],
-                **dict(zip(keys, [*values, *guards], strict=True)),
-            }
-            for p, values, guards in rows
-        ]
+        figures = []
+        for p, values, guards in rows:
+            sides = (sum(p[: self.half]), sum(reversed(p[self.half : -1])))
+            figures.append(dict(zip(keys, [*sides, p[-1], *values, *guards], strict=True)))
+        return figures

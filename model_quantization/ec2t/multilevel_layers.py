@@ -1,7 +1,7 @@
 """More than three centroids: entropy-constrained trained quantization, the general case of EC2T.
 
-With 2h + 1 levels a layer has h centroids below zero, zero, and h above.
-Each weight takes the centroid of least cost (W - w_c)^2 - lambda log2 P_c, found by comparing all.
+With 2h + 1 levels a layer has h centroids below zero, zero, and h above. Each weight takes the
+centroid of least cost (W - w_c)^2 - lambda log2 P_c, found by comparing all.
 """
 
 from collections.abc import Iterator
@@ -24,11 +24,8 @@ class MultiLevelLayers(LatentLayers):
 
     def set_values(self) -> None:
         """The network's weights: each layer's table, read at its codes."""
-        codes = self.segments.split(self.levels_of)
-        values = [
-            table.index_select(0, code.int() + self.half)
-            for table, code in zip(self.table().T, codes, strict=True)
-        ]
+        layers = zip(self.table().T, self.segments.split(self.levels_of), strict=True)
+        values = (table.index_select(0, code.int() + self.half) for table, code in layers)
         self.values.copy_(self.segments.join(values))
 
     def choose(self, information: Tensor | None = None) -> None:
@@ -52,11 +49,9 @@ class MultiLevelLayers(LatentLayers):
         return torch.cat([chance[:-1] * ((1 - zero) / (1 - chance[-1])), zero[None]])
 
     def adopt(self) -> None:
-        """Codes and centroids of the present values: each side's distinct ones in order of
-        magnitude."""
-        for i, (values, codes) in enumerate(
-            zip(self.segments.split(self.values), self.segments.split(self.levels_of), strict=True)
-        ):
+        """Codes and centroids of the values: each side's distinct ones in order of magnitude."""
+        layers = (self.segments.split(w) for w in (self.values, self.levels_of))
+        for i, (values, codes) in enumerate(zip(*layers, strict=True)):
             codes.zero_()
             for row, sign in ((0, 1), (self.half, -1)):
                 present = (sign * values)[sign * values > 0].unique()
@@ -66,8 +61,8 @@ class MultiLevelLayers(LatentLayers):
 
     def members(self) -> Iterator[Tensor]:
         """Which weights are at each centroid, one after the other: all at once take memory."""
-        sides = (range(1, self.half + 1), range(-1, -self.half - 1, -1))
-        return (self.levels_of == code for side in sides for code in side)
+        codes = [*range(1, self.half + 1), *range(-1, -self.half - 1, -1)]
+        return (self.levels_of == code for code in codes)
 
     def at_zero(self) -> Tensor:
         """Which weights are at zero."""

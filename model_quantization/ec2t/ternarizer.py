@@ -12,11 +12,8 @@ from model_quantization.ec2t.ternary_layers import TernaryLayers
 @dataclass(eq=False, repr=False)
 class Ternarizer:
     """The quantized layers of one network: `prepare_step` after the backward pass, `finish_step`
-    after the optimizer's.
-
-    The network's weights stay ordinary parameters under their ordinary names, those in `names`;
-    the optimizer gets `latent` and `centroids` in their place.
-    """
+    after the optimizer's. The network's weights stay ordinary parameters under their ordinary
+    names, those in `names`; the optimizer gets `latent` and `centroids` in their place."""
 
     network: InitVar[nn.Module]
     names: list[str]
@@ -37,9 +34,8 @@ class Ternarizer:
         else:
             self.layers = MultiLevelLayers(self.weights, levels=self.levels)
         self.latent, self.centroids = self.layers.latent, self.layers.centroids
-        if self.ttq_threshold is None:
-            self.centroids.mul_(self.initial_scale)
-        else:
+        self.centroids.mul_(self.initial_scale)
+        if self.ttq_threshold is not None:
             self.centroids.fill_(1)
         if self.kmeans:
             self.layers.kmeans()
@@ -53,11 +49,10 @@ class Ternarizer:
     @torch.no_grad()
     def finish_step(self) -> None:
         """New codes, unless frozen, and the network's new weights."""
-        if not self.frozen:
-            if self.ttq_threshold is None:
-                self.layers.reassign(self.gamma)
-            else:
-                self.layers.reassign_ttq(self.ttq_threshold)
+        if self.ttq_threshold is not None and not self.frozen:
+            self.layers.reassign_ttq(self.ttq_threshold)
+        elif not self.frozen:
+            self.layers.reassign(self.gamma)
         self.layers.set_values()
 
     def set_gamma(self, gamma: float) -> None:

@@ -14,11 +14,8 @@ from model_quantization.ec2t.latent_layers import LatentLayers
 
 class TernaryLayers(LatentLayers):
     """Layers with three values. The codes are two masks (R, width), `positive` and `negative`:
-    bytes, and so cheaper in a step than what is computed from floats.
-
-    With `prune` (ECP) surviving weights keep their latent value, and centroids only steer the
-    assignment.
-    """
+    bytes, and so cheaper in a step than what is computed from floats. With `prune` (ECP) surviving
+    weights keep their latent value, and centroids only steer the assignment."""
 
     saved = 2  # w_p and w_n
 
@@ -54,7 +51,7 @@ class TernaryLayers(LatentLayers):
     def reassign_ttq(self, threshold: float) -> None:
         """Trained ternary quantization (Zhu et al. 2017): a side iff |W| > threshold max|W|."""
         limit = threshold * self.segments.reduce(self.latent.abs(), "max")
-        limits = torch.stack([limit, limit])
+        limits = limit.expand(2, -1)
         self.positive, self.negative = assign(self.latent, limits, self.segments)
 
     def probabilities(self) -> Tensor:

@@ -19,14 +19,11 @@ LARGEST_LAYER = 1 << 30  # weights; a sparse file could claim any number
 
 def pack(weight: Tensor) -> dict[str, np.ndarray]:
     """A ternary layer as two bit masks, 8 weights a byte, its two values and its shape."""
-    low, high = ternary_values(weight) or (0.0, 0.0)
+    centroids = np.array(ternary_values(weight) or (0, 0), dtype=np.float32)
+    shape = np.array(weight.shape, dtype=np.int64)
     values = weight.detach().cpu().numpy().astype(np.float32)
-    return {
-        "low_mask": np.packbits((values == np.float32(low)) & (values != 0)),
-        "high_mask": np.packbits((values == np.float32(high)) & (values != 0)),
-        "centroids": np.array([low, high], dtype=np.float32),
-        "shape": np.array(weight.shape, dtype=np.int64),
-    }
+    low, high = (np.packbits((values == c) & (values != 0)) for c in centroids)
+    return {"low_mask": low, "high_mask": high, "centroids": centroids, "shape": shape}
 
 
 def unpack(packed: dict[str, np.ndarray]) -> Tensor:

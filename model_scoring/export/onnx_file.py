@@ -5,13 +5,14 @@ the layer's values. What is computed afterwards is the same graph with the same 
 stays apart: folded into a ternary layer, it would give every filter three values of its own.
 """
 
-import contextlib
 import io
 import json
 import logging
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from data.errors import UserError
 from model_compound_scaling.networks.few_values import few_values
-from model_scoring.export.onnx_code_types import CODE_TYPES, CodeType
+from model_scoring.export.onnx_code_types import CODE_TYPES
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -30,59 +31,37 @@ IMAGE, LOGITS, BATCH = "image", "logits", "batch"
 NODES = 200  # bytes that the two operations and their names take
 
 
-@contextlib.contextmanager
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporters' remarks on their own future, and whole graphs on an error."""
     sink, before = io.StringIO(), logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(sink),
-            contextlib.redirect_stderr(sink),
-        ):
+        with warnings.catch_warnings(), redirect_stdout(sink), redirect_stderr(sink):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)
 
 
-def _present(network: nn.Module, image: Tensor, opset: int) -> "ModelProto":
-    """By PyTorch's present exporter, based on torch.export."""
-    from onnxscript import optimizer
+def _exported(network: nn.Module, image: Tensor, opset: int) -> "ModelProto":
+    """By PyTorch's present exporter, based on torch.export, or for opsets that it does not write by
+    the older one, based on TorchScript. Neither may fold BatchNorm into ternary layers."""
+    names = {"input_names": [IMAGE], "output_names": [LOGITS], "opset_version": opset}
+    export = partial(torch.onnx.export, network, (image,), **names)
+    if opset >= EXPORTERS_OPSET:
+        from onnxscript import optimizer
 
-    program = torch.onnx.export(
-        network,
-        (image,),
-        dynamo=True,
-        optimize=False,  # it would fold BatchNorm into ternary layers
-        opset_version=opset,
-        input_names=[IMAGE],
-        output_names=[LOGITS],
-        dynamic_shapes=({0: torch.export.Dim(BATCH)},),
-        verbose=False,
-    )
-    optimizer.fold_constants(program.model)
-    optimizer.remove_unused_nodes(program.model)
-    return program.model_proto
-
-
-def _older(network: nn.Module, image: Tensor, opset: int) -> "ModelProto":
-    """By its older one, based on TorchScript, which writes opsets that the other does not."""
+        any_batch = {0: torch.export.Dim(BATCH)}
+        program = export(dynamo=True, optimize=False, dynamic_shapes=(any_batch,), verbose=False)
+        optimizer.fold_constants(program.model)
+        optimizer.remove_unused_nodes(program.model)
+        return program.model_proto
     import onnx
 
-    buffer = io.BytesIO()
-    torch.onnx.export(
-        network,
-        (image,),
-        buffer,
-        dynamo=False,
-        training=torch.onnx.TrainingMode.PRESERVE,  # else it folds BatchNorm
-        opset_version=opset,
-        input_names=[IMAGE],
-        output_names=[LOGITS],
-        dynamic_axes={IMAGE: {0: BATCH}, LOGITS: {0: BATCH}},
-    )
+    buffer, axes = io.BytesIO(), {IMAGE: {0: BATCH}, LOGITS: {0: BATCH}}
+    unfolded = torch.onnx.TrainingMode.PRESERVE
+    export(buffer, dynamo=False, training=unfolded, dynamic_axes=axes)
     return onnx.load_from_string(buffer.getvalue())
 
 
@@ -93,11 +72,9 @@ def float_model(network: nn.Module, shape: tuple[int, int, int], opset: int) -> 
     """
     from onnx import helper
 
-    export = _present if opset >= EXPORTERS_OPSET else _older
-    image = torch.zeros(2, *shape)
     try:
         with _quiet():
-            model = export(network, image, opset)
+            model = _exported(network, torch.zeros(2, *shape), opset)
     except Exception as error:  # exporters run the network's code and fail in any way
         reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
         raise UserError(f"--onnx: this network cannot be exported ({reason})") from None
@@ -120,17 +97,18 @@ def _packed(codes: np.ndarray, bits: int) -> bytes:
     return (padded.reshape(-1, per_byte) << shifts).sum(1, dtype=np.uint8).tobytes()
 
 
-def _encoded(weight: np.ndarray, opset: int) -> tuple[np.ndarray, np.ndarray, CodeType] | None:
-    """Values, codes and their type; None if the weights are not few values, or take less space as
-    they are."""
+def _encoded(weight: np.ndarray, opset: int) -> tuple[np.ndarray, bytes, str] | None:
+    """Values, codes and the codes' type; None if the weights are not few values, or take less space
+    as they are."""
     found = few_values(torch.tensor(weight))
     if found is None:
         return None
     values = found.numpy()
-    kind = next(t for t in CODE_TYPES if opset >= t.since and len(values) <= 2**t.bits)
-    if weight.size * kind.bits / 8 + values.nbytes + NODES >= weight.nbytes:
+    fitting = ((t, b) for t, b, since in CODE_TYPES if opset >= since and len(values) <= 2**b)
+    kind, bits = next(fitting)
+    if weight.size * bits / 8 + values.nbytes + NODES >= weight.nbytes:
         return None
-    return values, np.searchsorted(values, weight.reshape(-1)), kind
+    return values, _packed(np.searchsorted(values, weight.reshape(-1)), bits), kind
 
 
 def with_codes(model: "ModelProto") -> "ModelProto":
@@ -149,20 +127,14 @@ def with_codes(model: "ModelProto") -> "ModelProto":
         if found is None:
             stored.append(tensor)
             continue
-        values, codes, kind = found
-        names = {part: f"{tensor.name}.{part}" for part in ("codes", "values", "indices")}
-        number = getattr(TensorProto, kind.name)
-        packed = _packed(codes, kind.bits)
-        stored += [
-            helper.make_tensor(names["codes"], number, weight.shape, packed, raw=True),
-            numpy_helper.from_array(values, names["values"]),
-        ]
-        decoding += [
-            helper.make_node("Cast", [names["codes"]], [names["indices"]], to=TensorProto.INT32),
-            helper.make_node("Gather", [names["values"], names["indices"]], [tensor.name]),
-        ]
-    nodes = [*decoding, *model.graph.node]
-    for field, items in (("initializer", stored), ("node", nodes)):
+        values, packed, kind = found
+        codes, table, indices = (f"{tensor.name}.{part}" for part in ("codes", "values", "indices"))
+        number = getattr(TensorProto, kind)
+        stored.append(helper.make_tensor(codes, number, weight.shape, packed, raw=True))
+        stored.append(numpy_helper.from_array(values, table))
+        decoding.append(helper.make_node("Cast", [codes], [indices], to=TensorProto.INT32))
+        decoding.append(helper.make_node("Gather", [table, indices], [tensor.name]))
+    for field, items in (("initializer", stored), ("node", [*decoding, *model.graph.node])):
         coded.graph.ClearField(field)
         getattr(coded.graph, field).extend(items)
     return coded

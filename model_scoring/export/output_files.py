@@ -20,8 +20,7 @@ Files = dict[Path, bytes]
 
 
 def write_all(files: Files) -> None:
-    """Write every file or, if one cannot be, none. Links are followed, devices and pipes written
-    to."""
+    """Write all files or, if one cannot be, none. Links are followed, devices and pipes work."""
     folder = next((path for path in files if path.is_dir()), None)
     if folder:
         raise UserError(f"{folder} is a folder: name a file in it")
@@ -45,13 +44,7 @@ def write_all(files: Files) -> None:
 
 def checkpoint_bytes(network: nn.Module, spec: NetworkSpec, data: dict) -> bytes:
     """A checkpoint of ours of a network that may be narrower than `spec` says."""
-    full = skeleton(replace(spec, widths={}))
-    narrow = replace(spec, widths=describe(full, network))
+    widths = describe(skeleton(replace(spec, widths={})), network)
     buffer = io.BytesIO()
-    torch.save(network_content(network, narrow, data), buffer)
+    torch.save(network_content(network, replace(spec, widths=widths), data), buffer)
     return buffer.getvalue()
-
-
-def checkpoint_files(path: Path, network: nn.Module, spec: NetworkSpec, data: dict) -> Files:
-    """The checkpoint as a file to write."""
-    return {path: checkpoint_bytes(network, spec, data)}

@@ -19,11 +19,6 @@ def multiply_accumulates(score: Score) -> int:
     return sum(positions(r) * r.weights.total for r in score.records if r.weights is not None)
 
 
-def channels(score: Score) -> int:
-    """Outputs of convolutions and linear layers."""
-    return sum(r.weights.counts.shape[:2].numel() for r in layers(score))
-
-
 @torch.no_grad()
 def latencies(networks: list[nn.Module], shape: tuple[int, int, int]) -> list[float]:
     """Median milliseconds of a pass of one image, on the CPU.
@@ -47,8 +42,9 @@ def latencies(networks: list[nn.Module], shape: tuple[int, int, int]) -> list[fl
 def comparison(before: Score, after: Score, milliseconds: list[float]) -> list[str]:
     """The table of --thin: sizes, operations and time of both networks."""
     scores = (before, after)
+    outputs = [sum(r.weights.counts.shape[:2].numel() for r in layers(s)) for s in scores]
     rows: list[tuple[str, str, list[float]]] = [
-        ("channels", ",.0f", [channels(s) for s in scores]),
+        ("channels", ",.0f", outputs),
         ("parameters", ",.0f", [s.parameters for s in scores]),
         ("multiply-accumulates", ",.0f", [multiply_accumulates(s) for s in scores]),
         ("milliseconds per image", ",.2f", milliseconds),

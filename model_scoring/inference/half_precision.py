@@ -1,7 +1,6 @@
 """Half precision: evaluate in 16 bit, with the machine's own operations where it has them."""
 
 import copy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -50,14 +49,6 @@ class Rounding(nn.Module):
             return self.network(_rounded(x))
 
 
-@dataclass(frozen=True)
-class HalfPrecision:
-    """A network in 16 bit and how its arithmetic is done."""
-
-    network: nn.Module
-    description: str
-
-
 def _native_types(device: torch.device) -> list[torch.dtype]:
     """16-bit types the processor computes with; others would be 50 times slower than float32."""
     if device.type == "cuda":
@@ -67,8 +58,9 @@ def _native_types(device: torch.device) -> list[torch.dtype]:
     return [names[name] for name, supported in checks.items() if supported()]
 
 
-def half_precision(network: nn.Module, image: Tensor) -> HalfPrecision:
-    """A 16-bit copy of a network. image: (1, C, H, W) on its device, to try the operations with."""
+def half_precision(network: nn.Module, image: Tensor) -> tuple[nn.Module, str]:
+    """A 16-bit copy of a network, and how its arithmetic is done. image: (1, C, H, W) on its
+    device, to try the operations with."""
     for dtype in _native_types(image.device):
         candidate = InType(copy.deepcopy(network).eval(), dtype)
         try:
@@ -76,6 +68,6 @@ def half_precision(network: nn.Module, image: Tensor) -> HalfPrecision:
                 candidate(image)
         except RuntimeError:  # an operation of the network does not exist in this type
             continue
-        return HalfPrecision(candidate, str(dtype).removeprefix("torch."))
+        return candidate, str(dtype).removeprefix("torch.")
     rounding = Rounding(copy.deepcopy(network).eval())
-    return HalfPrecision(rounding, "float32 with weights and activations rounded to float16")
+    return rounding, "float32 with weights and activations rounded to float16"

@@ -50,17 +50,21 @@ def image_paths(path: Path) -> list[Path]:
     found = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     paths = sorted(p for p in found if not p.name.startswith("."))
     if not paths:
-        raise DataError(
-            f"--predict {path}: the folder holds no images ({' '.join(sorted(SUFFIXES))})"
-        )
+        known = " ".join(sorted(SUFFIXES))
+        raise DataError(f"--predict {path}: the folder holds no images ({known})")
     return paths
 
 
 @torch.no_grad()
-def probabilities(
-    network: nn.Module, paths: Sequence[Path], prepare: Preparation, device: torch.device
-) -> Iterator[tuple[Path, Tensor]]:
-    """Each image and the probabilities (classes,) of a network in evaluation mode."""
+def _lines(
+    network: nn.Module,
+    paths: Sequence[Path],
+    prepare: Preparation,
+    *,
+    device: torch.device,
+    top: int,
+    names: Sequence[str],
+) -> Iterator[str]:
     network = network.to(device).eval()
     for start in range(0, len(paths), BATCH):
         images, unreadable = [], None
@@ -72,16 +76,12 @@ def probabilities(
                 break
         if images:
             shares = network(torch.stack(images).to(device)).softmax(1).cpu()
-            yield from zip(paths[start : start + len(images)], shares, strict=True)
+            for path, probabilities in zip(paths[start:], shares, strict=False):
+                values, classes = probabilities.topk(top)
+                pairs = zip(classes.tolist(), values.tolist(), strict=True)
+                yield f"{path}  {', '.join(f'{names[i]} {100 * v:.2f} %' for i, v in pairs)}"
         if unreadable:
             raise unreadable
-
-
-def _lines(results: Iterator[tuple[Path, Tensor]], top: int, names: Sequence[str]) -> Iterator[str]:
-    for path, shares in results:
-        values, classes = shares.topk(top)
-        pairs = zip(classes.tolist(), values.tolist(), strict=True)
-        yield f"{path}  {', '.join(f'{names[i]} {100 * v:.2f} %' for i, v in pairs)}"
 
 
 def predict(
@@ -117,4 +117,4 @@ def predict(
         top = min(TOP, len(names))
     if top > len(names):
         raise UserError(f"--top {top} is more than the network's {len(names)} classes")
-    return _lines(probabilities(network, paths, prepare, device), top, names)
+    return _lines(network, paths, prepare, device=device, top=top, names=names)

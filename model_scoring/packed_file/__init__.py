@@ -2,4 +2,4 @@
 
 from data.lazy_exports import lazy_exports
 
-__all__, __getattr__ = lazy_exports(__name__, format="Packed PackedFile pack read_any read_packed")
+__all__, __getattr__ = lazy_exports(__name__, format="Packed PackedFile pack read_any")

@@ -8,6 +8,7 @@ and tap and from the kernel it is in (the weights around it that are known alrea
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,23 +35,16 @@ class Geometry:
 
     lanes: int
     channels: int
-    height: int
-    width: int
+    taps: int
+    width: int  # taps in a row of the kernel
     levels: int  # largest code
-
-    @property
-    def taps(self) -> int:
-        return self.height * self.width
-
-    @property
-    def weights(self) -> int:
-        return self.lanes * self.channels * self.taps
 
     @property
     def states(self) -> int:
         """Coders of a layer. Each costs 4 bytes, too few of them time."""
-        share = 16384 if self.weights < 100_000 else 8192  # weights of one
-        return max(1, min(self.weights // share, self.lanes))
+        weights = self.lanes * self.channels * self.taps
+        share = 16384 if weights < 100_000 else 8192  # of one coder
+        return max(1, min(weights // share, self.lanes))
 
     def blocks(self) -> list[slice]:
         """Lanes coded at once. Without other taps only earlier lanes tell a channel's density."""
@@ -73,19 +67,15 @@ class Kernel:
         self.tap, self.block = tap, block
         self.row, self.column = divmod(tap, self.shape.width)
 
-    def _at(self, planes: Array, up: int, left: int) -> Array:
+    def at(self, planes: Array, up: int, left: int) -> Array:
+        """The tap so far up and to the left, 0 outside the kernel, of codes or of signs."""
         row, column = self.row - up, self.column - left
         inside = row >= 0 and 0 <= column < self.shape.width
         plane = planes[row * self.shape.width + column] if inside else self.outside
         return plane[:, self.block]
 
     def sign(self, up: int, left: int) -> Array:
-        """Signs of the tap so far up and to the left, 0 outside the kernel."""
-        return self._at(self.signs, up, left)
-
-    def size(self, up: int, left: int) -> Array:
-        """Magnitudes of that tap's codes."""
-        return np.abs(self._at(self.codes, up, left))
+        return self.at(self.signs, up, left)
 
     def put(self, codes: Array) -> None:
         """The codes of the current tap and block."""
@@ -167,7 +157,8 @@ class LevelModel(ContextModel):
         super().__init__(mixer, self.lane, self.near)
 
     def probability(self, kernel: Kernel, m: int, positive: Array) -> Array:
-        near = np.maximum(kernel.size(0, 1), kernel.size(1, 0)).clip(0, 7) + 8 * positive
+        left, above = kernel.at(kernel.codes, 0, 1), kernel.at(kernel.codes, 1, 0)
+        near = np.maximum(np.abs(left), np.abs(above)).clip(0, 7) + 8 * positive
         return self.mix((self.lane.predict(kernel.block), self.near.predict(m - 1, near)))
 
 
@@ -208,12 +199,7 @@ class LayerModels:
         found, up = (symbol > 0).astype(np.int32), (symbol > 1).astype(np.int32)
         self.zero.update(found)
         self.sign.update(up, found)
-        size = self._sizes(kernel, known, found, up)
-        return np.where(up, size, -size).astype(np.int8)
-
-    def _sizes(self, kernel: Kernel, known: Array | None, found: Array, up: Array) -> Array:
-        """Magnitudes: 1 + the number of times the answer is yes."""
-        size, active = found.copy(), found
+        size, active = found.copy(), found  # magnitudes: 1 + the number of times it is larger
         for m in range(1, self.shape.levels):
             larger = self.level.probability(kernel, m, up)
             cut = np.where(active, ONE - larger, ONE)  # nothing to say of the others
@@ -222,7 +208,7 @@ class LayerModels:
             self.level.update(more, active)
             size += more
             active = more
-        return size
+        return np.where(up, size, -size).astype(np.int8)
 
 
 def encode(codes: Array, shape: Geometry, priors: Array) -> list[bytes]:
@@ -232,7 +218,7 @@ def encode(codes: Array, shape: Geometry, priors: Array) -> list[bytes]:
     return coder.finish()
 
 
-def decode(parts: list[bytes], shape: Geometry, priors: Array) -> Array:
+def decode(parts: Sequence[bytes], shape: Geometry, priors: Array) -> Array:
     """The codes that `encode` was given. Raises CheckpointError if the bytes are damaged."""
     coder = Decoder(parts, shape.states)
     codes = np.zeros((shape.channels, shape.taps, len(parts), shape.lanes), dtype=np.int8)

@@ -9,12 +9,11 @@ import numpy as np
 ONE = 1 << 16  # probability 1
 UNIT = 256  # stretch of a probability of 2/3
 SPAN = 12 * UNIT  # stretches beyond would be probabilities below 1/4096
-LARGEST = (1 << 16) - 1  # argument of the logarithm
 
 
 def _log2_table() -> np.ndarray:
     """floor(256 log2 n) for n from 0 (as for 1) to 65535, bit by bit, without floating point."""
-    n = np.arange(LARGEST + 1, dtype=np.uint64)
+    n = np.arange(1 << 16, dtype=np.uint64)
     n[0] = 1
     whole = np.zeros(len(n), dtype=np.uint64)
     for shift in (8, 4, 2, 1):

@@ -8,6 +8,7 @@ import lzma
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,24 +22,19 @@ LZMA = [{"id": lzma.FILTER_LZMA1, "preset": 6, "lc": 0, "lp": 0, "pb": 0, "dict_
 VALUES_PER_BYTE = 20_000  # compressors reach less: more values than that are a false claim
 SMALL = 1 << 16
 RAW, ZLIB, XZ = range(3)
-HALF = {torch.float32: torch.float16, torch.float64: torch.float16}
+WIDE = (torch.float32, torch.float64)  # what half precision rounds to fp16
+DECODERS = {
+    ZLIB: partial(zlib.decompressobj, -15),
+    XZ: partial(lzma.LZMADecompressor, lzma.FORMAT_RAW, filters=LZMA),
+}
 
 
-def stored_type(dtype: torch.dtype, half: bool) -> torch.dtype:
-    """The type in which a tensor is kept, with `half` in fp16 if it is a wider float."""
-    return HALF.get(dtype, dtype) if half else dtype
-
-
-def as_array(tensor: Tensor) -> Array:
-    """A tensor's values; the bits of bfloat16, which numpy does not know."""
+def as_array(tensor: Tensor, *, half: bool = False) -> Array:
+    """What is kept of a tensor: its values, with `half` those of wider floats in fp16; the bits of
+    bfloat16, which numpy does not know."""
     plain = tensor.detach().cpu().contiguous()
+    plain = plain.half() if half and plain.dtype in WIDE else plain
     return (plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain).numpy()
-
-
-def as_tensor(array: Array, dtype: torch.dtype) -> Tensor:
-    """The tensor again, from what was stored of it."""
-    tensor = torch.from_numpy(array.copy())
-    return tensor.view(dtype) if dtype == torch.bfloat16 else tensor.to(dtype)
 
 
 def compress(content: bytes) -> tuple[int, bytes]:
@@ -54,16 +50,10 @@ def compress(content: bytes) -> tuple[int, bytes]:
 
 def decompress(method: int, content: bytes, size: int) -> bytes:
     """Exactly `size` bytes, and never memory for more."""
+    if method not in (RAW, *DECODERS):
+        raise CheckpointError(f"unknown compression {method}")
     try:
-        if method == RAW:
-            result = content
-        elif method == ZLIB:
-            result = zlib.decompressobj(-15).decompress(content, size + 1)
-        elif method == XZ:
-            decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=LZMA)
-            result = decoder.decompress(content, size + 1)
-        else:
-            raise CheckpointError(f"unknown compression {method}")
+        result = content if method == RAW else DECODERS[method]().decompress(content, size + 1)
     except (zlib.error, lzma.LZMAError) as error:
         raise CheckpointError(f"damaged compression ({error})") from None
     if len(result) != size:
@@ -80,9 +70,8 @@ def _planes(values: Array) -> list[bytes]:
     """Bytes of each plane, the most significant one first."""
     if values.dtype.kind != "f":
         return [values.tobytes()]
-    planes = values.view(np.uint8).reshape(len(values), -1).T[::-1]
     result, order = [], np.arange(len(values))
-    for plane in planes:
+    for plane in values.view(np.uint8).reshape(len(values), -1).T[::-1]:
         result.append(plane[order].tobytes())
         order = _sort(order, plane[order])
     return result
@@ -92,11 +81,10 @@ def _join(planes: Sequence[bytes], dtype: np.dtype, count: int) -> Array:
     """The values whose planes these are."""
     if dtype.kind != "f":
         return np.frombuffer(planes[0], dtype)
-    result = np.empty((count, dtype.itemsize), dtype=np.uint8)
-    order = np.arange(count)
-    for i, content in enumerate(planes):
+    result, order = np.empty((count, len(planes)), dtype=np.uint8), np.arange(count)
+    for i, content in enumerate(planes, start=1):
         plane = np.frombuffer(content, np.uint8)
-        result[order, dtype.itemsize - 1 - i] = plane
+        result[order, -i] = plane
         order = _sort(order, plane)
     return result.view(dtype).reshape(-1)
 
@@ -127,13 +115,12 @@ def unpack_dense(
         count = sum(sizes)
         if count > VALUES_PER_BYTE * len(content):
             raise CheckpointError(f"{len(content)} bytes cannot hold {count:,} values")
-        floating = dtype.kind == "f"
-        planes = []
-        for _ in range(dtype.itemsize if floating else 1):
-            method, (size, start) = content[at : at + 1], read_varint(content, at + 1)
+        planes, number = [], dtype.itemsize if dtype.kind == "f" else 1
+        for _ in range(number):
+            size, start = read_varint(content, at + 1)
+            part = content[start : start + size]
+            planes.append(decompress(content[at], part, count * dtype.itemsize // number))
             at = start + size
-            full = count if floating else count * dtype.itemsize
-            planes.append(decompress(int.from_bytes(method), content[start:at], full))
         parts = np.split(_join(planes, dtype, count), np.cumsum(sizes)[:-1])
         for name, part in zip(names, parts, strict=True):
             result[name] = part.astype(dtype.newbyteorder("=")).reshape(shapes[name])

@@ -25,28 +25,12 @@ import torch
 from torch import Tensor
 
 from data.errors import UserError
-from model_compound_scaling.checkpoints.errors import CheckpointError
-from model_compound_scaling.checkpoints.network_checkpoint import (
-    Checkpoint,
-    read_checkpoint,
-    require_finite,
-)
-from model_compound_scaling.checkpoints.untrusted.description_limits import (
-    WIDEST,
-    Bounds,
-    check_description,
-    runs_foreign_code,
-)
+from model_compound_scaling.checkpoints import Checkpoint, CheckpointError, read_checkpoint
+from model_compound_scaling.checkpoints.network_checkpoint import require_finite
+from model_compound_scaling.checkpoints.untrusted import description_limits as limits
 from model_compound_scaling.networks.building import expected_tensors
 from model_compound_scaling.networks.registry import NetworkSpec
-from model_scoring.packed_file.float_tensors import (
-    HALF,
-    as_array,
-    as_tensor,
-    pack_dense,
-    stored_type,
-    unpack_dense,
-)
+from model_scoring.packed_file.float_tensors import WIDE, as_array, pack_dense, unpack_dense
 from model_scoring.packed_file.quantized_layers import pack_layers, quantized, unpack_layers
 from model_scoring.packed_file.varint import read_varint, varint
 
@@ -119,14 +103,12 @@ def pack(
     arrays = {name: as_array(t) for name, t in state.items()}
     layers = {name: q for name, a in arrays.items() if (q := quantized(a + 0 if half else a))}
     others = {name: t for name, t in state.items() if name not in layers}
-    wide = [n for n, t in others.items() if half and t.dtype in HALF and t.half().isinf().any()]
-    types = {n: stored_type(t.dtype, half and n not in wide) for n, t in others.items()}
-    stored = {n: as_array(t.to(types[n])) for n, t in others.items()}
+    wide = [n for n, t in others.items() if half and t.dtype in WIDE and t.half().isinf().any()]
+    stored = {n: as_array(t, half=half and n not in wide) for n, t in others.items()}
     packed = pack_layers(layers)
     sections = {n: packed[n] if n in packed else pack_dense({n: stored[n]})
                 for n, a in arrays.items() if n in packed or a.size >= ALONE}  # fmt: skip
-    rest = _by_kind(state, sections)
-    sections[REST] = pack_dense({n: stored[n] for n in rest})
+    sections[REST] = pack_dense({n: stored[n] for n in _by_kind(state, sections)})
     description = {"network": spec.content(), "half": half}
     description |= {"data": data} if data else {}
     description |= {"wide": wide} if wide else {}
@@ -165,9 +147,9 @@ class PackedFile:
             table, at = self._table(header)
             self._description(header, at)
         # what a file of this size may describe: nothing larger is built to look at its shapes
-        size = len(self._content)
-        bounds = Bounds(tensors=1000 + size // 32, width=max(WIDEST, size))
-        check_description(path, network=self.network.content(), data=self.data, bounds=bounds)
+        size, described = len(self._content), self.network.content()
+        bounds = limits.Bounds(tensors=1000 + size // 32, width=max(limits.WIDEST, size))
+        limits.check_description(path, network=described, data=self.data, bounds=bounds)
         with self._named():
             self.expected = self._tensors(header[:4])
             self.sections = self._sections(table)
@@ -228,7 +210,7 @@ class PackedFile:
     def _tensors(self, signature: bytes) -> dict[str, Tensor]:
         """Names, shapes and types, without values."""
         model = str(self.network.model)
-        if runs_foreign_code(model) and model != self.trusted:
+        if limits.runs_foreign_code(model) and model != self.trusted:
             raise CheckpointError(
                 f"it names {model} as its builder, whose code would run: pass --model {model} if "
                 "you trust it"
@@ -244,8 +226,7 @@ class PackedFile:
         return expected
 
     def _sections(self, table: list[tuple[int, Section]]) -> dict[str, Section]:
-        names = [*self.expected, REST]
-        numbers = [number for number, _ in table]
+        names, numbers = [*self.expected, REST], [number for number, _ in table]
         if not numbers or numbers[-1] != len(names) - 1 or not table[-1][1].dense:
             raise CheckpointError("its sections are not those of the network")
         sections = {names[number]: section for number, section in table}
@@ -254,56 +235,46 @@ class PackedFile:
                 raise CheckpointError("it has codes where none can be")
         return sections
 
-    def _bytes(self, name: str) -> bytes:
-        section = self.sections[name]
-        content = self._content[section.start : section.start + section.length]
-        if zlib.crc32(content) != section.crc:
-            raise CheckpointError(f"{name or 'its last section'} is damaged")
-        return content
-
-    def _dense(self, content: bytes, names: list[str]) -> dict[str, Tensor]:
+    def _dense(self, section: str, content: bytes) -> dict[str, Tensor]:
         """The tensors of a section of dense ones, in the types of the network."""
-        shapes, types = {}, {}
+        names = [section] if section != REST else _by_kind(self.expected, self.sections)
+        shapes, types, found = {}, {}, {}
         for name in names:
-            expected = self.expected[name]
-            stored = stored_type(expected.dtype, self.half and name not in self.wide)
+            expected, half = self.expected[name], self.half and name not in self.wide
+            types[name] = as_array(torch.empty(0, dtype=expected.dtype), half=half).dtype
             shapes[name] = tuple(expected.shape)
-            types[name] = as_array(torch.empty(0, dtype=stored)).dtype
-        found = unpack_dense(content, shapes, types)
-        return {name: as_tensor(a, self.expected[name].dtype) for name, a in found.items()}
+        for name, array in unpack_dense(content, shapes, types).items():
+            tensor, dtype = torch.from_numpy(array), self.expected[name].dtype
+            # of bfloat16 the bits were kept
+            found[name] = tensor.view(dtype) if dtype == torch.bfloat16 else tensor.to(dtype)
+        return found
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The named tensors. Only the sections that hold them are decoded."""
-        names = list(names)
-        needed = dict.fromkeys(name if name in self.sections else REST for name in names)
+        names, contents = list(names), {}
         with self._named():
-            found = self._decode({section: self._bytes(section) for section in needed})
+            for name in dict.fromkeys(n if n in self.sections else REST for n in names):
+                section = self.sections[name]
+                contents[name] = self._content[section.start : section.start + section.length]
+                if zlib.crc32(contents[name]) != section.crc:
+                    raise CheckpointError(f"{name or 'its last section'} is damaged")
+            layers = {n: contents.pop(n) for n in [*contents] if not self.sections[n].dense}
+            unpacked = unpack_layers(layers, {n: tuple(self.expected[n].shape) for n in layers})
+            found = {name: torch.from_numpy(q.weights()) for name, q in unpacked.items()}
+            for name, content in contents.items():
+                found |= self._dense(name, content)
         return {name: found[name] for name in names}
-
-    def _decode(self, contents: dict[str, bytes]) -> dict[str, Tensor]:
-        """All tensors of some sections."""
-        layers = {n: c for n, c in contents.items() if not self.sections[n].dense}
-        shapes = {n: tuple(self.expected[n].shape) for n in layers}
-        unpacked = unpack_layers(layers, shapes)
-        found = {name: torch.from_numpy(q.weights()) for name, q in unpacked.items()}
-        for section in contents.keys() - layers.keys():
-            names = [section] if section != REST else _by_kind(self.expected, self.sections)
-            found |= self._dense(contents[section], names)
-        return found
-
-
-def read_packed(path: Path, *, trusted: str | None = None) -> Checkpoint:
-    """A packed file as a checkpoint that describes itself; `trusted` as for PackedFile."""
-    file = PackedFile(path, trusted=trusted)
-    state = file.read(file.expected)
-    require_finite(state, path)
-    content = {"network": file.network.content(), "data": file.data, "state_dict": state}
-    return Checkpoint(path, state, file.network, content)
 
 
 def read_any(path: Path, *, trusted: str | None = None) -> Checkpoint:
-    """A packed file, whatever its name, or any other checkpoint."""
+    """A packed file, whatever its name, or any other checkpoint; `trusted` as for PackedFile."""
     packed = False
     with suppress(OSError), path.open("rb") as file:  # read_checkpoint says what is wrong
         packed = file.read(len(MAGIC)) == MAGIC
-    return read_packed(path, trusted=trusted) if packed else read_checkpoint(path)
+    if not packed:
+        return read_checkpoint(path)
+    opened = PackedFile(path, trusted=trusted)
+    state = opened.read(opened.expected)
+    require_finite(state, path)
+    content = {"network": opened.network.content(), "data": opened.data, "state_dict": state}
+    return Checkpoint(path, state, opened.network, content)

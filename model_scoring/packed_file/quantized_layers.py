@@ -9,7 +9,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,11 +33,6 @@ class Quantized:
     codes: Array
     negative: Array  # float32, of -n ... -1
     positive: Array  # of 1 ... p
-
-    @property
-    def value_count(self) -> int:
-        """Values beside 0."""
-        return len(self.negative) + len(self.positive)
 
     @property
     def levels(self) -> int:
@@ -79,10 +73,9 @@ class Layout:
     geometry: Geometry
 
     def to_coder(self, codes: Array) -> Array:
-        g = self.geometry
         if self.folded:
-            codes = np.pad(codes.reshape(-1), (0, g.weights - codes.size))
-            return codes.reshape(g.channels, 1, g.lanes)
+            lanes = self.geometry.lanes
+            return np.pad(codes.reshape(-1), (0, -codes.size % lanes)).reshape(-1, 1, lanes)
         codes = codes.reshape(*self.shape[:2], -1)
         return codes.transpose((0, 2, 1) if self.swapped else (1, 2, 0))
 
@@ -101,8 +94,7 @@ def layout(shape: tuple[int, ...], levels: int) -> Layout:
         total = math.prod(shape)
         lanes = min(total, MOST_TAPS)
         return Layout(shape, False, True, Geometry(lanes, -(-total // lanes), 1, 1, levels))
-    width = kernel[-1] if kernel else 1
-    geometry = Geometry(lanes, channels, taps // width if taps else 0, width, levels)
+    geometry = Geometry(lanes, channels, taps, kernel[-1] if kernel else 1, levels)
     return Layout(shape, inputs > filters, False, geometry)
 
 
@@ -116,25 +108,13 @@ def _groups(layouts: Mapping[str, Layout]) -> Iterator[tuple[Geometry, list[str]
         yield from ((geometry, names[i : i + size]) for i in range(0, len(names), size))
 
 
-def _excess(layer: Quantized, content: bytes) -> tuple[float, float]:
-    """Bytes that the codes take, and those they would take if each was drawn by itself: their
-    order-0 entropy."""
-    counts = np.bincount(layer.codes.reshape(-1) + len(layer.negative))
-    shares = counts[counts > 0] / layer.codes.size
-    states = layout(layer.codes.shape, layer.levels).geometry.states
-    overhead = 3 + 4 * layer.value_count + 4 * states
-    entropy = float(-(shares * np.log2(shares)).sum()) * layer.codes.size / 8
-    return len(content) - overhead, entropy
-
-
 def _encode(layers: Mapping[str, Quantized], *, informed: bool) -> dict[str, bytes]:
     """The bytes of each layer, its weights predicted from their neighbours or not."""
     layouts = {name: layout(layer.codes.shape, layer.levels) for name, layer in layers.items()}
     packed = {}
     for geometry, names in _groups(layouts):
         codes = np.stack([layouts[n].to_coder(layers[n].codes) for n in names], axis=2)
-        shares = [_shares(layers[n].codes) for n in names]
-        priors = np.array([(*map(prior_of, s), informed) for s in shares], dtype=np.int8)
+        priors = np.array([(*_priors(layers[n].codes), informed) for n in names], dtype=np.int8)
         parts = encode(codes, geometry, priors)
         for name, prior, part in zip(names, priors, parts, strict=True):
             low, high = layers[name].negative, layers[name].positive
@@ -144,10 +124,10 @@ def _encode(layers: Mapping[str, Quantized], *, informed: bool) -> dict[str, byt
     return packed
 
 
-def _shares(codes: Array) -> tuple[float, float]:
-    """Of nonzero weights among all, and of positive ones among these."""
-    nonzero = np.count_nonzero(codes)
-    return nonzero / max(codes.size, 1), np.count_nonzero(codes > 0) / max(nonzero, 1)
+def _priors(codes: Array) -> tuple[int, int]:
+    """Densities of nonzero weights among all, and of positive ones among these, as recorded."""
+    nonzero, positive = np.count_nonzero(codes), np.count_nonzero(codes > 0)
+    return prior_of(nonzero / max(codes.size, 1)), prior_of(positive / max(nonzero, 1))
 
 
 def pack_layers(layers: Mapping[str, Quantized]) -> dict[str, bytes]:
@@ -158,23 +138,24 @@ def pack_layers(layers: Mapping[str, Quantized]) -> dict[str, bytes]:
     limit = 1.003 if sum(layer.codes.size for layer in layers.values()) < MANY else 1.01
     random = {}
     for name, layer in layers.items():
-        size, entropy = _excess(layer, packed[name])
-        if size > limit * entropy and layer.value_count < NIBBLE:
+        values = len(layer.negative) + len(layer.positive)
+        states = layout(layer.codes.shape, layer.levels).geometry.states
+        size = len(packed[name]) - 3 - 4 * values - 4 * states  # of the codes alone
+        counts = np.bincount(layer.codes.reshape(-1) + len(layer.negative))
+        shares = counts[counts > 0] / layer.codes.size
+        # bytes of codes that are each drawn by itself: their order-0 entropy
+        entropy = float(-(shares * np.log2(shares)).sum()) * layer.codes.size / 8
+        if size > limit * entropy and values < NIBBLE:
             random[name] = layer
     for name, content in _encode(random, informed=False).items():
         packed[name] = min(content, packed[name], key=len)
     return {name: packed[name] for name in layers}
 
 
-class _Parsed(NamedTuple):
-    layout: Layout
-    priors: Array
-    negative: Array
-    positive: Array
-    part: bytes  # the coder's
-
-
-def _parse(content: bytes, shape: tuple[int, ...]) -> _Parsed:
+def _parse(
+    content: bytes, shape: tuple[int, ...]
+) -> tuple[Layout, Array, tuple[Array, Array], bytes]:
+    """A layer's layout, priors, negative and positive values, and the coder's bytes."""
     if len(content) < 3 or math.prod(shape) > WEIGHTS_PER_BYTE * len(content):
         raise CheckpointError(f"{len(content)} bytes cannot hold {math.prod(shape):,} weights")
     low, high = content[0] >> 4, content[0] & 15
@@ -187,7 +168,7 @@ def _parse(content: bytes, shape: tuple[int, ...]) -> _Parsed:
     values = np.frombuffer(content, "<f4", low + high, offset=3).astype(np.float32)
     priors = np.array([*np.frombuffer(content, np.int8, 2, offset=1), informed], dtype=np.int8)
     place = layout(shape, max(1, low, high))
-    return _Parsed(place, priors, values[:low], values[low:], content[start:])
+    return place, priors, (values[:low], values[low:]), content[start:]
 
 
 def unpack_layers(
@@ -196,13 +177,13 @@ def unpack_layers(
     """The layers again, or some of them. Raises CheckpointError if the bytes are damaged."""
     parsed = {name: _parse(content, shapes[name]) for name, content in packed.items()}
     layers = {}
-    for geometry, names in _groups({name: p.layout for name, p in parsed.items()}):
-        priors = np.stack([parsed[n].priors for n in names])
-        codes = decode([parsed[n].part for n in names], geometry, priors)
+    for geometry, names in _groups({name: place for name, (place, *_) in parsed.items()}):
+        _, priors, _, parts = zip(*(parsed[name] for name in names), strict=True)
+        codes = decode(parts, geometry, np.stack(priors))
         for i, name in enumerate(names):
-            p = parsed[name]
-            own = p.layout.from_coder(codes[:, :, i])
-            if own.size and not -len(p.negative) <= own.min() <= own.max() <= len(p.positive):
+            place, _, (low, high), _ = parsed[name]
+            own = place.from_coder(codes[:, :, i])
+            if own.size and not -len(low) <= own.min() <= own.max() <= len(high):
                 raise CheckpointError("a layer has codes without values")
-            layers[name] = Quantized(own, p.negative, p.positive)
+            layers[name] = Quantized(own, low, high)
     return {name: layers[name] for name in packed}

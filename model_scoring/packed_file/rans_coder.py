@@ -7,6 +7,7 @@ bits, words 16, and probabilities are cuts of 0 ... 65536. Coding runs backwards
 runs forwards.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,7 +75,7 @@ class Decoder:
     """Reads the symbols again, given the same cuts. Damaged bytes give wrong symbols and, at the
     latest in `finish`, an error."""
 
-    def __init__(self, parts: list[bytes], states: int) -> None:
+    def __init__(self, parts: Sequence[bytes], states: int) -> None:
         if any(len(part) < 4 * states or len(part) % 2 for part in parts):
             raise CheckpointError("the entropy-coded part has an impossible length")
         heads = [np.frombuffer(part, "<u4", states) for part in parts]

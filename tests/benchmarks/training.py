@@ -25,9 +25,8 @@ from data.datasets import CIFAR_STATS, COLOUR
 from model_compound_scaling.networks.building import build
 from model_compound_scaling.networks.micronet_scaling import scaled_shape
 from model_compound_scaling.networks.registry import NetworkSpec
-from model_compound_scaling.training.loop import train_epoch
+from model_compound_scaling.training.loop import Progress, train_epoch
 from model_compound_scaling.training.optimizers import make_sgd
-from model_compound_scaling.training.progress import Progress
 from model_compound_scaling.training.step import TrainStep
 from tests.benchmarks.pairing import paired
 

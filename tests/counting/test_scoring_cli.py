@@ -120,7 +120,7 @@ def test_half_precision_is_close_and_leaves_the_network_alone():
     before = network.conv1.weight.clone()
     image = torch.randn(2, 3, 32, 32)
     expected = network.eval()(image).detach()
-    candidates = [half_precision(network, image[:1]).network, Rounding(ternary_micronet())]
+    candidates = [half_precision(network, image[:1])[0], Rounding(ternary_micronet())]
     for candidate in candidates:
         assert isinstance(candidate, InType | Rounding)
         assert torch.allclose(

@@ -11,9 +11,8 @@ from torch import nn
 from data.batches import WHOLE, CachedLoader, Preparation, Schedule
 from model_compound_scaling.runs.save_interval import Clock, Interval
 from model_compound_scaling.training.evaluation import evaluate
-from model_compound_scaling.training.loop import train_epoch
+from model_compound_scaling.training.loop import Progress, train_epoch
 from model_compound_scaling.training.optimizers import load_optimizer, make_sgd
-from model_compound_scaling.training.progress import Progress
 from model_compound_scaling.training.recipe import Options, lr_factor
 from model_compound_scaling.training.step import TrainStep
 from model_compound_scaling.training.weight_average import Average

@@ -18,7 +18,6 @@ from model_compound_scaling.networks.efficientnet_keys import ORIGINS
 from model_compound_scaling.networks.micronet_scaling import BASELINES
 from model_compound_scaling.networks.registry import REGISTRY, table_row
 
-LARGEST_IMAGE = 4096  # pixels a side
 LARGEST_STATISTIC = 1e6  # of a mean or deviation
 WIDEST = 65536  # channels that a network had before it was narrowed; they take no memory
 
@@ -33,11 +32,12 @@ class Bounds:
     @classmethod
     def of(cls, state: Mapping[str, Tensor]) -> "Bounds":
         """What a checkpoint's own tensors allow."""
-        dimensions = (n for tensor in state.values() for n in tensor.shape)
-        return cls(tensors=len(state), width=max(dimensions, default=1))
+        width = max((n for tensor in state.values() for n in tensor.shape), default=1)
+        return cls(tensors=len(state), width=width)
 
 
 Check = Callable[[object, Bounds], bool]
+Field = tuple[str, object]  # its name, which messages give, and its value
 
 
 def _integer(value: object, largest: int) -> bool:
@@ -64,15 +64,9 @@ def _layer_widths(value: object, _: Bounds) -> bool:
 
 
 def _numbers(value: object, smallest: float) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and len(value) in (1, 3)
-        and all(isinstance(v, int | float) and smallest <= v <= LARGEST_STATISTIC for v in value)
-    )
-
-
-def _words(value: object, _: Bounds) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+    if not isinstance(value, list | tuple) or len(value) not in (1, 3):
+        return False
+    return all(isinstance(v, int | float) and smallest <= v <= LARGEST_STATISTIC for v in value)
 
 
 def _model(value: object, _: Bounds) -> bool:
@@ -90,6 +84,7 @@ NETWORK: dict[str, Check] = {
     "model": _model,
     "num_classes": _width,
     "arguments": lambda value, _: isinstance(value, dict),
+    "widths": _layer_widths,
 }
 # a family's arguments; networks from elsewhere have none: what they were called with is not the
 # file's to choose
@@ -104,10 +99,12 @@ ARGUMENTS: dict[str, dict[str, Check]] = {
 }
 DATA: dict[str, Check] = {
     "dataset": lambda value, _: value in list(DATASETS),
-    "image_size": lambda value, _: _integer(value, LARGEST_IMAGE),
+    "image_size": lambda value, _: _integer(value, 4096),  # pixels a side
     "mean": lambda value, _: _numbers(value, -LARGEST_STATISTIC),
     "std": lambda value, _: _numbers(value, 1e-12),
-    "class_names": _words,
+    "class_names": lambda value, _: (
+        isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+    ),
 }
 
 
@@ -128,11 +125,9 @@ def check_description(path: Path, *, network: dict, data: object, bounds: Bounds
         )
 
 
-def _wrong_fields(network: dict, data: object, bounds: Bounds) -> Iterator[tuple[str, object]]:
-    """Name and value, in an order in which each check may rely on those before it."""
-    yield from _wrong("network", network, NETWORK, bounds)
-    if "widths" in network and not _layer_widths(network["widths"], bounds):
-        yield "network.widths", network["widths"]
+def _wrong_fields(network: dict, data: object, bounds: Bounds) -> Iterator[Field]:
+    """Those with other values, in an order in which each check may rely on those before it."""
+    yield from _wrong("network", {"widths": {}} | network, NETWORK, bounds)
     model, arguments = network["model"], network["arguments"]
     rows = ARGUMENTS.get(table_row(model).family, {}) if model in REGISTRY else {}
     if unknown := arguments.keys() - rows:
@@ -149,9 +144,7 @@ def _wrong_fields(network: dict, data: object, bounds: Bounds) -> Iterator[tuple
         yield "data.std", data.get("std")
 
 
-def _wrong(
-    group: str, values: dict, rows: dict[str, Check], bounds: Bounds
-) -> Iterator[tuple[str, object]]:
+def _wrong(group: str, values: dict, rows: dict[str, Check], bounds: Bounds) -> Iterator[Field]:
     for key, allows in rows.items():
         if not allows(values.get(key), bounds):
             yield f"{group}.{key}", values.get(key)

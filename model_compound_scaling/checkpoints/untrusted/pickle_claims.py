@@ -3,8 +3,8 @@
 torch's own `weights_only` unpickler runs no foreign code, but it allocates what it is told to: it
 calls bytearray(10**12) and torch.UntypedStorage(10**12), copies one tuple a million times, makes
 expanded tensors and, in the legacy format, storages of any size. Fake tensors change the last two
-only. So the pickle is unpickled once before with stand-ins: of what may be named, only what state
-dicts and optimizers need exists, and it checks and counts instead of computing.
+only. So the pickle is first unpickled with stand-ins, which check and count instead of computing;
+only what state dicts and optimizers need can be named.
 """
 
 import io
@@ -38,7 +38,7 @@ STORAGES = {
 # fmt: on
 
 
-class Refused(ValueError):
+class Refused(Exception):
     """Why a file is not loaded: a clause whose subject is the file."""
 
 
@@ -59,7 +59,15 @@ class _Tensor(NamedTuple):
 def claims(pickled: bytes) -> list[Storage]:
     """The storages that a pickle asks for, each once. Raises Refused for anything a checkpoint
     does not need, and for tensors larger than their storages."""
-    _check_opcodes(pickled)
+    # Python's fast unpickler allocates what some instructions claim; they must not reach it
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name not in OPCODES:
+            raise Refused(
+                f"holds Python objects or is no checkpoint (pickle instruction {opcode.name}); "
+                "save its state_dict() with torch.save instead"
+            )
+        if opcode.name == "LONG_BINPUT" and argument > len(pickled):
+            raise Refused("is damaged: its pickle numbers more objects than it holds")
     census = _Census(pickled)
     try:
         census.load()
@@ -69,18 +77,6 @@ def claims(pickled: bytes) -> list[Storage]:
     except Exception as error:
         raise Refused(f"is damaged or no checkpoint ({type(error).__name__}: {error})") from None
     return list(census.storages.values())
-
-
-def _check_opcodes(pickled: bytes) -> None:
-    """Python's fast unpickler allocates what some instructions claim; they must not reach it."""
-    for opcode, argument, _ in pickletools.genops(pickled):
-        if opcode.name not in OPCODES:
-            raise Refused(
-                f"holds Python objects or is no checkpoint (pickle instruction {opcode.name}); "
-                "save its state_dict() with torch.save instead"
-            )
-        if opcode.name == "LONG_BINPUT" and argument > len(pickled):
-            raise Refused("is damaged: its pickle numbers more objects than it holds")
 
 
 def _natural(value: object) -> int:
@@ -162,13 +158,7 @@ class _Census(pickle.Unpickler):
         """A device is a name here; everything is loaded to the CPU."""
 
     def _tensor(
-        self,
-        storage: Storage,
-        offset: int,
-        size: tuple,
-        stride: tuple,
-        *_: object,
-        dtype: torch.dtype | None = None,
+        self, storage: Storage, offset: int, size: tuple, stride: tuple, *_: object, dtype=None
     ) -> _Tensor:
         """A tensor's elements, and the last one's place, must be within its storage; torch would
         enlarge it. Expanded tensors (stride 0) would be as large as they claim when copied."""

@@ -13,7 +13,6 @@ from model_compound_scaling.checkpoints.untrusted.pickle_claims import Refused, 
 
 ENTRY_LIMIT = 100_000
 PICKLE_LIMIT = 32 << 20  # bytes; a list takes up to 64 times its pickled size
-LEGACY_HEAD = 3  # pickles before the content: magic number, protocol, machine
 SATURATED = 0xFFFFFFFF  # a zip field whose value is in the 64-bit record instead
 FOLDER = 0x10  # attribute; torch's reader leaves the memory for such an entry as it was
 LOCAL, CENTRAL, END, END64, LOCATOR = b"PK\3\4", b"PK\1\2", b"PK\5\6", b"PK\6\6", b"PK\6\7"
@@ -24,13 +23,9 @@ def check(raw: bytes) -> None:
 
     Legacy files have no checksums: rot in their values is not found.
     """
+    check_format = _check_zip if raw[:4] == LOCAL else _check_legacy
     try:
-        if raw[:4] == LOCAL:
-            _check_zip(raw)
-        else:
-            _check_legacy(raw)
-    except Refused:
-        raise
+        check_format(raw)
     # anything else that a damaged structure makes these parsers stumble over
     except (struct.error, ValueError, IndexError, KeyError, OverflowError) as error:
         raise Refused(f"is damaged or no checkpoint ({error})") from None
@@ -56,10 +51,9 @@ def _entries(raw: bytes) -> dict[str, memoryview]:
     """The archive's files in order, each after its CRC-32 test.
 
     Stricter than the zip format, all as torch.save writes it: the directory at the end, entries
-    stored one after the other from byte 0, no name twice. Python's zipfile cannot do this: it
-    accepts bytes before and after the archive, a directory that is not where its locator says,
-    one name twice and overlapping entries. torch's reader accepts some of them, too, but may see
-    another archive than the one that was checked.
+    stored one after the other from byte 0, no name twice. Python's zipfile accepts bytes around
+    the archive, a misplaced directory, one name twice and overlapping entries; torch's reader
+    accepts some of them, too, but may see another archive than the one that was checked.
     """
     count, directory, end = _directory(raw)
     if count > ENTRY_LIMIT:
@@ -138,17 +132,17 @@ def _limit_pickle(size: int) -> None:
 
 
 def _check_legacy(raw: bytes) -> None:
-    """Five pickles (three of them the head, then content and the storages' order), then per
+    """Five pickles (magic number, protocol, machine, content, the storages' order), then per
     storage its number of elements in 8 bytes and its values."""
     stream, found = io.BytesIO(raw), []
-    for _ in range(LEGACY_HEAD + 2):
+    for _ in range(5):
         start = stream.tell()
         for _, _, position in pickletools.genops(stream):
             _limit_pickle(position - start)
         pickled = raw[start : stream.tell()]
         # one by one: what is refused must be named as such, also where the rest is missing
         found.append({storage.key: storage for storage in claims(pickled)})
-    storages, at = found[LEGACY_HEAD], stream.tell()
+    storages, at = found[3], stream.tell()
     names = ("BINUNICODE", "SHORT_BINSTRING")  # the order is a pickled list of strings
     order = [value for opcode, value, _ in pickletools.genops(pickled) if opcode.name in names]
     if sorted(order) != sorted(storages):
