@@ -77,7 +77,7 @@ def test_label_smoothing_is_a_mixture_with_all_classes():
     logs = network(images).log_softmax(1)
     one_hot = F.one_hot(labels, 5) * 0.8 + 0.2 / 5
     loss, _ = make_step(small_network(), label_smoothing=0.2)(images, labels, seed=0, number=0)
-    assert float(loss) == pytest.approx(float(-(one_hot * logs).sum(1).mean()), rel=1e-6)
+    assert float(loss) == pytest.approx(-(one_hot * logs).sum(1).mean().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("flag", ["mixup", "cutmix"])
