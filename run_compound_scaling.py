@@ -131,9 +131,9 @@ def class_names(args: argparse.Namespace, dataset: Dataset) -> list[str] | None:
     the classes."""
     if dataset.source != "folders" or (dataset.classes and args.dry_run):
         return None
-    from data.sources import folder_classes
+    from data.image_files import class_folders
 
-    return folder_classes(dataset, args.data_path)
+    return [folder.name for folder in class_folders(args.data_path, "train")]
 
 
 def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:

@@ -42,11 +42,9 @@ def pad_crop(images: Tensor, top: Tensor, left: Tensor, pad: int) -> Tensor:
 
 
 def blend(images: Tensor, factor: Tensor, to_grey: Tensor, to_mean: Tensor) -> Tensor:
-    """clamp(factor·image + (1 - factor)·base); float (B, C, H, W) in [0, 1], the rest (B,).
-
-    The base is the grey image where `to_grey` is 1 (saturation), its mean where `to_mean` is 1
-    (contrast), else black (brightness). Factor 1 leaves an image exactly as it is.
-    """
+    """clamp(factor·image + (1 - factor)·base); float (B, C, H, W) in [0, 1], the rest (B,). The
+    base is the grey image where `to_grey` is 1 (saturation), its mean where `to_mean` is 1
+    (contrast), else black (brightness). Factor 1 leaves an image exactly as it is."""
     grey, other = luma(images), 1 - factor
     of_image, of_grey, of_mean = (
         values[:, None, None, None] for values in (factor, other * to_grey, other * to_mean)
@@ -58,17 +56,14 @@ def blend(images: Tensor, factor: Tensor, to_grey: Tensor, to_mean: Tensor) -> T
 
 
 def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue of float RGB (B, 3, H, W) by `turns` (B,), 1 being the whole circle.
-
-    RGB -> HSV -> RGB in one go: largest and smallest channel stay, only the hue (0..6) moves.
-    """
+    """Turn the hue of float RGB (B, 3, H, W) by `turns` (B,), 1 being the whole circle. RGB -> HSV
+    -> RGB in one go: largest and smallest channel stay, only the hue (0..6) moves."""
     red, green, blue = images.unbind(1)
     high = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
     chroma = high - low
     scale = torch.where(chroma == 0, 1, chroma).reciprocal_()
-    from_green = (blue - red).mul_(scale).add_(2)
-    from_blue = (red - green).mul_(scale).add_(4)
+    from_green, from_blue = (blue - red).mul_(scale).add_(2), (red - green).mul_(scale).add_(4)
     hue = torch.where(high == green, from_green, from_blue)
     hue = torch.where(high == red, (green - blue).mul_(scale), hue).add_(6 * turns[:, None, None])
     hue.sub_((hue / 6).floor_().mul_(6))
@@ -85,11 +80,9 @@ def jitter_parameters(draws: Tensor) -> tuple[Tensor, Tensor]:
 
 def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """Brightness, contrast, saturation and hue with `factors` (4, B); float images, overwritten.
-
     `order` (B, 4): the operation at each step. Three of the four are one blend with different
     coefficients: a step blends all images at once, then turns the hue of those whose turn it is.
-    `factors` and `order` are wanted on the CPU: choosing rows there does not stall a GPU.
-    """
+    `factors` and `order` are wanted on the CPU: choosing rows there does not stall a GPU."""
     device = images.device
     for operation in order.unbind(1):
         factor = factors.gather(0, operation[None])[0]
@@ -131,9 +124,7 @@ def augment(
     images: Tensor, *, recipe: Recipe, mean: Stat, std: Stat, seed: int, epoch: int, index: Tensor
 ) -> Tensor:
     """Augment and normalise uint8 images (B, C, H, W); `index` (B,), CPU: which samples they are.
-
-    Returns float32 (B, C, H, W). Each image depends on itself and (seed, epoch, its index) only.
-    """
+    Returns float32 (B, C, H, W). Each image depends on itself and (seed, epoch, its index) only."""
     device, size = images.device, images.shape[-1]
     draws = uniform(seed, epoch, index, DRAWS)
     flip_draw, top, left, _, _, _, _, _, row, column = draws.to(device, non_blocking=True)

@@ -50,10 +50,8 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which samples are in which batch of an epoch: shuffled for training, else as they are.
-
-    In training a last batch of less than two images a process is left out: BatchNorm needs two.
-    """
+    """Which samples are in which batch of an epoch: shuffled for training, else as they are. In
+    training a last batch of less than two images a process is left out: BatchNorm needs two."""
 
     samples: int
     batch_size: int  # of all processes together

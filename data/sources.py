@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data.datasets import Dataset
 from data.errors import DataError
-from data.image_files import Tree, class_folders, list_tree
+from data.image_files import Tree, list_tree
 from data.shapes import FIGURES, make_shapes
 
 DOWNLOADS = Path(__file__).parent / "downloads"
@@ -123,10 +123,3 @@ READERS: dict[str, Callable[[Dataset, str, Path | None], Source | Tree]] = {
     "folders": lambda row, split, data_path: list_tree(data_path, split),  # decoded in training
     "shapes": lambda row, split, data_path: Source(*make_shapes(split), list(FIGURES)),
 }
-
-
-def folder_classes(row: Dataset, data_path: Path | None) -> list[str] | None:
-    """Names of the class folders of a set that is read from them, else None; opens no image."""
-    if row.source != "folders":
-        return None
-    return [folder.name for folder in class_folders(data_path, "train")]

@@ -20,10 +20,8 @@ def train_transform(size: int) -> Transform:
 
 def eval_transform(size: int, crop: str) -> Transform:
     """The centre crop of an image, the same for evaluation, images held in memory and --predict.
-
     crop "standard": 224 of 256 pixels, or in proportion, bilinear; "full" (EfficientNet): the whole
-    shorter side, bicubic; "fit" (small images): the whole shorter side, bilinear.
-    """
+    shorter side, bicubic; "fit" (small images): the whole shorter side, bilinear."""
     shorter, resample = {
         "standard": (round(size * 256 / 224), Image.Resampling.BILINEAR),
         "full": (size, Image.Resampling.BICUBIC),

@@ -43,10 +43,8 @@ def write_file(content: dict, path: Path) -> None:
 
 
 def write_generation(content: dict, path: Path) -> None:
-    """Save as `write_file` does, and keep the file that was there as `previous_path(path)`.
-
-    A damaged file is not kept: it would push out the last good one. Raises DiskError.
-    """
+    """Save as `write_file` does, and keep the file that was there as `previous_path(path)`. A
+    damaged file is not kept: it would push out the last good one. Raises DiskError."""
     previous, keeps = previous_path(path), False
     with _temporary_files(path, previous):
         _save(content, _temporary(path))
@@ -91,10 +89,8 @@ def has_generation(path: Path) -> bool:
 
 
 def read_generation(path: Path) -> Generation:
-    """The newest good generation, with a line per file skipped.
-
-    Raises CheckpointError, naming each file, if none is good, and if there is none.
-    """
+    """The newest good generation, with a line per file skipped. Raises CheckpointError, naming each
+    file, if none is good, and if there is none."""
     skipped = []
     for file in filter(Path.exists, (path, previous_path(path))):
         try:
@@ -110,11 +106,9 @@ def read_generation(path: Path) -> Generation:
 
 
 def read_file(path: Path) -> dict:
-    """Content of a `.pt` file on the CPU: a dict of tensors and plain values.
-
-    The entries of a zip archive must pass their CRC-32 tests. Nothing in the file is executed, and
-    it takes no more memory than its bytes account for. Raises CheckpointError.
-    """
+    """Content of a `.pt` file on the CPU: a dict of tensors and plain values. The entries of a zip
+    archive must pass their CRC-32 tests. Nothing in the file is executed, and it takes no more
+    memory than its bytes account for. Raises CheckpointError."""
     try:
         return _read(path)
     except Refused as reason:

@@ -60,11 +60,9 @@ def require_finite(state: dict[str, Tensor], path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """A file of ours or a foreign state dict, raw or wrapped, with or without key prefixes.
-
-    Raises CheckpointError if it cannot be read, or for no tensors, NaN, infinite values, or a
-    description that does not belong to them.
-    """
+    """A file of ours or a foreign state dict, raw or wrapped, with or without key prefixes. Raises
+    CheckpointError if it cannot be read, or for no tensors, NaN, infinite values, or a description
+    that does not belong to them."""
     content = read_file(path)
     inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
     state = {k: v for k, v in inner.items() if isinstance(k, str) and isinstance(v, Tensor)}
@@ -91,10 +89,8 @@ def network_content(network: nn.Module, spec: NetworkSpec, data: dict, **more: o
 
 
 def load_network(checkpoint: Checkpoint, spec: NetworkSpec) -> nn.Module:
-    """The network with the checkpoint's weights, on the CPU, in training mode.
-
-    Raises CheckpointError if keys, shapes or described widths do not fit.
-    """
+    """The network with the checkpoint's weights, on the CPU, in training mode. Raises
+    CheckpointError if keys, shapes or described widths do not fit."""
     try:
         network = skeleton(spec) if spec.widths else build(spec)
         if spec.widths:  # the full network, of any width that a file claims, never takes memory

@@ -86,10 +86,8 @@ def network_spec(
     origin: str | None = None,
 ) -> NetworkSpec:
     """Which network a checkpoint holds: what the file says, else the flags, else its shapes.
-
-    `num_classes` (the data set's) must agree. Raises CheckpointError with the first mismatches
-    and the flags that would fit.
-    """
+    `num_classes` (the data set's) must agree. Raises CheckpointError with the first mismatches and
+    the flags that would fit."""
     found = checkpoint.network or recognise(checkpoint, origin=origin)
     if model is None and found and runs_foreign_code(found.model):
         raise CheckpointError(

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.errors import UserError
-from model_compound_scaling.machine import processes
+from model_compound_scaling.machine import place, processes
 
 
 def choose_device(cuda: bool | None) -> torch.device:
@@ -16,7 +16,7 @@ def choose_device(cuda: bool | None) -> torch.device:
         raise UserError("--cuda: no usable GPU here; leave it out or pass --no-cuda")
     if cuda is False or not torch.cuda.is_available():
         return torch.device("cpu")
-    local = processes.find_place().local
+    local = place.find_place().local
     if local >= torch.cuda.device_count():
         raise UserError(
             f"process {local} of this machine has no GPU of its own: {torch.cuda.device_count()} "
@@ -59,10 +59,8 @@ def lay_out(network: nn.Module, device: torch.device, *, channels_last: bool = F
 
 def for_processes(network: nn.Module, device: torch.device, *, compiled: bool = False) -> nn.Module:
     """What to call in place of the network in training: gradients are averaged over all processes,
-    and kernels compiled if asked for.
-
-    BatchNorm normalises each process' images by themselves; its running statistics are the first's.
-    """
+    and kernels compiled if asked for. BatchNorm normalises each process' images by themselves; its
+    running statistics are the first's."""
     if processes.world_size() > 1:
         devices = [device.index] if device.type == "cuda" else None
         network = DistributedDataParallel(network, device_ids=devices)

@@ -10,9 +10,7 @@ from model_compound_scaling.machine import place
 
 class Log:
     """Lines of the first process to the console and, if there is a folder, to its `logfile.txt`.
-
-    Neither a reader that went away nor a full disk ends the training that they tell of.
-    """
+    Neither a reader that went away nor a full disk ends the training that they tell of."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.path = folder and folder / "logfile.txt"

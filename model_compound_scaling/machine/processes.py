@@ -16,14 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.errors import UserError
-from model_compound_scaling.machine.place import (
-    find_place,
-    is_main,
-    rank,  # noqa: F401
-    rendezvous,
-    stop,  # noqa: F401
-    world_size,
-)
+from model_compound_scaling.machine import place
+from model_compound_scaling.machine.place import is_main, rank, stop, world_size  # noqa: F401
 
 T = TypeVar("T")
 
@@ -46,12 +40,12 @@ def silent_stdout() -> Iterator[None]:
 
 def start(device: torch.device) -> None:
     """Meet the other processes, if there are any; collectives follow the tensors' device."""
-    place = find_place()
-    if place.size == 1 or dist.is_initialized():
+    here = place.find_place()
+    if here.size == 1 or dist.is_initialized():
         return
-    backend, url = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rendezvous()
+    backend, url = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", place.rendezvous()
     with silent_stdout():
-        dist.init_process_group(backend, init_method=url, rank=place.rank, world_size=place.size)
+        dist.init_process_group(backend, init_method=url, rank=here.rank, world_size=here.size)
 
 
 def all_reduce_max(value: int) -> int:

@@ -23,10 +23,8 @@ def few_values(weight: Tensor) -> Tensor | None:
 
 def ternary_values(weight: Tensor) -> tuple[float, float] | None:
     """Smallest and largest nonzero value of a ternary weight: at most one negative and one positive
-    value, or two of one sign, and a 0. None if it is not; (0, 0) if all are zero.
-
-    Linear in the number of weights, no sorting.
-    """
+    value, or two of one sign, and a 0. None if it is not; (0, 0) if all are zero. Linear in the
+    number of weights, no sorting."""
     flat, low, high = weight.flatten(), 0.0, 0.0
     for part in (flat[:PROBE], flat):
         values = part[part != 0]

@@ -34,15 +34,13 @@ _CONV = Narrowing(
     ("in_channels", "out_channels", "groups", "bias"),
     lambda conv: (conv.out_channels, conv.in_channels // conv.groups),
 )
-_LINEAR = Narrowing(
-    ("in_features", "out_features", "bias"),
-    lambda linear: (linear.out_features, linear.in_features),
-)
 _NORM = Narrowing(("num_features",), lambda norm: (norm.num_features,))
 NARROWINGS: dict[type[nn.Module], Narrowing] = {
     nn.Conv2d: _CONV,
     SameConv2d: _CONV,
-    nn.Linear: _LINEAR,
+    nn.Linear: Narrowing(
+        ("in_features", "out_features", "bias"), lambda fc: (fc.out_features, fc.in_features)
+    ),
     nn.BatchNorm1d: _NORM,
     nn.BatchNorm2d: _NORM,
     OptionA: Narrowing(("before", "after"), lambda _: ()),

@@ -18,9 +18,7 @@ _held: "weakref.WeakSet[FolderLock]" = weakref.WeakSet()
 
 class FolderLock:
     """A held folder. Free again after `release()`, or when this object or its process is gone.
-
-    `taken_from` describes a run that died without releasing the folder; None if there was none.
-    """
+    `taken_from` describes a run that died without releasing the folder; None if there was none."""
 
     def __init__(self, descriptor: int, taken_from: str | None) -> None:
         self.taken_from = taken_from
@@ -41,10 +39,8 @@ os.register_at_fork(after_in_child=lambda: [lock._forget() for lock in list(_hel
 
 def hold_folder(folder: Path) -> FolderLock:
     """Create the folder if needed and hold it until the lock is released or this process ends.
-
     Raises FolderInUse, naming the owner, and DiskError if the folder cannot be written. Where the
-    file system has no locks, says so on stderr and goes on.
-    """
+    file system has no locks, says so on stderr and goes on."""
     path, in_place = folder / ".lock", False
     try:
         while True:

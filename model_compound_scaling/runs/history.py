@@ -53,11 +53,9 @@ class History:
 
 
 def finished(folder: Path, *, config: Configuration, epochs: int) -> History | None:
-    """The history of a run with this configuration that has all its epochs, else None.
-
-    Without the folder's lock: the run may be another machine's. One whose best network is not the
-    one of its figures, after a save that failed or damage, is to be resumed.
-    """
+    """The history of a run with this configuration that has all its epochs, else None. Without the
+    folder's lock: the run may be another machine's. One whose best network is not the one of its
+    figures, after a save that failed or damage, is to be resumed."""
     try:
         old = json.loads((folder / "config.json").read_text())
         lines = (folder / "metrics.jsonl").read_text().splitlines()

@@ -25,11 +25,9 @@ from model_compound_scaling.runs.resume import RunRequest, open_folder, require_
 
 
 class Run(History):
-    """One training run in a folder of its own, begun or continued as the request says.
-
-    `state` is what it goes on from, empty for a new run. `spec` and `phases` say what network and
-    phases a checkpoint must hold, `check` raises for other reasons why it cannot be continued.
-    """
+    """One training run in a folder of its own, begun or continued as the request says. `state` is
+    what it goes on from, empty for a new run. `spec` and `phases` say what network and phases a
+    checkpoint must hold, `check` raises for other reasons why it cannot be continued."""
 
     def __init__(
         self,

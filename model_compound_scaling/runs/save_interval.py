@@ -33,7 +33,7 @@ class Clock:
         """To be asked once a step."""
         self.steps += 1
         waited = time.monotonic() - self.start
-        if self.steps == self.interval.steps or waited >= self.interval.seconds:
+        due = self.steps == self.interval.steps or waited >= self.interval.seconds
+        if due:
             self.steps, self.start = 0, time.monotonic()
-            return True
-        return False
+        return due

@@ -25,11 +25,6 @@ def rows(
     return table
 
 
-def to_csv(table: list[tuple]) -> str:
-    """The rows of trained points as CSV, accuracies in percent."""
-    return tables.to_csv((*HEADER, "epochs", "mean_of_best_5", "best"), table)
-
-
 def to_text(table: list[tuple], *, predicted: bool = False) -> str:
     """The rows as aligned columns."""
     more = ("predicted cost",) if predicted else ("epochs", "mean of best 5", "best top-1")

@@ -1,7 +1,6 @@
 """Compound scaling in two steps (Tan and Le 2019, arXiv 1905.11946): a grid search over multipliers
 (d, w, r) of depth, width and image size at phi = 1, and then the best of them for larger phi, the
-exponent of all three; the cost grows about as (d w^2 r^2)^phi.
-"""
+exponent of all three; the cost grows about as (d w^2 r^2)^phi."""
 
 from collections.abc import Callable
 

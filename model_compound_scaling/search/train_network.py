@@ -12,14 +12,8 @@ from model_compound_scaling.machine.devices import memory_of
 from model_compound_scaling.networks.building import build, expected_tensors
 from model_compound_scaling.runs import History, Run, RunRequest
 from model_compound_scaling.search.points import Point
-from model_compound_scaling.training import (
-    Average,
-    Options,
-    Phase,
-    TrainStep,
-    require_fit,
-    run_epochs,
-)
+from model_compound_scaling.training import Average, Options, Phase, TrainStep, run_epochs
+from model_compound_scaling.training.evaluation import require_fit
 from model_compound_scaling.training.optimizers import load_optimizer, make_sgd
 from model_compound_scaling.training.recipe import lr_factor
 

@@ -8,10 +8,11 @@ import torch
 
 from data import Data
 from model_compound_scaling.checkpoints.atomic_save import make_folder, write_text
+from model_compound_scaling.command_line.tables import to_csv
 from model_compound_scaling.machine import Log, processes
 from model_compound_scaling.runs import History, RunRequest, copy_best, finished, turn
 from model_compound_scaling.search.points import Point
-from model_compound_scaling.search.results_table import rows, to_csv, to_text
+from model_compound_scaling.search.results_table import HEADER, rows, to_text
 from model_compound_scaling.search.search import Search
 from model_compound_scaling.search.train_network import Training, require_memory, train_point
 
@@ -64,7 +65,8 @@ class Trainer:
             table = rows(search.trained, search.missing)
             self.log(to_text(table))
             if processes.is_main():
-                write_text(to_csv(table), output / "results.csv")
+                header = (*HEADER, "epochs", "mean_of_best_5", "best")
+                write_text(to_csv(header, table), output / "results.csv")
         if search.missing:
             names = ", ".join(point.name for point in search.missing)
             self.log(f"not trained yet: {names}; once they are, call this again to go on")

@@ -54,10 +54,8 @@ def evaluate(
     total: int | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Loss and accuracy over all batches of all processes, in evaluation mode.
-
-    `total` is the number of batches; `between` is called after each and may raise.
-    """
+    """Loss and accuracy over all batches of all processes, in evaluation mode. `total` is the
+    number of batches; `between` is called after each and may raise."""
     network.eval()
     sums, samples = torch.zeros(3, dtype=torch.float64), 0  # loss, top-1, top-5
     for images, labels in progress(batches, "evaluating", total):
@@ -75,5 +73,4 @@ def evaluate(
 
 def hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     """How many labels are among the k largest logits, as a tensor: no wait for the device."""
-    best = logits.topk(min(k, logits.shape[1])).indices
-    return (best == labels[:, None]).sum()
+    return (logits.topk(min(k, logits.shape[1])).indices == labels[:, None]).sum()

@@ -70,11 +70,9 @@ def train_epoch(
     label: str,
     after: Callable[[Progress], None] = lambda done: None,
 ) -> None:
-    """Train on the batches of an epoch that are not done yet, and count them in `done`.
-
-    `after` is called after each and may raise. Every step's random numbers depend on (seed, epoch,
-    step, process) only, so that a resumed epoch goes on as if it had not stopped.
-    """
+    """Train on the batches of an epoch that are not done yet, and count them in `done`. `after` is
+    called after each and may raise. Every step's random numbers depend on (seed, epoch, step,
+    process) only, so that a resumed epoch goes on as if it had not stopped."""
     step.network.train()
     world, rank, total = processes.world_size(), processes.rank(), len(loader)
     for images, labels in progress(loader.epoch(epoch, done.batch), label, total, done.batch):

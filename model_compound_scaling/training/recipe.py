@@ -26,11 +26,9 @@ AMP = {"off": None, "bf16": "bfloat16", "fp16": "float16"}  # torch's names of t
 
 @dataclass(frozen=True)
 class Options:
-    """How a step computes its loss; the defaults are the plain one.
-
-    amp: a key of AMP. mixup and cutmix: parameter of the Beta distribution of the shares
-    (arXiv 1710.09412 and 1905.04899), 0 for off; with both, one of them at random each step.
-    """
+    """How a step computes its loss; the defaults are the plain one. amp: a key of AMP. mixup and
+    cutmix: parameter of the Beta distribution of the shares (arXiv 1710.09412 and 1905.04899), 0
+    for off; with both, one of them at random each step."""
 
     label_smoothing: float = 0.0
     mixup: float = 0.0

@@ -14,13 +14,10 @@ from model_compound_scaling.training.weight_average import Average
 
 @dataclass(eq=False, repr=False)
 class TrainStep:
-    """Updates a network from one batch.
-
-    A loss or gradient that is not finite stops all updates from then on, on the device, where
-    nothing has to wait for it; `first_bad` is the number of that step, -1 while all is well. With
-    fp16, whose scaled gradients may overflow, only that step is skipped, and what counts is the
-    loss, or gradients that no scale helps.
-    """
+    """Updates a network from one batch. A loss or gradient that is not finite stops all updates
+    from then on, on the device, where nothing has to wait for it; `first_bad` is the number of that
+    step, -1 while all is well. With fp16, whose scaled gradients may overflow, only that step is
+    skipped, and what counts is the loss, or gradients that no scale helps."""
 
     forward: Callable[[Tensor], Tensor]  # the network, or what wraps or compiles it
     _: KW_ONLY
@@ -50,11 +47,9 @@ class TrainStep:
     def __call__(
         self, images: Tensor, labels: Tensor, *, seed: int, number: int, weight: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """(mean loss, hits) of images (N, C, H, W) and labels (N,), before the update.
-
-        All that is random in the step depends on `seed`; `number` is the step's name in messages;
-        `weight` is this process' share of the images times the number of processes.
-        """
+        """(mean loss, hits) of images (N, C, H, W) and labels (N,), before the update. All that is
+        random in the step depends on `seed`; `number` is the step's name in messages; `weight` is
+        this process' share of the images times the number of processes."""
         torch.manual_seed(seed)
         images, targets = self.mix(images, labels) if self.mix else (images, labels)
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None):

@@ -48,10 +48,6 @@ def _width(value: object, bounds: Bounds) -> bool:
     return _integer(value, bounds.width)
 
 
-def _widths(value: object, bounds: Bounds) -> bool:
-    return isinstance(value, list) and all(_width(v, bounds) for v in value)
-
-
 def _blocks(value: object, bounds: Bounds) -> bool:
     whole = isinstance(value, list) and all(_integer(v, bounds.tensors) for v in value)
     return whole and sum(value) <= bounds.tensors
@@ -70,10 +66,8 @@ def _numbers(value: object, smallest: float) -> bool:
 
 
 def _model(value: object, _: Bounds) -> bool:
-    if not isinstance(value, str):
-        return False
-    if ":" not in value:
-        return value in REGISTRY  # table_row would import a module of that name
+    if not isinstance(value, str) or ":" not in value:
+        return value in list(REGISTRY)  # table_row would import a module of that name
     try:
         return runs_foreign_code(value) or table_row(value) is not None
     except UserError:  # torchvision has no such network
@@ -91,7 +85,9 @@ NETWORK: dict[str, Check] = {
 ARGUMENTS: dict[str, dict[str, Check]] = {
     "micronet": {
         "blocks": _blocks,
-        "channels": _widths,
+        "channels": lambda value, bounds: (
+            isinstance(value, list) and all(_width(v, bounds) for v in value)
+        ),
         "stem": _width,
         "head": lambda value, bounds: value is None or _width(value, bounds),
     },
@@ -115,9 +111,7 @@ def runs_foreign_code(model: str) -> bool:
 
 def check_description(path: Path, *, network: dict, data: object, bounds: Bounds) -> None:
     """Raise CheckpointError, naming the field, for a description this project would not write.
-
-    `network` has the fields of a NetworkSpec; `bounds` say what the file can hold at most.
-    """
+    `network` has the fields of a NetworkSpec; `bounds` say what the file can hold at most."""
     for name, value in _wrong_fields(network, data, bounds):
         raise CheckpointError(  # reprlib: the plain repr of nested lists can be endless
             f"{path}: {name} is {reprlib.repr(value)}, which is no valid value: the file is "

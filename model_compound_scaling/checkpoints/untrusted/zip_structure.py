@@ -20,9 +20,7 @@ LOCAL, CENTRAL, END, END64, LOCATOR = b"PK\3\4", b"PK\1\2", b"PK\5\6", b"PK\6\6"
 
 def check(raw: bytes) -> None:
     """Raise Refused unless `raw` is a whole and safe checkpoint, zipped or in the legacy format.
-
-    Legacy files have no checksums: rot in their values is not found.
-    """
+    Legacy files have no checksums: rot in their values is not found."""
     check_format = _check_zip if raw[:4] == LOCAL else _check_legacy
     try:
         check_format(raw)
