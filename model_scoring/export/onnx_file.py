@@ -46,13 +46,13 @@ def _quiet() -> Iterator[None]:
 
 def _exported(network: nn.Module, image: Tensor, opset: int) -> "ModelProto":
     """By PyTorch's present exporter, based on torch.export, or for opsets that it does not write by
-    the older one, based on TorchScript. Neither may fold BatchNorm into ternary layers."""
+    the older one, based on TorchScript."""
     names = {"input_names": [IMAGE], "output_names": [LOGITS], "opset_version": opset}
     export = partial(torch.onnx.export, network, (image,), **names)
     if opset >= EXPORTERS_OPSET:
         from onnxscript import optimizer
 
-        any_batch = {0: torch.export.Dim(BATCH)}
+        any_batch = {0: torch.export.Dim(BATCH)}  # `optimize` would fold BatchNorm
         program = export(dynamo=True, optimize=False, dynamic_shapes=(any_batch,), verbose=False)
         optimizer.fold_constants(program.model)
         optimizer.remove_unused_nodes(program.model)
@@ -60,7 +60,7 @@ def _exported(network: nn.Module, image: Tensor, opset: int) -> "ModelProto":
     import onnx
 
     buffer, axes = io.BytesIO(), {IMAGE: {0: BATCH}, LOGITS: {0: BATCH}}
-    unfolded = torch.onnx.TrainingMode.PRESERVE
+    unfolded = torch.onnx.TrainingMode.PRESERVE  # evaluation mode would fold BatchNorm
     export(buffer, dynamo=False, training=unfolded, dynamic_axes=axes)
     return onnx.load_from_string(buffer.getvalue())
 
@@ -91,10 +91,8 @@ def float_model(network: nn.Module, shape: tuple[int, int, int], opset: int) -> 
 def _packed(codes: np.ndarray, bits: int) -> bytes:
     """Codes as bytes, the first in the lowest bits."""
     per_byte = 8 // bits
-    padded = np.zeros(-(-codes.size // per_byte) * per_byte, dtype=np.uint8)
-    padded[: codes.size] = codes
-    shifts = bits * np.arange(per_byte, dtype=np.uint8)
-    return (padded.reshape(-1, per_byte) << shifts).sum(1, dtype=np.uint8).tobytes()
+    padded = np.pad(codes.astype(np.uint8), (0, -codes.size % per_byte)).reshape(-1, per_byte)
+    return (padded << bits * np.arange(per_byte, dtype=np.uint8)).sum(1, dtype=np.uint8).tobytes()
 
 
 def _encoded(weight: np.ndarray, opset: int) -> tuple[np.ndarray, bytes, str] | None:

@@ -23,10 +23,13 @@ FIRST_TAPS = 9  # have statistics of their own; those of later ones are shared
 PRIOR_UNIT = UNIT // 8  # what a layer's recorded densities are multiples of
 
 
-def prior_of(share: float) -> int:
-    """A share of ones as a file records it: its stretch in units of 1/8, -96 ... 96."""
-    share = min(max(share, 2**-12), 1 - 2**-12)
-    return round(8 * math.log2(share / (1 - share)))
+def densities(codes: Array) -> list[int]:
+    """Shares of nonzero codes among all and of positive ones among these, as a file records them:
+    their stretches in units of 1/8, -96 ... 96."""
+    nonzero, positive = np.count_nonzero(codes), np.count_nonzero(codes > 0)
+    shares = (nonzero / max(codes.size, 1), positive / max(nonzero, 1))
+    bounded = (min(max(share, 2**-12), 1 - 2**-12) for share in shares)
+    return [round(8 * math.log2(share / (1 - share))) for share in bounded]
 
 
 @dataclass(frozen=True)
@@ -166,8 +169,8 @@ class LayerModels:
     """Codes or decodes the layers of one geometry, whichever coder it is given."""
 
     def __init__(self, shape: Geometry, priors: Array, coder: Encoder | Decoder) -> None:
-        """priors: (layers, 3) int8: `prior_of` the shares of nonzero and of positive weights, and
-        1 if weights tell of others, 0 if they are independent."""
+        """priors: (layers, 3) int8: both `densities`, and 1 if weights tell of others, 0 if they
+        are independent."""
         self.shape, self.coder = shape, coder
         nonzero, positive, informed = priors.T.astype(np.int32)[:, :, None]
         self.zero = ZeroModel(nonzero * PRIOR_UNIT, informed, shape)

@@ -84,12 +84,10 @@ def _signature(tensors: Mapping[str, Tensor]) -> bytes:
 
 def _by_kind(tensors: Mapping[str, Tensor], without: Container[str]) -> list[str]:
     """Names of the other tensors: all means, all biases, ... Alike values compress better."""
-
-    def order(name: str) -> tuple[int, str]:
-        kind = "matrix" if tensors[name].dim() > 1 else name.rpartition(".")[2]
-        return (KINDS.index(kind) if kind in KINDS else len(KINDS)), kind
-
-    return sorted((name for name in tensors if name not in without), key=order)
+    others = {name: t for name, t in tensors.items() if name not in without}
+    kinds = {n: "matrix" if t.dim() > 1 else n.rpartition(".")[2] for n, t in others.items()}
+    places = {kind: i for i, kind in enumerate(KINDS)}
+    return sorted(kinds, key=lambda n: (places.get(kinds[n], len(KINDS)), kinds[n]))
 
 
 def pack(

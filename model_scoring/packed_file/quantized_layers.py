@@ -15,7 +15,7 @@ import torch
 
 from model_compound_scaling.checkpoints.errors import CheckpointError
 from model_compound_scaling.networks.few_values import few_values
-from model_scoring.packed_file.context_model import Geometry, decode, encode, prior_of
+from model_scoring.packed_file.context_model import Geometry, decode, densities, encode
 
 Array = np.ndarray
 NIBBLE = 15  # largest count of 4 bits; no layer of few values has more of them beside 0
@@ -114,7 +114,7 @@ def _encode(layers: Mapping[str, Quantized], *, informed: bool) -> dict[str, byt
     packed = {}
     for geometry, names in _groups(layouts):
         codes = np.stack([layouts[n].to_coder(layers[n].codes) for n in names], axis=2)
-        priors = np.array([(*_priors(layers[n].codes), informed) for n in names], dtype=np.int8)
+        priors = np.array([(*densities(layers[n].codes), informed) for n in names], dtype=np.int8)
         parts = encode(codes, geometry, priors)
         for name, prior, part in zip(names, priors, parts, strict=True):
             low, high = layers[name].negative, layers[name].positive
@@ -122,12 +122,6 @@ def _encode(layers: Mapping[str, Quantized], *, informed: bool) -> dict[str, byt
             head = bytes([counts if informed else counts ^ 255]) + prior[:2].tobytes()
             packed[name] = head + np.concatenate([low, high]).astype("<f4").tobytes() + part
     return packed
-
-
-def _priors(codes: Array) -> tuple[int, int]:
-    """Densities of nonzero weights among all, and of positive ones among these, as recorded."""
-    nonzero, positive = np.count_nonzero(codes), np.count_nonzero(codes > 0)
-    return prior_of(nonzero / max(codes.size, 1)), prior_of(positive / max(nonzero, 1))
 
 
 def pack_layers(layers: Mapping[str, Quantized]) -> dict[str, bytes]:
