@@ -219,7 +219,7 @@ def view(call: Call, shape: Shape, known: Channels) -> Known:
         if len(free) == 1 and 1 in (len(before), len(after)):
             free_of |= {d: free[0] for d in after if d != free[0]}
         else:
-            labels.pin(known.labels)
+            call.labels.pin(known.labels)
         for sizes, full, dims in ((spread, shape, before), (moved, new, after)):
             for d in dims:
                 sizes[d] = full[d]
