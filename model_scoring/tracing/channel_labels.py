@@ -26,7 +26,7 @@ class Labels:
         self.parents.extend(range(first, first + count))
         if pinned:
             self.pinned.update(range(first, first + count))
-        shape = [1, count, *[1] * (rank - 2)] if rank > 1 else [count]
+        shape = [1, count, *[1] * (rank - 2)] if rank > 1 else [count] * rank
         return torch.arange(first, first + count).reshape(shape)
 
     def root(self, label: int) -> int:

@@ -40,6 +40,7 @@ class Call:
     arguments: dict[str, object]  # both, by their names in the operation's schema
     inputs: list[Tensor]
     tags: list[Tag]  # of the inputs
+    in_shapes: list[Shape]  # of the inputs, before an in-place operation changed them
     shapes: list[Shape]  # of the outputs
     caller: Caller
     layer: str  # the layer at work, if it can be narrowed
@@ -69,7 +70,7 @@ def unary(rule: Callable[[Call, Shape, Channels], Known]) -> Rule:
         images = [i for i, tag in enumerate(call.tags) if tag.from_image]
         if len(images) != 1 or (known := call.tags[images[0]].channels) is None:
             return None
-        return rule(call, tuple(call.inputs[images[0]].shape), known)
+        return rule(call, call.in_shapes[images[0]], known)
 
     return checked
 
@@ -218,7 +219,7 @@ def view(call: Call, shape: Shape, known: Channels) -> Known:
         if len(free) == 1 and 1 in (len(before), len(after)):
             free_of |= {d: free[0] for d in after if d != free[0]}
         else:
-            labels.pin(known.labels)
+            call.labels.pin(known.labels)
         for sizes, full, dims in ((spread, shape, before), (moved, new, after)):
             for d in dims:
                 sizes[d] = full[d]

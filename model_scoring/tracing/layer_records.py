@@ -9,9 +9,15 @@ from torch import Tensor
 from model_scoring.tracing.channel_rules import Call, Known
 from model_scoring.tracing.constant_channels import NAN, of_batchnorm, of_filters
 from model_scoring.tracing.layer_weights import examine
-from model_scoring.tracing.operation_record import UNKNOWN, Channels, Reads
+from model_scoring.tracing.operation_record import UNKNOWN, Channels, Reads, Tag
 
 Fields = dict[str, object]
+
+
+def _value(operand: Tag | None) -> Tensor | None:
+    """Numbers of an operand beside the weights: NaN if they come from the image, None if there
+    is none."""
+    return operand and (torch.tensor(NAN) if operand.value is None else operand.value)
 
 
 def _weighted(call: Call, weight: Tensor, x: str, bias: str) -> tuple[Fields, list[Channels]]:
@@ -31,8 +37,7 @@ def _weighted(call: Call, weight: Tensor, x: str, bias: str) -> tuple[Fields, li
     if groups > 1 and not depthwise:  # its groups have to stay equally large
         labels.balanced += [side.reshape(groups, -1) for side in (seen.labels, made)]
     added = call.tag(bias)
-    value = added and (torch.tensor(NAN) if added.value is None else added.value)
-    constants = of_filters(weight, weights.counts, value, seen.constants, padded=padded)
+    constants = of_filters(weight, weights.counts, _value(added), seen.constants, padded=padded)
     fields = {
         "weight": weight,
         "weights": weights,
@@ -73,7 +78,7 @@ def _batchnorm(call: Call) -> tuple[Fields, Known]:
         return {}, None
     tags = map(call.tag, ("weight", "bias", "running_mean", "running_var"))
     eps = call.arguments.get("eps", call.arguments.get("epsilon"))
-    constants = of_batchnorm(seen.constants, [tag and tag.value for tag in tags], eps)
+    constants = of_batchnorm(seen.constants, list(map(_value, tags)), eps)
     made = Channels(seen.labels, constants).spread(call.shapes[0])
     return {"layer": call.layer}, [made] * len(call.shapes)
 

@@ -24,7 +24,6 @@ from model_scoring.tracing.operation_record import (
     Channels,
     Padding,
     Record,
-    Shape,
     Tag,
     Trace,
     tag_of,
@@ -63,7 +62,7 @@ class Recorder(TorchDispatchMode):
         kwargs, name = kwargs or {}, plain_name(func)
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         # both before an in-place operation changes them
-        tags, in_shape = [self.tag(t) for t in inputs], tuple(inputs[0].shape) if inputs else ()
+        tags, in_shapes = [self.tag(t) for t in inputs], [tuple(t.shape) for t in inputs]
         if name not in TRANSPOSES:
             self.uses.update(tag.source for tag in tags if tag.source)
         self.writes += func._schema.is_mutable
@@ -78,12 +77,12 @@ class Recorder(TorchDispatchMode):
             outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
             shapes = [tuple(t.shape) for t in outputs]
             arguments = dict(zip(_argument_names(func), args, strict=False)) | kwargs
-            call = Call(func, name, args, kwargs, arguments, inputs, tags, shapes, self.caller,
-                        self._layer(tags), self.labels, self.paddings)  # fmt: skip
+            call = Call(func, name, args, kwargs, arguments, inputs, tags, in_shapes, shapes,
+                        self.caller, self._layer(tags), self.labels, self.paddings)  # fmt: skip
             if name in FACTORIES or not any(tag.from_image for tag in tags):
                 self._precompute(call, outputs)
             else:
-                self._note(call, outputs, in_shape)
+                self._note(call, outputs)
         return result
 
     def _layer(self, tags: list[Tag]) -> str:
@@ -123,7 +122,7 @@ class Recorder(TorchDispatchMode):
             Tag(from_image=False, parameters=parameters, value=number, source=source,
                 writes=self.writes).put(output)  # fmt: skip
 
-    def _note(self, call: Call, outputs: list[Tensor], in_shape: Shape) -> None:
+    def _note(self, call: Call, outputs: list[Tensor]) -> None:
         """Record an operation that costs something, and tag its outputs."""
         operation = OPERATIONS.get(call.name, NO_RULE)
         parameters = frozenset().union(*(tag.parameters for tag in call.tags))
@@ -139,7 +138,7 @@ class Recorder(TorchDispatchMode):
             fields = {
                 "kind": operation.kind,
                 "operation": call.name,
-                "in_shape": in_shape,
+                "in_shape": call.in_shapes[0],
                 "out_shape": call.shapes[0] if call.shapes else (),
                 "inputs": tuple(sorted(producers)),
                 "parameters": tuple(sorted(parameters)),
@@ -167,7 +166,7 @@ class Recorder(TorchDispatchMode):
             for tag in call.tags:
                 if tag.channels is not None:
                     self.labels.pin(tag.channels.labels)
-            sizes = [(s[1] if len(s) > 1 else 1, max(len(s), 1)) for s in call.shapes]
+            sizes = [(s[1] if len(s) > 1 else 1, len(s)) for s in call.shapes]
             known = [Channels.varying(self.labels.new(*size, pinned=True)) for size in sizes]
         return fields, known
 

@@ -210,6 +210,44 @@ def test_followed_operations_keep_not_a_number(function):
     assert function(torch.full((1, 2, 16, 17), float("nan"))).isnan().all()
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda x: x.unsqueeze_(0).squeeze_(0),
+        lambda x: x.transpose_(1, 2).transpose_(1, 2),
+        lambda x: x * x.mean().view(1),
+        lambda x: x * x.mean().expand(4, 1, 1),
+    ],
+)
+def test_shapes_that_change_in_place_and_single_numbers(step):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1)
+
+        def forward(self, x):
+            return self.last(step(self.conv(x)))
+
+    result = trace(Net(), (3, 4, 5))
+    assert result.followed
+    assert result.records[-1].name == "last" and result.records[-1].in_shape == (1, 4, 4, 5)
+
+
+def test_batchnorm_with_a_scale_from_the_image():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+            self.conv.weight.data.zero_()
+
+        def forward(self, x):
+            state = self.norm.running_mean, self.norm.running_var
+            return F.batch_norm(self.conv(x), *state, x.mean().expand(4), self.norm.bias)
+
+    (norm,) = [r for r in trace(Net(), (3, 4, 5)).records if r.kind == "batchnorm"]
+    assert norm.constants.isnan().all()
+
+
 def test_the_vocabulary_has_no_contradictions():
     assert not FACTORIES & OPERATIONS.keys()
     assert {row.way for row in OPERATIONS.values()} == {"", *RULES, *LAYER_WAYS}
