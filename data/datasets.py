@@ -1,7 +1,5 @@
-"""The table of data sets, and what follows from a row of it. A new data set is a new row.
-
-Plain values only, without torch: the command lines read names from here before they load it.
-"""
+"""The table of data sets, and what follows from a row of it. A new data set is a new row. Plain
+values only, without torch: the command lines read names from here before they load it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,8 +1,6 @@
-"""A package's public names, each imported when it is first asked for (PEP 562).
-
-Importing torch and torchvision takes seconds; a command line that only prints its help, or says
-what is wrong with a flag, must not wait for them because a package's face names what needs them.
-"""
+"""A package's public names, each imported when it is first asked for (PEP 562). Importing torch and
+torchvision takes seconds; a command line that only prints its help, or says what is wrong with a
+flag, must not wait for them because a package's face names what needs them."""
 
 import importlib
 from collections.abc import Callable

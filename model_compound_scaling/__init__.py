@@ -1,5 +1,2 @@
-"""Stage 1: compound scaling, and what all stages share.
-
-networks, machine < checkpoints < runs < training, command_line < search: a room imports from those
-left of it only.
-"""
+"""Stage 1: compound scaling, and what all stages share. A room imports from those left of it only:
+networks, machine < checkpoints < runs < training, command_line < search."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model_compound_scaling.checkpoints.atomic_save import read_file, write_file
+from model_compound_scaling.checkpoints.atomic_save import read_file
 from model_compound_scaling.checkpoints.errors import CheckpointError
 from model_compound_scaling.checkpoints.untrusted import Bounds, check_description
 from model_compound_scaling.networks import efficientnet_keys
@@ -20,7 +20,6 @@ from model_compound_scaling.networks.building import build, skeleton
 from model_compound_scaling.networks.narrowing import WidthsError
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
 
-__all__ = ["read_file", "write_file"]  # whoever reads and writes checkpoints imports them here
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys that hold the state dict
 PREFIXES = ("module.", "_orig_mod.")  # of keys: DataParallel and DDP, torch.compile
 
@@ -74,7 +73,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     network, data = content.get("network"), content.get("data", {})
     spec, fields = None, {"model", "num_classes", "arguments"}
     if isinstance(network, dict) and set(network) - {"widths"} == fields:  # else a foreign file
-        check_description(path, network=network, data=data, bounds=Bounds.of(state))
+        width = max((n for tensor in state.values() for n in tensor.shape), default=1)
+        bounds = Bounds(tensors=len(state), width=width)
+        check_description(path, network=network, data=data, bounds=bounds)
         spec = NetworkSpec(**network)
     style = efficientnet_keys.key_style(set(state))
     return Checkpoint(path, efficientnet_keys.to_torchvision_keys(state), spec, content, style)

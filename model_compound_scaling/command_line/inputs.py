@@ -1,7 +1,5 @@
-"""From a command line to what it names: the checkpoint's network, the data.
-
-What needs torch is imported where it is used: some of this is asked before torch is loaded.
-"""
+"""From a command line to what it names: the checkpoint's network, the data. What needs torch is
+imported where it is used: some of this is asked before torch is loaded."""
 
 import argparse
 import hashlib
@@ -113,10 +111,5 @@ def fingerprint(class_names: Sequence[str]) -> str:
 
 def describe(data: "Data") -> dict:
     """What a checkpoint records of its data, so that later stages need no flags."""
-    return {
-        "dataset": data.name,
-        "image_size": data.image_size,
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "class_names": list(data.class_names),
-    }
+    lists = {"mean": list(data.mean), "std": list(data.std), "class_names": list(data.class_names)}
+    return {"dataset": data.name, "image_size": data.image_size, **lists}

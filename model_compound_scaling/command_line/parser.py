@@ -64,7 +64,7 @@ def flag(  # one row of a table: the columns are the group, the flag, and what a
     incidental: bool = False,
     **more: object,
 ) -> None:
-    """Add a flag, `names` with spaces between them. kind: the values to choose from, SWITCH or
+    """Add a flag, `names` with spaces between them. `kind`: the values to choose from, SWITCH or
     ON_OFF or another action, what makes a value of the flag's text, or None for the text itself. An
     `incidental` flag changes no result: runs that differ only in such flags are the same run."""
     if isinstance(kind, str) or (isinstance(kind, type) and issubclass(kind, argparse.Action)):

@@ -1,8 +1,6 @@
 """Several processes on one run: the few things they tell each other, by torch.distributed.
-
 `torchrun` and `srun` start one process a device; every function also works for a single process.
-Who is who is in `place`, whose names can be had from here, too.
-"""
+Who is who is in `place`, whose names can be had from here, too."""
 
 import contextlib
 import ctypes

@@ -1,7 +1,5 @@
-"""Signals: finish the step, save, and leave with an exit code that says why.
-
-SIGTERM and SIGUSR1 are a scheduler's: exit code 75, "run me again". SIGINT is a person's: 130.
-"""
+"""Signals: finish the step, save, and leave with an exit code that says why. SIGTERM and SIGUSR1
+are a scheduler's: exit code 75, "run me again". SIGINT is a person's: 130."""
 
 import contextlib
 import signal

@@ -1,8 +1,6 @@
-"""Narrowed networks: layers with fewer channels than their network is built with.
-
-A description is a table `{layer: {attribute: value}}` of the layers' own attributes, plain numbers,
-for what differs from the full network only.
-"""
+"""Narrowed networks: layers with fewer channels than their network is built with. A description is
+a table `{layer: {attribute: value}}` of the layers' own attributes, plain numbers, for what differs
+from the full network only."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

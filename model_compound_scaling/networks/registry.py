@@ -1,7 +1,5 @@
-"""The networks by name: one row each, and what a checkpoint needs to describe one of them.
-
-Without torch: the command lines read names from here before they load it. `building` builds.
-"""
+"""The networks by name: one row each, and what a checkpoint needs to describe one of them. Without
+torch: the command lines read names from here before they load it. `building` builds."""
 
 import difflib
 import importlib

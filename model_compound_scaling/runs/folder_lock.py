@@ -42,6 +42,8 @@ def hold_folder(folder: Path) -> FolderLock:
     Raises FolderInUse, naming the owner, and DiskError if the folder cannot be written. Where the
     file system has no locks, says so on stderr and goes on."""
     path, in_place = folder / ".lock", False
+    job = [f"job {os.environ['SLURM_JOB_ID']}"] if os.environ.get("SLURM_JOB_ID") else []
+    owner = ", ".join([os.uname().nodename, f"process {os.getpid()}", *job, shlex.join(sys.argv)])
     try:
         while True:
             folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +55,7 @@ def hold_folder(folder: Path) -> FolderLock:
                 if in_place:
                     left = _owner(descriptor)
                     os.ftruncate(descriptor, 0)
-                    os.pwrite(descriptor, f"{describe_process()}\n".encode(), 0)
+                    os.pwrite(descriptor, f"{owner}\n".encode(), 0)
             except BaseException:
                 os.close(descriptor)
                 raise
@@ -73,12 +75,6 @@ def turn(folder: Path) -> Iterator[None]:
             file = stack.enter_context((folder / ".turn").open("w"))
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def describe_process() -> str:
-    """This run in one line: host, process, SLURM job if it is one, and command."""
-    job = [f"job {os.environ['SLURM_JOB_ID']}"] if os.environ.get("SLURM_JOB_ID") else []
-    return ", ".join([os.uname().nodename, f"process {os.getpid()}", *job, shlex.join(sys.argv)])
 
 
 def _lock(descriptor: int, folder: Path) -> None:

@@ -38,9 +38,7 @@ class RunRequest:
 
 def open_folder(request: RunRequest, fits: Fits) -> tuple[FolderLock, dict, list[str]]:
     """Hold the run's folder; the state to go on from, empty for none, and what is to be said.
-
-    Raises FolderInUse, CheckpointError, DiskError, or UserError for another configuration.
-    """
+    Raises FolderInUse, CheckpointError, DiskError, or UserError for another configuration."""
     folder = request.folder
     # before the folder is touched: a PATH that cannot be used leaves no trace. Where there is a
     # last.pt, PATH may have begun it and need not exist any more

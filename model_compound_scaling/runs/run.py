@@ -1,9 +1,6 @@
-"""A run's folder: configuration, log, metrics, checkpoints.
-
-`config.json`, `logfile.txt`, `metrics.jsonl` (one object per epoch), `last.pt` with all that a
-resumed run needs, `best.pt` with the best network. Of several processes only the first reads and
-writes; the others are told.
-"""
+"""A run's folder: configuration, log, metrics, checkpoints. `config.json`, `logfile.txt`,
+`metrics.jsonl` (one object per epoch), `last.pt` with all that a resumed run needs, `best.pt` with
+the best network. Of several processes only the first reads and writes; the others are told."""
 
 import hashlib
 import json

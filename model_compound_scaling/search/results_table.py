@@ -1,4 +1,4 @@
-"""The table of a search, as text and as CSV."""
+"""The table of a search: its rows, and these as text."""
 
 from collections.abc import Iterable
 

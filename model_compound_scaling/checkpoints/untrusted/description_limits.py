@@ -1,15 +1,11 @@
-"""Is what a checkpoint says about its network and data what this project writes?
-
-The fields may have been edited by hand or by someone who means harm. One row per field. Sizes are
-bounded by the checkpoint's own tensors: no description can ask for more than the file holds.
-"""
+"""Is what a checkpoint says about its network and data what this project writes? The fields may
+have been edited by hand or by someone who means harm. One row per field. Sizes are bounded by the
+checkpoint's own tensors: no description can ask for more than the file holds."""
 
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from torch import Tensor
 
 from data.datasets import DATASETS
 from data.errors import UserError
@@ -28,12 +24,6 @@ class Bounds:
 
     tensors: int  # at least one for each block
     width: int  # largest dimension of any tensor
-
-    @classmethod
-    def of(cls, state: Mapping[str, Tensor]) -> "Bounds":
-        """What a checkpoint's own tensors allow."""
-        width = max((n for tensor in state.values() for n in tensor.shape), default=1)
-        return cls(tensors=len(state), width=width)
 
 
 Check = Callable[[object, Bounds], bool]

@@ -1,8 +1,6 @@
-"""Is a `.pt` file whole, what torch.save writes, and no larger in memory than on disk?
-
-All checks look at bytes that were read before; nothing in the file is unpickled by torch, and
-nothing is allocated for it, until every claim it makes is known to be covered by its own bytes.
-"""
+"""Is a `.pt` file whole, what torch.save writes, and no larger in memory than on disk? All checks
+look at bytes that were read before; nothing in the file is unpickled by torch, and nothing is
+allocated for it, until every claim it makes is known to be covered by its own bytes."""
 
 import io
 import pickletools
