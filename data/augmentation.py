@@ -2,8 +2,7 @@
 
 The operations take their random parameters as tensors and are pure, so each can be compared with
 torchvision's on the same parameters. All results are independent of the other images in the batch,
-to the bit: nothing is fused or summed in an order that the shape of the batch could change.
-"""
+to the bit: nothing is fused or summed in an order that the shape of the batch could change."""
 
 from itertools import permutations
 

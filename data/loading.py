@@ -33,8 +33,7 @@ def load_data(name: str, options: DataOptions | None = None, **changes: object) 
     """The data set `name` (a key of DATASETS, in any case) as loaders of normalised batches.
 
     `changes` are fields of DataOptions by name. Raises UserError for values that make no sense,
-    DataError for missing files, TypeError for a field that does not exist.
-    """
+    DataError for missing files, TypeError for a field that does not exist."""
     options = replace(options or DataOptions(), **changes)
     row = find_dataset(name, options.image_size)
     size, channels = options.image_size or row.image_size, options.channels or row.channels

@@ -2,8 +2,7 @@
 
 Each image shows one figure of random size, place, rotation and colour on a gradient with clutter,
 partly covered now and then, under noise; some are small or faint enough that nobody gets them all.
-The pixels are computed with + - * / sqrt and comparisons only, which round alike on all machines.
-"""
+Pixels are computed with + - * / sqrt and comparisons only, which round alike on all machines."""
 
 import functools
 from collections.abc import Callable
@@ -86,13 +85,11 @@ def _draw(figure: Callable[[Array, Array], Array], n: int, rng: np.random.Genera
     images = ground[:, :, None, None] + slope[0] * ramp + slope[1] * ramp[:, None]
     for _ in range(2):
         _paint_bars(images, uniform, 0.4)
-
     radius = uniform(5.5, 12, n)
     u, v = _axes(uniform, radius, 0.9, 0.5)
     scale = radius[:, None, None]
     colour = ground + uniform(0.1, 1, n, 3) * uniform(0.12, 0.9, n, 1)
     _paint(images, figure(u / scale, v / scale) * scale, colour)
-
     _paint_bars(images, uniform, 0.4)
     images += uniform(0, 0.36, n, 1, 1, 1) * uniform(-0.5, 0.5, *images.shape)
     return (np.clip(images, 0, 1) * 255 + 0.5).astype(np.uint8)

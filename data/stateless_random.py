@@ -3,8 +3,7 @@
 A generator with a state would give an image other numbers as soon as the batch size, the number of
 workers or the point of a resume changed. Here each is a hash of its coordinates (SplitMix64: a
 counter times the golden ratio, then a bijective mixer) in int64 tensor operations that wrap modulo
-2^64, hence identical on every device.
-"""
+2^64, hence identical on every device."""
 
 import torch
 from torch import Tensor

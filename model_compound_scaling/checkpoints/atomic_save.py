@@ -3,8 +3,7 @@
 Atomic write: a temporary file in the same folder, fsync, rename over the old file, fsync of the
 folder. Whatever happens, a reader finds the old file or the whole new one. Rot on the disk is found
 by the CRC-32 that every entry of torch.save's zip archive has (see `untrusted`); the generation
-before the newest is kept, so that it costs one epoch and not the run.
-"""
+before the newest is kept, so that it costs one epoch and not the run."""
 
 import errno
 import io
@@ -73,14 +72,6 @@ def write_synced(content: bytes, path: Path) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder, if it is not there yet. Raises DiskError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(f"cannot make {folder}: {error.strerror}") from None
 
 
 def has_generation(path: Path) -> bool:

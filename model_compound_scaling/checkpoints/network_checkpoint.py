@@ -2,8 +2,7 @@
 
 Ours are plain dicts of tensors and plain values, which load with `weights_only=True`:
 `{"network": {"model", "num_classes", "arguments"}, "data": {...}, "state_dict": {...}, ...}`,
-with "widths" in "network" if some layers are narrower than the arguments say.
-"""
+with "widths" in "network" if some layers are narrower than the arguments say."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -84,8 +83,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def network_content(network: nn.Module, spec: NetworkSpec, data: dict, **more: object) -> dict:
     """Content of a checkpoint of ours: the network, its description, and anything else."""
     layout = torch.contiguous_format  # not channels_last, which training may use
-    own = network.state_dict().items()
-    state = {k: v.detach().cpu().clone(memory_format=layout) for k, v in own}
+    state = {k: v.cpu().clone(memory_format=layout) for k, v in network.state_dict().items()}
     return {"network": spec.content(), "data": data, "state_dict": state, **more}
 
 

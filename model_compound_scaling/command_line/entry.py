@@ -97,6 +97,8 @@ def require_single(resume: str, points: int) -> None:
 
 def start(args: argparse.Namespace) -> "torch.device":
     """The device of this process, which then has met the others."""
+    import torch
+
     from model_compound_scaling.machine import devices, processes
 
     device = devices.choose_device(args.cuda)
@@ -104,6 +106,7 @@ def start(args: argparse.Namespace) -> "torch.device":
     processes.start(device)
     if place.world_size() > 1:
         signals.defer()
-    if hint := devices.unused_gpus(device):
-        print(f"{hint} {' '.join(sys.argv)}")
+    elif device.type == "cuda" and (gpus := torch.cuda.device_count()) > 1:
+        hint = f"{gpus} GPUs are visible, one is used; for all: torchrun --nproc_per_node {gpus}"
+        print(hint, *sys.argv)
     return device

@@ -27,14 +27,6 @@ def choose_device(cuda: bool | None) -> torch.device:
     return device
 
 
-def unused_gpus(device: torch.device) -> str:
-    """A hint for a single process that sees several GPUs, else nothing."""
-    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
-    if gpus < 2 or processes.world_size() > 1:
-        return ""
-    return f"{gpus} GPUs are visible, one is used; for all: torchrun --nproc_per_node {gpus}"
-
-
 def make_deterministic(on: bool) -> None:
     """Same bits in every run on the same kind of device; else the fastest algorithms."""
     torch.backends.cudnn.benchmark = not on

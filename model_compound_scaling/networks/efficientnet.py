@@ -2,8 +2,7 @@
 
 The same weights come under three key styles and with two arithmetics: those trained with TensorFlow
 need BatchNorm eps 1e-3 and "SAME" padding, torchvision's and most of timm's need torchvision's eps
-and symmetric padding. With one's keys and another's arithmetic, logits are off by a factor.
-"""
+and symmetric padding. With one's keys and another's arithmetic, logits are off by a factor."""
 
 import torch.nn.functional as F
 import torchvision

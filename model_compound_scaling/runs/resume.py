@@ -21,13 +21,11 @@ Fits = Callable[[dict, Path], None]  # raises if a checkpoint's content cannot b
 
 @dataclass(frozen=True)
 class RunRequest:
-    """Which run: its folder and configuration, and what becomes of an earlier run there.
-
-    `resume` is "auto" (continue this folder's run if it has the same configuration), "none"
-    (start over; an earlier run is kept under another name) or the path of a `last.pt`, from which
-    to start; the same path later continues the run that it began. A job that SLURM starts again
-    continues its own run, even with "none". With `override`, another configuration may go on.
-    """
+    """Which run: its folder and configuration, and what becomes of an earlier run there. `resume`
+    is "auto" (continue this folder's run if it has the same configuration), "none" (start over; an
+    earlier run is kept under another name) or the path of a `last.pt`, from which to start; the
+    same path later continues the run that it began. A job that SLURM starts again continues its own
+    run, even with "none". With `override`, another configuration may go on."""
 
     folder: Path
     config: Configuration

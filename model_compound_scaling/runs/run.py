@@ -39,7 +39,6 @@ class Run(History):
         self.log = Log(request.folder)
 
         def fits(state: dict, source: Path) -> None:
-            """CheckpointError unless a checkpoint is of this network and of one of its phases."""
             require_run(state, source)
             if state["resume"].get("phase") not in phases:
                 raise CheckpointError(f"{source} is no last.pt of this stage")

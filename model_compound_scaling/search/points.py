@@ -5,8 +5,7 @@ baseline by d^phi, w^phi and r^phi. Operations grow with d w^2 r^2: with the num
 the channels twice, which are inputs and outputs, and with the pixels in both directions. With
 d w^2 r^2 = 2 a network costs about 2^phi times the baseline.
 
-Without torch until a cost is asked for: the command line reads its grid first.
-"""
+Without torch until a cost is asked for: the command line reads its grid first."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -56,8 +55,7 @@ def parse_grid(values: list[float | str], *, resolution: bool) -> list[Multiplie
         count, kind, what = 3, "triples", "depth, width and image size"
     if len(values) % count:
         raise UserError(f"--grid takes {kind} of {what}, not {len(values)} values")
-    rows = (tuple(values[i : i + count]) for i in range(0, len(values), count))
-    grid = [(*row, 1.0)[:3] for row in rows]
+    grid = [(*values[i : i + count], 1.0)[:3] for i in range(0, len(values), count)]
     if len(set(grid)) < len(grid):
         raise UserError("--grid names the same network twice")
     return grid

@@ -3,26 +3,23 @@
 exponent of all three; the cost grows about as (d w^2 r^2)^phi."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from model_compound_scaling.runs.history import History
 from model_compound_scaling.search.points import Multipliers, Point
 
 
+@dataclass(eq=False)
 class Search:
     """Trains a grid, then larger versions of its best network. `train` makes a Point's History, or
     gives None where another machine is to train it and has not yet. `target` is the accuracy in
     percent at which the search ends."""
 
-    def __init__(
-        self,
-        train: Callable[[Point], History | None],
-        point: Callable[[Multipliers, float], Point],
-        *,
-        target: float | None = None,
-    ) -> None:
-        self.train, self.point, self.target = train, point, target
-        self.trained: dict[Point, History] = {}
-        self.missing: list[Point] = []
+    train: Callable[[Point], History | None]
+    point: Callable[[Multipliers, float], Point]
+    target: float | None = None
+    trained: dict[Point, History] = field(default_factory=dict)
+    missing: list[Point] = field(default_factory=list)
 
     def run(self, grid: list[Multipliers], phis: list[float]) -> Point | None:
         """Walk through all points; returns the first that reaches the target, if there is one."""

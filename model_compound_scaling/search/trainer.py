@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from data import Data
-from model_compound_scaling.checkpoints.atomic_save import make_folder, write_text
+from model_compound_scaling.checkpoints.atomic_save import write_text
+from model_compound_scaling.checkpoints.errors import DiskError
 from model_compound_scaling.command_line.tables import to_csv
 from model_compound_scaling.machine import Log, processes
 from model_compound_scaling.runs import History, RunRequest, copy_best, finished, turn
@@ -59,7 +60,10 @@ class Trainer:
         target."""
         histories = [search.trained[found]] if found else list(search.trained.values())
         output = self.request.folder
-        make_folder(output)  # there may have been nothing to train here
+        try:
+            output.mkdir(parents=True, exist_ok=True)  # there may have been nothing to train here
+        except OSError as error:
+            raise DiskError(f"cannot make {output}: {error.strerror}") from None
         with turn(output):  # other machines may end at the same time
             winner = copy_best(histories, output / "best_model.pt")
             table = rows(search.trained, search.missing)

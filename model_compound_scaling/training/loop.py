@@ -108,12 +108,10 @@ def run_epochs(
     evaluated: nn.Module | None = None,
 ) -> None:
     """Train, evaluate, record and save each epoch of a phase, continuing where the run stopped.
-
     `prepare(epoch)` sets what changes between epochs and `figures()` looks at the trained network;
     both return figures for the record. `content()` is what a checkpoint must hold; `evaluated` is
     the network whose accuracy counts, if not the trained one. Raises NonFiniteLoss, and Stopped
-    after a signal; all that was done is on disk then.
-    """
+    after a signal; all that was done is on disk then."""
     total, clock, epochs = len(data.train), Clock(run.interval), phase.epochs
     network = evaluated or step.network
 

@@ -4,8 +4,7 @@ torch's own `weights_only` unpickler runs no foreign code, but it allocates what
 calls bytearray(10**12) and torch.UntypedStorage(10**12), copies one tuple a million times, makes
 expanded tensors and, in the legacy format, storages of any size. Fake tensors change the last two
 only. So the pickle is first unpickled with stand-ins, which check and count instead of computing;
-only what state dicts and optimizers need can be named.
-"""
+only what state dicts and optimizers need can be named."""
 
 import io
 import math

@@ -44,13 +44,11 @@ def _check_zip(raw: bytes) -> None:
 
 
 def _entries(raw: bytes) -> dict[str, memoryview]:
-    """The archive's files in order, each after its CRC-32 test.
-
-    Stricter than the zip format, all as torch.save writes it: the directory at the end, entries
-    stored one after the other from byte 0, no name twice. Python's zipfile accepts bytes around
-    the archive, a misplaced directory, one name twice and overlapping entries; torch's reader
-    accepts some of them, too, but may see another archive than the one that was checked.
-    """
+    """The archive's files in order, each after its CRC-32 test. Stricter than the zip format, all
+    as torch.save writes it: the directory at the end, entries stored one after the other from byte
+    0, no name twice. Python's zipfile accepts bytes around the archive, a misplaced directory, one
+    name twice and overlapping entries; torch's reader accepts some of them, too, but may see
+    another archive than the one that was checked."""
     count, directory, end = _directory(raw)
     if count > ENTRY_LIMIT:
         raise Refused(f"has {count:,} entries, more than a checkpoint's {ENTRY_LIMIT:,}")
