@@ -4,7 +4,8 @@ from model_compound_scaling.command_line import tables
 from model_scoring.counting.costs import Count
 from model_scoring.counting.scoring import Score, layers, ternary_layers
 from model_scoring.counting.settings import RULE_SETS
-from model_scoring.tracing.operation_record import UNKNOWN, Record
+from model_scoring.tracing.aten_operations import UNKNOWN
+from model_scoring.tracing.operation_record import Record
 
 COLUMNS = ("layer", "kind", "output", "in", "out", "weights", "zeros", "format")
 NUMBERS = ("params", "adds", "mults")

@@ -92,8 +92,8 @@ def _state(network: nn.Module, device: torch.device) -> dict[str, Tensor]:
                 continue
             state[name] = tensor.detach().to(device, copy=True)
             owner = frozenset({name} if isinstance(tensor, nn.Parameter) else ())
-            tag = Tag(False, parameters=owner, value=tensor.detach().cpu(), source=name)
-            tag.put(state[name])
+            numbers = tensor.detach().cpu()
+            Tag(False, parameters=owner, value=numbers, source=name).put(state[name])
     return state
 
 

@@ -26,11 +26,6 @@ class Weights:
         return self.high is not None
 
     @property
-    def depthwise(self) -> bool:
-        """One input channel per filter, more than one group."""
-        return self.counts.shape[0] > 1 and self.counts.shape[2] == 1
-
-    @property
     def filters(self) -> int:
         """Their number, in all groups."""
         return self.counts.shape[:2].numel()
