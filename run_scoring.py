@@ -108,8 +108,7 @@ def check(args: argparse.Namespace) -> list[Path]:
         require_packages("--onnx needs", *onnx_code_types.PACKAGES, fix=fix)
     for name, needed in NEEDS.items():
         if getattr(args, name) not in (None, False) and not getattr(args, needed):
-            given = f"--{name.replace('_', '-')}"
-            raise UserError(f"{given} takes effect with --{needed}: add it")
+            raise UserError(f"--{name.replace('_', '-')} takes effect with --{needed}: add it")
     paths = [path for name in FILE_FLAGS if (path := getattr(args, name))]
     if folder := next((path for path in paths if path.is_dir()), None):
         raise UserError(f"{folder} is a folder: name a file in it")
