@@ -131,8 +131,7 @@ def measure(network: "nn.Module", data: "Data", *, device: "torch.device", half:
     from model_compound_scaling.training.evaluation import evaluate
     from model_scoring.inference.half_precision import half_precision
 
-    network = network.to(device)
-    how = "float32"
+    network, how = network.to(device), "float32"
     if half:
         image = torch.zeros(1, data.channels, data.image_size, data.image_size, device=device)
         network, how = half_precision(network, image)
@@ -183,9 +182,8 @@ def show(result: "Score", rules: str, packed: "Packed | None") -> None:
     from model_scoring.counting import report
     from model_scoring.counting.scoring import warnings
 
-    print("\n".join(report.table(result, rules)))
-    print()
-    print("\n".join(report.summary(result, packed and len(packed.content))))
+    summary = report.summary(result, packed and len(packed.content))
+    print("\n".join([*report.table(result, rules), "", *summary]))
     for line in warnings(result):
         print(f"warning: {line}", file=sys.stderr)
 

@@ -122,11 +122,9 @@ def linear(i: int, structure: Structure, settings: Settings) -> Count:
 
 
 def batchnorm(i: int, structure: Structure, settings: Settings) -> Count:
-    """A bias per live channel and an add per element; the scale counts as merged.
-
-    A MicroNet's second convolution carries two: the block's first BatchNorm counts with its inputs
-    (parameters) and outputs (additions).
-    """
+    """A bias per live channel and an add per element; the scale counts as merged. A MicroNet's
+    second convolution carries two: the block's first BatchNorm counts with its inputs (parameters)
+    and outputs (additions)."""
     live, second = structure.live_channels(i), structure.second_conv(i)
     adds = costs.elements(structure.trace.records[i].out_shape, live)
     if second is not None:

@@ -76,9 +76,7 @@ def _layer(score: Score, index: int, rules: str) -> dict[str, object]:
     record, count = score.records[index], score.counts[rules][index]
     costs = {name: score.counts[name][index] for name in RULE_SETS}
     return {
-        "name": record.name,
-        "kind": record.kind,
-        "ternary": record.ternary,
+        **_fields(record, "name", "kind", "ternary"),
         "in_shape": list(record.in_shape),
         "out_shape": list(record.out_shape),
         **_fields(count, "weights", "nonzeros", "live_in", "live_out"),
@@ -101,8 +99,7 @@ def to_dict(
         "model": model,
         "checkpoint": checkpoint,
         "image_size": image_size,
-        "parameters": score.parameters,
-        "zeros": score.zeros,
+        **_fields(score, "parameters", "zeros"),
         "top1": top1,
         **{name: _fields(score.totals[name], *totals) for name in RULE_SETS},
         "layers": [_layer(score, i, rules) for i in range(len(score.records))],

@@ -128,11 +128,9 @@ def _same_function(one: nn.Module, other: nn.Module, shape: tuple[int, int, int]
 
 @torch.no_grad()
 def thin(network: nn.Module, shape: tuple[int, int, int]) -> Thin:
-    """A copy of a network without channels that cannot matter, for evaluation mode.
-
-    Images have (channels, height, width). Channels are kept where the network's code is not
-    understood, and all of them, with a note, where the result would be another function.
-    """
+    """A copy of a network without channels that cannot matter, for evaluation mode and images of
+    (channels, height, width). Channels are kept where the network's code is not understood, and all
+    of them, with a note, where the result would be another function."""
     original = deepcopy(network).cpu().double().eval()
     with one_thread():
         traced = trace(original, shape)

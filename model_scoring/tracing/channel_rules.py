@@ -150,10 +150,8 @@ def reduction(call: Call, shape: Shape, known: Channels) -> Known:
 @unary
 def move(call: Call, shape: Shape, known: Channels) -> Known:
     """Dimensions in another order, added, dropped, repeated, or cut where channels do not differ.
-
     Channels themselves are only cut by `chunk`, in parts that have to stay equal: parts of a given
-    size would be other channels once some have left.
-    """
+    size would be other channels once some have left."""
     differs, shapes = differing(known.labels), call.shapes
     cuts = ("slice", "select", "unbind", "split", "split_with_sizes")
     cut = call.name in cuts and shapes != [shape]

@@ -126,9 +126,7 @@ def one_thread() -> Iterator[None]:
 
 def trace(network: nn.Module, shape: tuple[int, int, int]) -> Trace:
     """Records of one forward pass in evaluation mode of an image of (channels, height, width).
-
-    Raises UserError if the network cannot take such an image.
-    """
+    Raises UserError if the network cannot take such an image."""
     try:
         with one_thread():
             return _run(network, shape, torch.device("meta"))

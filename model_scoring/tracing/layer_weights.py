@@ -10,10 +10,8 @@ from model_compound_scaling.networks.few_values import ternary_values
 
 @dataclass(frozen=True)
 class Weights:
-    """Counts per filter and input channel; o, i are filters and inputs within a group.
-
-    All counts are (groups, o, i). `high` counts the larger of a ternary layer's two values.
-    """
+    """Counts (groups, o, i) per filter and input channel; o, i are those within a group. `high`
+    counts the larger of a ternary layer's two values."""
 
     counts: Tensor  # nonzero weights
     high: Tensor | None  # None: not ternary
