@@ -108,8 +108,7 @@ def check(args: argparse.Namespace) -> list[Path]:
         require_packages("--onnx needs", *onnx_code_types.PACKAGES, fix=fix)
     for name, needed in NEEDS.items():
         if getattr(args, name) not in (None, False) and not getattr(args, needed):
-            given = f"--{name.replace('_', '-')}"
-            raise UserError(f"{given} takes effect with --{needed}: add it")
+            raise UserError(f"--{name.replace('_', '-')} takes effect with --{needed}: add it")
     paths = [path for name in FILE_FLAGS if (path := getattr(args, name))]
     if folder := next((path for path in paths if path.is_dir()), None):
         raise UserError(f"{folder} is a folder: name a file in it")
@@ -132,8 +131,7 @@ def measure(network: "nn.Module", data: "Data", *, device: "torch.device", half:
     from model_compound_scaling.training.evaluation import evaluate
     from model_scoring.inference.half_precision import half_precision
 
-    network = network.to(device)
-    how = "float32"
+    network, how = network.to(device), "float32"
     if half:
         image = torch.zeros(1, data.channels, data.image_size, data.image_size, device=device)
         network, how = half_precision(network, image)
@@ -184,9 +182,8 @@ def show(result: "Score", rules: str, packed: "Packed | None") -> None:
     from model_scoring.counting import report
     from model_scoring.counting.scoring import warnings
 
-    print("\n".join(report.table(result, rules)))
-    print()
-    print("\n".join(report.summary(result, packed and len(packed.content))))
+    summary = report.summary(result, packed and len(packed.content))
+    print("\n".join([*report.table(result, rules), "", *summary]))
     for line in warnings(result):
         print(f"warning: {line}", file=sys.stderr)
 

@@ -33,9 +33,8 @@ def draw(weights: Tensor, gamma: float, costs: Axes, histogram: Axes) -> None:
     x = torch.linspace(-end, end, 121)
     parts = [weights[weights > high], weights[weights <= -low]]
     parts.append(weights[(weights <= high) & (weights > -low)])
-    shares = [
-        f"{100 * len(p) / len(weights):.0f} % become {n}" for p, n in zip(parts, NAMES, strict=True)
-    ]
+    percent = [f"{100 * len(part) / len(weights):.0f} % become" for part in parts]
+    shares = [f"{p} {name}" for p, name in zip(percent, NAMES, strict=True)]
     for i, value in enumerate((w_p, -w_n, 0.0)):  # less what all have in common, lambda I_0
         cost = (x - value) ** 2 + lam * (information[i] - information[2])
         costs.plot(x, cost, color=COLOURS[i], label=f"cost of {NAMES[i]}")

@@ -131,14 +131,9 @@ class Quantization:
         settings, ternarizer, self.phase = self.settings, self.ternarizer, phase
         rates = {"lr": settings.lr, "lr2": settings.lr2, "weight_decay": settings.weight_decay}
         self.optimizer = make_optimizer(self.network, ternarizer, **rates)
-        step = TrainStep(
-            self.forward,
-            network=self.network,
-            optimizer=self.optimizer,
-            classes=self.data.classes,
-            prepare=ternarizer.prepare_step,
-            finish=ternarizer.finish_step,
-        )
+        step = TrainStep(self.forward, network=self.network, optimizer=self.optimizer,
+                         classes=self.data.classes, prepare=ternarizer.prepare_step,
+                         finish=ternarizer.finish_step)  # fmt: skip
         state = self.run.state.get("resume", {})
         if state.get("phase") == phase:
             self.network.load_state_dict(self.run.state["state_dict"])
@@ -221,16 +216,10 @@ def quantize_point(
     run = Run(request, spec=spec, phases=(first, "frozen"), check=check)
     if measure := settings.eval and not run.state:
         log_accuracy("before quantization", network, data, run)
-    ternarizer = Ternarizer(
-        network,
-        names,
-        initial_scale=settings.point.initial_scale,
-        gamma=settings.point.gamma,
-        kmeans=settings.centroids > 0,
-        prune=bool(settings.prune),
-        ttq_threshold=settings.point.ttq_threshold,
-        levels=settings.levels,
-    )
+    point = settings.point
+    ternarizer = Ternarizer(network, names, initial_scale=point.initial_scale, gamma=point.gamma,
+                            kmeans=settings.centroids > 0, prune=bool(settings.prune),
+                            ttq_threshold=point.ttq_threshold, levels=settings.levels)  # fmt: skip
     weights = f"{len(names)} layers with {ternarizer.latent.numel():,} weights"
     stay = f", {len(fixed)} quantized layers stay as they are" if fixed else ""
     run.log(f"{request.folder.name}: {weights}{stay}, on {device}")

@@ -35,16 +35,12 @@ def statistics(latent: Tensor, segments: Segments) -> Statistics:
 
 
 def assign(latent: Tensor, thresholds: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
-    """Masks (R, width) of the positive side, above the first threshold, and of the negative one,
-    at or below minus the second."""
-    positive = latent > segments.spread(thresholds[0])
-    negative = latent <= segments.spread(-thresholds[1])
-    return positive, negative
+    """Masks (R, width): above the first threshold, and at or below minus the second."""
+    return latent > segments.spread(thresholds[0]), latent <= segments.spread(-thresholds[1])
 
 
 def shares(members: Iterable[Tensor], segments: Segments) -> Tensor:
-    """Fractions of the weights per cluster, (C + 1, L): those of C masks, then of the rest, which
-    is at zero."""
+    """Fractions of the weights per cluster, (C + 1, L): of C masks, then of the rest, at zero."""
     counts = torch.stack([segments.reduce(mask, "sum") for mask in members])
     return torch.cat([counts, segments.counts[None] - counts.sum(0)]) / segments.counts
 

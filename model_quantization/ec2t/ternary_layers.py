@@ -50,8 +50,7 @@ class TernaryLayers(LatentLayers):
 
     def reassign_ttq(self, threshold: float) -> None:
         """Trained ternary quantization (Zhu et al. 2017): a side iff |W| > threshold max|W|."""
-        limit = threshold * self.segments.reduce(self.latent.abs(), "max")
-        limits = limit.expand(2, -1)
+        limits = (threshold * self.segments.reduce(self.latent.abs(), "max")).expand(2, -1)
         self.positive, self.negative = assign(self.latent, limits, self.segments)
 
     def probabilities(self) -> Tensor:

@@ -64,10 +64,6 @@ class Live:
     def rows(self) -> int:
         return int(self.filters.sum())
 
-    @property
-    def columns(self) -> int:
-        return int(self.inputs.sum())
-
     def keep(self, counts: Tensor) -> Tensor:
         """Counts (groups, filters, inputs) with those of dead channels set to 0."""
         return counts * (self.filters[:, :, None] & self.inputs[:, None, :])
@@ -79,7 +75,7 @@ def stored_layer(weights: Weights, live: Live, settings: Settings, *, whole: boo
     z = int(live.keep(weights.counts).sum())
     options = {"ternary": weights.ternary, "settings": settings, "whole": whole}
     name, params = cheapest(n, z, live.rows, **options)
-    return Count(params, 0.0, 0.0, name, live.columns, live.rows, n, z)
+    return Count(params, 0.0, 0.0, name, int(live.inputs.sum()), live.rows, n, z)
 
 
 def positions(record: Record) -> int:

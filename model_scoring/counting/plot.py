@@ -1,7 +1,4 @@
-"""Per layer the shares of ternary weights, deleted weights and deleted channels.
-
-As figures 5.1 and 7.1 of Becking 2020.
-"""
+"""Figures 5.1 and 7.1 of Becking 2020: ternary and deleted weights, deleted channels by layer."""
 
 import io
 import math
@@ -16,11 +13,8 @@ COLOURS = {
 
 
 def shares(score: Score, rules: str) -> dict[str, list[float]]:
-    """Percentages per layer with weights.
-
-    Ternary and deleted weights are shares of the layer's weights (in a full-precision layer all
-    weights left count as neither), deleted channels of its inputs and outputs together.
-    """
+    """Percent per layer: of its weights the ternary and the deleted ones (what is left of a layer
+    in full precision is neither), of its inputs and outputs together the deleted channels."""
     found: dict[str, list[float]] = {name: [] for name in COLOURS}
     for record, count in zip(score.records, score.counts[rules], strict=True):
         if record.weights is None:

@@ -11,16 +11,8 @@ from functools import cached_property
 
 import torch
 
-from model_scoring.counting.costs import (
-    Count,
-    Live,
-    channels,
-    elements,
-    elementwise,
-    positions,
-    scaled,
-    stored_layer,
-)
+from model_scoring.counting import costs
+from model_scoring.counting.costs import Count, Live
 from model_scoring.counting.settings import WORD, Settings
 from model_scoring.counting.weight_formats import tree_bits
 from model_scoring.tracing.operation_record import Trace
@@ -37,10 +29,6 @@ class Structure:
     family: str
 
     @cached_property
-    def by_name(self) -> dict[str, int]:
-        return {record.name: i for i, record in enumerate(self.trace.records)}
-
-    @cached_property
     def skipped(self) -> set[int]:
         """Shortcut convolutions with their BatchNorm, pooling, all residual sums but the last."""
         if self.family not in RESIDUAL:
@@ -53,12 +41,9 @@ class Structure:
 
     @cached_property
     def live(self) -> dict[int, Live]:
-        """What is left of each layer.
-
-        In the chain of a residual network's block convolutions an input goes with the filter of the
-        convolution before; elsewhere it goes if it has no weights, except in depthwise and linear
-        layers.
-        """
+        """What is left of each layer. In the chain of a residual network's block convolutions an
+        input goes with the filter of the convolution before; elsewhere it goes if it has no
+        weights, except in depthwise and linear layers."""
         result, before = {}, None
         for i, record in enumerate(self.trace.records):
             if record.weights is None:
@@ -72,7 +57,7 @@ class Structure:
                 follows = before is not None and (1, before.numel()) == inputs.shape
                 inputs = before.reshape(1, -1) if follows else everything
                 before = filters
-            elif record.weights.depthwise:
+            elif len(counts) > 1 and inputs.shape[1] == 1:  # depthwise
                 inputs = everything
             result[i] = Live(inputs, filters)
         return result
@@ -89,7 +74,7 @@ class Structure:
 
     def live_channels(self, i: int) -> int:
         """Of a record's result: those of the layer it comes from."""
-        c, source = channels(self.trace.records[i].out_shape), self.sources[i]
+        c, source = costs.channels(self.trace.records[i].out_shape), self.sources[i]
         filters = None if source is None else self.live[source].filters
         return c if filters is None or filters.numel() != c else int(filters.sum())
 
@@ -98,27 +83,19 @@ class Structure:
         name = self.trace.records[i].name
         if self.family != "micronet" or not name.endswith(".bn1"):
             return None
-        return self.by_name.get(name.removesuffix("bn1") + "conv2")
-
-    def activation_counts(self, i: int) -> bool:
-        """In a MicroNet only those after the stem and the first convolution of a block."""
-        source = self.sources[i]
-        first = source is None or self.trace.records[source].name.endswith("conv1")
-        return self.family != "micronet" or first
-
-    def merges_bias(self, i: int) -> bool:
-        """A bias before a BatchNorm becomes part of the BatchNorm's."""
-        users = [self.trace.records[j] for j in self.trace.consumers[i] if j >= 0]
-        return any(record.kind == "batchnorm" for record in users)
+        conv2 = name.removesuffix("bn1") + "conv2"
+        return next((j for j, r in enumerate(self.trace.records) if r.name == conv2), None)
 
 
 def conv(i: int, structure: Structure, settings: Settings) -> Count:
     """2 mults an output if ternary, else v; v - 1 adds, v the average nonzeros of a filter."""
-    record, live = structure.trace.records[i], structure.live[i]
-    count = stored_layer(record.weights, live, settings, whole=True)
-    outputs = positions(record) * live.rows
+    records, live = structure.trace.records, structure.live[i]
+    record, users = records[i], structure.trace.consumers[i]
+    count = costs.stored_layer(record.weights, live, settings, whole=True)
+    outputs = costs.positions(record) * live.rows
     v = count.nonzeros / live.rows if live.rows else 1.0
-    bias = record.bias and not structure.merges_bias(i)
+    # a bias before a BatchNorm becomes part of the BatchNorm's
+    bias = record.bias and not any(j >= 0 and records[j].kind == "batchnorm" for j in users)
     ternary = record.weights.ternary
     adds = (v - 1) * settings.add_bits / WORD
     if ternary and settings.tree_adder:
@@ -134,40 +111,42 @@ def conv(i: int, structure: Structure, settings: Settings) -> Count:
 def linear(i: int, structure: Structure, settings: Settings) -> Count:
     """A mult per nonzero weight, one add less per output; ternary or not."""
     record = structure.trace.records[i]
-    count = stored_layer(record.weights, structure.live[i], settings, whole=True)
-    biases, rows = record.bias * count.live_out, positions(record)
+    count = costs.stored_layer(record.weights, structure.live[i], settings, whole=True)
+    biases, rows = record.bias * count.live_out, costs.positions(record)
     adds = max(count.nonzeros - count.live_out, 0) + biases
     return replace(
         count,
         params=count.params + biases * settings.value_bits / WORD,
-        **scaled(adds * rows, count.nonzeros * rows, settings),
+        **costs.scaled(adds * rows, count.nonzeros * rows, settings),
     )
 
 
 def batchnorm(i: int, structure: Structure, settings: Settings) -> Count:
-    """A bias per live channel and an add per element; the scale counts as merged.
-
-    A MicroNet's second convolution carries two: the block's first BatchNorm counts with its inputs
-    (parameters) and outputs (additions).
-    """
+    """A bias per live channel and an add per element; the scale counts as merged. A MicroNet's
+    second convolution carries two: the block's first BatchNorm counts with its inputs (parameters)
+    and outputs (additions)."""
     live, second = structure.live_channels(i), structure.second_conv(i)
-    adds = elements(structure.trace.records[i].out_shape, live)
+    adds = costs.elements(structure.trace.records[i].out_shape, live)
     if second is not None:
         kept = structure.live[second]
-        live, adds = kept.columns, positions(structure.trace.records[second]) * kept.rows
+        live = int(kept.inputs.sum())
+        adds = costs.positions(structure.trace.records[second]) * kept.rows
     params = live * settings.value_bits / WORD
-    return Count(params, **scaled(adds, 0, settings), live_in=live, live_out=live)
+    return Count(params, **costs.scaled(adds, 0, settings), live_in=live, live_out=live)
 
 
 def plain(i: int, structure: Structure, settings: Settings) -> Count:
     """Per live element: ReLU 1 mult, swish 3 and 1 add, sigmoid 2 and 1, pooling, products."""
-    record, live = structure.trace.records[i], structure.live_channels(i)
-    activation = record.kind in ("relu", "swish", "sigmoid")
-    if activation and not structure.activation_counts(i):
+    records, live = structure.trace.records, structure.live_channels(i)
+    record, source = records[i], structure.sources[i]
+    # in a MicroNet only those after the stem and the first convolution of a block
+    late = structure.family == "micronet" and source is not None
+    late = late and not records[source].name.endswith("conv1")
+    if late and record.kind in ("relu", "swish", "sigmoid"):
         return Count(live_in=live, live_out=live)
     params = record.stored * settings.value_bits / WORD
-    costs = elementwise(record, elements(record.out_shape, live), settings)
-    return Count(params, **costs, live_in=live, live_out=live)
+    operations = costs.elementwise(record, costs.elements(record.out_shape, live), settings)
+    return Count(params, **operations, live_in=live, live_out=live)
 
 
 RULES: dict[str, Callable[[int, Structure, Settings], Count]] = {
@@ -183,7 +162,7 @@ def count(trace: Trace, settings: Settings, *, family: str = "other") -> list[Co
     counts = []
     for i, record in enumerate(trace.records):
         if i in structure.skipped:
-            c = channels(record.out_shape)
+            c = costs.channels(record.out_shape)
             counts.append(Count(format="not counted", live_in=c, live_out=c))
             continue
         cost = RULES.get(record.kind, plain)(i, structure, settings)

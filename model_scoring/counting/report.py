@@ -4,7 +4,8 @@ from model_compound_scaling.command_line import tables
 from model_scoring.counting.costs import Count
 from model_scoring.counting.scoring import Score, layers, ternary_layers
 from model_scoring.counting.settings import RULE_SETS
-from model_scoring.tracing.operation_record import UNKNOWN, Record
+from model_scoring.tracing.aten_operations import UNKNOWN
+from model_scoring.tracing.operation_record import Record
 
 COLUMNS = ("layer", "kind", "output", "in", "out", "weights", "zeros", "format")
 NUMBERS = ("params", "adds", "mults")
@@ -75,9 +76,7 @@ def _layer(score: Score, index: int, rules: str) -> dict[str, object]:
     record, count = score.records[index], score.counts[rules][index]
     costs = {name: score.counts[name][index] for name in RULE_SETS}
     return {
-        "name": record.name,
-        "kind": record.kind,
-        "ternary": record.ternary,
+        **_fields(record, "name", "kind", "ternary"),
         "in_shape": list(record.in_shape),
         "out_shape": list(record.out_shape),
         **_fields(count, "weights", "nonzeros", "live_in", "live_out"),
@@ -100,8 +99,7 @@ def to_dict(
         "model": model,
         "checkpoint": checkpoint,
         "image_size": image_size,
-        "parameters": score.parameters,
-        "zeros": score.zeros,
+        **_fields(score, "parameters", "zeros"),
         "top1": top1,
         **{name: _fields(score.totals[name], *totals) for name in RULE_SETS},
         "layers": [_layer(score, i, rules) for i in range(len(score.records))],

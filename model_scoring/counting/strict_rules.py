@@ -10,17 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from model_scoring.counting.costs import (
-    PER_ELEMENT,
-    Count,
-    Live,
-    channels,
-    elements,
-    elementwise,
-    positions,
-    scaled,
-    stored_layer,
-)
+from model_scoring.counting import costs
+from model_scoring.counting.costs import Count, Live
 from model_scoring.counting.settings import WORD, Settings
 from model_scoring.counting.weight_formats import tree_bits
 from model_scoring.tracing.operation_record import Record, Trace
@@ -34,7 +25,7 @@ class _Context:
 
     def live(self, record: Record) -> Tensor:
         """bool (c,): channels of a record's result that depend on the image and are needed."""
-        live = torch.ones(channels(record.out_shape), dtype=torch.bool)
+        live = torch.ones(costs.channels(record.out_shape), dtype=torch.bool)
         if record.constants is not None:
             live &= record.constants.isnan()
         if record.labels is not None:
@@ -93,9 +84,9 @@ def _ternary(record: Record, live: Live, settings: Settings) -> tuple[float, flo
 
 def layer(i: int, record: Record, context: _Context) -> Count:
     """v N mults, (v - 1) N adds, with a bias N more; v nonzeros per filter, N outputs."""
-    settings, at = context.settings, positions(record)
+    settings, at = context.settings, costs.positions(record)
     live = live_channels(record, context.live(record))
-    count = stored_layer(record.weights, live, settings, whole=False)
+    count = costs.stored_layer(record.weights, live, settings, whole=False)
     if record.weights.ternary:
         adds, mults = _ternary(record, live, settings)
         adds *= WORD / settings.add_bits
@@ -110,7 +101,7 @@ def layer(i: int, record: Record, context: _Context) -> Count:
     return replace(
         count,
         params=count.params + context.values(stored) + (masks / WORD if live.rows else 0.0),
-        **scaled((adds + biases) * at, mults * at, settings),
+        **costs.scaled((adds + biases) * at, mults * at, settings),
     )
 
 
@@ -130,17 +121,18 @@ def batchnorm(i: int, record: Record, context: _Context) -> Count:
     bias = 0 if source and source.bias else 1  # else it becomes part of the layer's own
     scale = 0 if source else 1
     stored = (bias + scale) * live + _nonzero_constants(record.constants)
-    at = elements(record.out_shape, live)
-    costs = scaled(bias * at, scale * at, context.settings)
+    at = costs.elements(record.out_shape, live)
+    operations = costs.scaled(bias * at, scale * at, context.settings)
     name = "folded" if source else ""
-    return Count(context.values(stored), **costs, format=name, live_in=live, live_out=live)
+    return Count(context.values(stored), **operations, format=name, live_in=live, live_out=live)
 
 
 def plain(i: int, record: Record, context: _Context) -> Count:
     """Activations, sums, products, pooling: per element that depends on the image."""
     live = int(context.live(record).sum())
-    costs = elementwise(record, elements(record.out_shape, live), context.settings)
-    return Count(context.values(record.stored), **costs, live_in=live, live_out=live)
+    elements = costs.elements(record.out_shape, live)
+    operations = costs.elementwise(record, elements, context.settings)
+    return Count(context.values(record.stored), **operations, live_in=live, live_out=live)
 
 
 RULES: dict[str, Callable[[int, Record, _Context], Count]] = {
@@ -153,7 +145,7 @@ RULES: dict[str, Callable[[int, Record, _Context], Count]] = {
     "matmul": plain,  # v N mults, (v - 1) N adds, as a layer
     "stored": plain,  # challenge: every stored value counts
     "unknown": plain,  # only what it stores; reported by name
-    **dict.fromkeys(PER_ELEMENT, plain),  # counting.PER_ELEMENT
+    **dict.fromkeys(costs.PER_ELEMENT, plain),
 }
 
 

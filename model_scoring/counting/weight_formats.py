@@ -26,11 +26,9 @@ def ternary_bits(n: int, z: int, rows: int, bits: int, formats: bool) -> list[tu
 def cheapest(
     n: int, z: int, rows: int, *, ternary: bool, settings: Settings, whole: bool
 ) -> tuple[str, float]:
-    """Name of the cheapest format and its parameters of 32 bits.
-
-    `whole`, as the published tables: ternary ones are rounded up to whole parameters before the
-    comparison, and a single zero already asks for a mask.
-    """
+    """Name of the cheapest format and its parameters of 32 bits. `whole`, as the published tables:
+    ternary ones are rounded up to whole parameters before the comparison, and a single zero already
+    asks for a mask."""
     if n == 0:
         return "none", 0.0
     bits = settings.value_bits
@@ -46,11 +44,9 @@ def cheapest(
 
 
 def tree_bits(operands: float, width: int) -> float:
-    """Bits added when a tree of adders sums operands of `width` bits.
-
-    Each level adds pairs and its results are a bit wider, up to 32. An odd one out joins a later
-    level, where the other operand is at least as wide.
-    """
+    """Bits added when a tree of adders sums operands of `width` bits. Each level adds pairs and its
+    results are a bit wider, up to 32. An odd one out joins a later level, where the other operand
+    is at least as wide."""
     total = 0.0
     while operands > 1:
         total += operands // 2 * width

@@ -20,20 +20,14 @@ class DeadChannels(NamedTuple):
     rounds: int
 
 
-class _Reader(NamedTuple):
-    """A layer that mixes channels."""
-
-    inputs: Tensor  # (groups, inputs) labels
-    outputs: Tensor  # (groups, filters) labels
-    touched: Tensor  # bool (groups, filters, inputs): weights that do not fold
-
-
-def _reader(record: Record) -> _Reader:
-    counts, reads = record.weights.counts, record.reads
-    inputs, outputs = (labels.reshape(len(counts), -1) for labels in (reads.labels, record.labels))
-    if reads.folds is None:
-        return _Reader(inputs, outputs, counts > 0)
-    return _Reader(inputs, outputs, (counts > 0) & ~reads.folds.reshape(len(counts), 1, -1))
+def _reader(record: Record) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a layer that mixes channels: labels of inputs (groups, inputs) and outputs (groups,
+    filters), and which of its weights do not fold, bool (groups, filters, inputs)."""
+    touched, reads = record.weights.counts > 0, record.reads
+    inputs, outputs = (part.reshape(len(touched), -1) for part in (reads.labels, record.labels))
+    if reads.folds is not None:
+        touched &= ~reads.folds.reshape(len(touched), 1, -1)
+    return inputs, outputs, touched
 
 
 def narrowable(trace: Trace) -> list[Record | Padding]:
@@ -55,16 +49,16 @@ def dead_channels(trace: Trace) -> DeadChannels:
     if not trace.followed:
         return DeadChannels(gone, 0)
     readers = [_reader(trace.records[i]) for i in mixing(trace)]
-    outputs = [part.labels for part in narrowable(trace)]
+    made = [part.labels for part in narrowable(trace)]
     pinned = torch.tensor(sorted(trace.labels.pinned), dtype=torch.int64)
     while True:
         needed = torch.zeros_like(gone)  # by root: labels that are tied live and die together
         needed[roots[pinned]] = True
-        for reader in readers:
-            used = (reader.touched & ~gone[reader.outputs][:, :, None]).any(1)
-            needed[roots[reader.inputs[used]]] = True
+        for inputs, outputs, touched in readers:
+            used = (touched & ~gone[outputs][:, :, None]).any(1)
+            needed[roots[inputs[used]]] = True
         # an empty layer cannot be built, and parts that the code makes equal have to stay equal
-        while missed := _missed(trace, outputs, ~needed[roots], before=gone):
+        while missed := _missed(trace, made, ~needed[roots], before=gone):
             for labels in missed:
                 needed[roots[labels]] = True
         found = ~needed[roots]
@@ -73,13 +67,13 @@ def dead_channels(trace: Trace) -> DeadChannels:
         gone, rounds = found, rounds + 1
 
 
-def _missed(trace: Trace, outputs: list[Tensor], gone: Tensor, *, before: Tensor) -> list[Tensor]:
+def _missed(trace: Trace, made: list[Tensor], gone: Tensor, *, before: Tensor) -> list[Tensor]:
     """Labels that have to stay after all; those that were dead before stay dead."""
 
     def restored(labels: Tensor, count: int) -> Tensor:
         return labels[gone[labels] & ~before[labels]][:count]
 
-    missed = [restored(labels, 1) for labels in outputs if bool(gone[labels].all())]
+    missed = [restored(labels, 1) for labels in made if bool(gone[labels].all())]
     for parts in trace.labels.balanced:
         kept = (~gone[parts]).sum(1)
         for part, count in zip(parts, (kept.max().clamp(min=1) - kept).tolist(), strict=True):

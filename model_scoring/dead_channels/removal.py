@@ -45,8 +45,7 @@ def _fold(network: nn.Module, trace: Trace, i: int, shift: Tensor) -> None:
     layer.bias += shift
 
 
-# sizes and tensors of a narrower layer
-Narrow = tuple[dict[str, int], dict[str, Tensor]]
+Narrow = tuple[dict[str, int], dict[str, Tensor]]  # sizes and tensors of a narrower layer
 
 
 def _picked(layer: nn.Module, keep: Tensor, *names: str) -> dict[str, Tensor]:
@@ -103,13 +102,11 @@ def remove(network: nn.Module, trace: Trace, gone: Tensor) -> None:
         if bool(shift.any()):
             _fold(network, trace, i, shift)
     for part in narrowable(trace):
-        seen = part.reads.labels if part.reads else part.labels
-        if bool(gone[seen].any() or gone[part.labels].any()):
-            layer = network.get_submodule(part.layer)
+        inputs = ~gone[part.reads.labels if part.reads else part.labels]
+        outputs, layer = ~gone[part.labels], network.get_submodule(part.layer)
+        if not bool(inputs.all() and outputs.all()):
             depthwise = part.reads is not None and part.reads.depthwise
-            sizes, tensors = NARROW[type(layer)](
-                layer, ~gone[seen], ~gone[part.labels], depthwise=depthwise
-            )
+            sizes, tensors = NARROW[type(layer)](layer, inputs, outputs, depthwise=depthwise)
             resize(layer, sizes_of(layer) | sizes)
             for name, tensor in tensors.items():
                 getattr(layer, name).copy_(tensor)
@@ -131,11 +128,9 @@ def _same_function(one: nn.Module, other: nn.Module, shape: tuple[int, int, int]
 
 @torch.no_grad()
 def thin(network: nn.Module, shape: tuple[int, int, int]) -> Thin:
-    """A copy of a network without channels that cannot matter, for evaluation mode.
-
-    Images have (channels, height, width). Channels are kept where the network's code is not
-    understood, and all of them, with a note, where the result would be another function.
-    """
+    """A copy of a network without channels that cannot matter, for evaluation mode and images of
+    (channels, height, width). Channels are kept where the network's code is not understood, and all
+    of them, with a note, where the result would be another function."""
     original = deepcopy(network).cpu().double().eval()
     with one_thread():
         traced = trace(original, shape)

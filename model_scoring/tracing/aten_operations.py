@@ -6,12 +6,18 @@ Each has a kind, which the rule sets count, and a way that channels take through
 
 from typing import NamedTuple
 
+UNKNOWN = "unknown"  # an operation that is not in the table
+STORED = "stored"  # a parameter that only takes part in a copy
+
 
 class Operation(NamedTuple):
     """One row of the table."""
 
     kind: str | None  # None: copies, reorders or chooses values, without arithmetic
     way: str = ""  # "": not understood, its channels stay as they are
+
+
+NO_RULE = Operation(UNKNOWN)
 
 
 def _rows(names: str, kind: str | None, way: str = "") -> dict[str, Operation]:
@@ -31,15 +37,9 @@ OPERATIONS: dict[str, Operation] = {
     **_rows("relu clamp_min", "relu", "elementwise"),
     **_rows("hardtanh relu6 clamp", "relu6", "elementwise"),
     **_rows("leaky_relu _prelu_kernel", "leaky_relu", "elementwise"),
-    **_rows("elu", "elu", "elementwise"),
     **_rows("silu", "swish", "elementwise"),
-    **_rows("sigmoid", "sigmoid", "elementwise"),
-    **_rows("hardswish", "hardswish", "elementwise"),
-    **_rows("hardsigmoid", "hardsigmoid", "elementwise"),
-    **_rows("tanh", "tanh", "elementwise"),
-    **_rows("gelu", "gelu", "elementwise"),
-    **_rows("softplus", "softplus", "elementwise"),
-    **_rows("mish", "mish", "elementwise"),
+    **{name: Operation(name, "elementwise") for name in
+       ("elu", "sigmoid", "hardswish", "hardsigmoid", "tanh", "gelu", "softplus", "mish")},
     **_rows("exp log sqrt rsqrt reciprocal pow", "function", "elementwise"),
     **_rows("maximum minimum", "compare", "elementwise"),
     **_rows("add sub rsub", "add", "elementwise"),
@@ -71,8 +71,3 @@ FACTORIES = frozenset([
     "new_ones", "new_full", "new_empty", "new_empty_strided",
 ])
 # fmt: on
-
-
-def plain_name(func: object) -> str:
-    """`aten::relu_` and `aten::relu` -> `relu`."""
-    return func._schema.name.rpartition("::")[2].rstrip("_")

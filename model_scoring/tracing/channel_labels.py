@@ -52,11 +52,9 @@ class Labels:
 
 
 class Width(int):
-    """A number of channels as the network's code asks for it.
-
-    In a view it adapts when channels leave, and so does a share of it; any other use depends on the
-    number itself, so that the channels stay.
-    """
+    """A number of channels as the network's code asks for it. In a view it adapts when channels
+    leave, and so does a share of it; any other use depends on the number itself, so that the
+    channels stay."""
 
     pin: Callable[[], None]
 

@@ -147,18 +147,14 @@ def reduction(call: Call, shape: Shape, known: Channels) -> Known:
     return [Channels(*(part.amax(kept, keepdim=keep) for part in parts))]
 
 
-CUTS = ("slice", "select", "unbind", "split", "split_with_sizes")
-
-
 @unary
 def move(call: Call, shape: Shape, known: Channels) -> Known:
     """Dimensions in another order, added, dropped, repeated, or cut where channels do not differ.
-
     Channels themselves are only cut by `chunk`, in parts that have to stay equal: parts of a given
-    size would be other channels once some have left.
-    """
+    size would be other channels once some have left."""
     differs, shapes = differing(known.labels), call.shapes
-    cut = call.name in CUTS and shapes != [shape]
+    cuts = ("slice", "select", "unbind", "split", "split_with_sizes")
+    cut = call.name in cuts and shapes != [shape]
     if cut and call.arguments.get("dim", 0) % len(shape) in differs:
         if call.caller.name != "chunk" or len(set(shapes)) > 1 or len(differs) > 1:
             return None
@@ -258,13 +254,5 @@ def _factors(old: Shape, new: Shape) -> Iterator[tuple[list[int], list[int]]]:
         yield before, after
 
 
-RULES: dict[str, Rule] = {
-    "same": same,
-    "elementwise": elementwise,
-    "window": window,
-    "reduction": reduction,
-    "move": move,
-    "concatenation": concatenation,
-    "padding": padding,
-    "view": view,
-}
+_RULES = (same, elementwise, window, reduction, move, concatenation, padding, view)
+RULES: dict[str, Rule] = {rule.__name__: rule for rule in _RULES}

@@ -24,12 +24,10 @@ def contribution(weight: Tensor, groups: int, values: Tensor) -> Tensor:
 def of_filters(
     weight: Tensor, counts: Tensor, bias: Tensor | None, constants: Tensor, *, padded: bool
 ) -> Tensor:
-    """Constants (c_out,) of a convolution's or linear layer's outputs.
-
-    weight (c_out, c_in / groups, ...), counts (groups, c_out / groups, c_in / groups) of nonzero
-    weights, constants (c_in,) of its inputs. An output is constant if all its nonzero weights meet
-    constant inputs, and zeros only where the border is padded with zeros.
-    """
+    """Constants (c_out,) of a convolution's or linear layer's outputs: weight (c_out, c_in /
+    groups, ...), counts (groups, c_out / groups, c_in / groups) of nonzero weights, constants
+    (c_in,) of its inputs. An output is constant if all its nonzero weights meet constant inputs,
+    and zeros only where the border is padded with zeros."""
     open_input = constants.isnan() | ((constants != 0) & padded)
     varies = ((counts > 0) & open_input.reshape(len(counts), 1, -1)).any(-1).flatten()
     if bool(varies.all()):  # most layers: no need to add up

@@ -92,8 +92,8 @@ def _state(network: nn.Module, device: torch.device) -> dict[str, Tensor]:
                 continue
             state[name] = tensor.detach().to(device, copy=True)
             owner = frozenset({name} if isinstance(tensor, nn.Parameter) else ())
-            tag = Tag(False, parameters=owner, value=tensor.detach().cpu(), source=name)
-            tag.put(state[name])
+            numbers = tensor.detach().cpu()
+            Tag(False, parameters=owner, value=numbers, source=name).put(state[name])
     return state
 
 
@@ -126,9 +126,7 @@ def one_thread() -> Iterator[None]:
 
 def trace(network: nn.Module, shape: tuple[int, int, int]) -> Trace:
     """Records of one forward pass in evaluation mode of an image of (channels, height, width).
-
-    Raises UserError if the network cannot take such an image.
-    """
+    Raises UserError if the network cannot take such an image."""
     try:
         with one_thread():
             return _run(network, shape, torch.device("meta"))

@@ -1,15 +1,15 @@
 """What a record says beyond its shapes: weights and channels of layers, windows of pooling."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from model_scoring.tracing.aten_operations import UNKNOWN
 from model_scoring.tracing.channel_rules import Call, Known
 from model_scoring.tracing.constant_channels import NAN, of_batchnorm, of_filters
 from model_scoring.tracing.layer_weights import examine
-from model_scoring.tracing.operation_record import UNKNOWN, Channels, Reads, Tag
+from model_scoring.tracing.operation_record import Channels, Reads, Tag
 
 Fields = dict[str, object]
 
@@ -83,16 +83,8 @@ def _batchnorm(call: Call) -> tuple[Fields, Known]:
     return {"layer": call.layer}, [made] * len(call.shapes)
 
 
-LAYERS: dict[str, Callable[[Call], tuple[Fields, Known]]] = {  # by way, as channel_rules.RULES
-    "convolution": _convolution,
-    "linear": _linear,
-    "batchnorm": _batchnorm,
-}
-
-
-def _covered(size: int, out: int) -> int:
-    """Elements read along an axis by adaptive pooling, whose windows may overlap."""
-    return sum(-(-(i + 1) * size // out) - i * size // out for i in range(out))
+# by way, as channel_rules.RULES
+LAYERS = {"convolution": _convolution, "linear": _linear, "batchnorm": _batchnorm}
 
 
 def window(call: Call, kind: str) -> float:
@@ -106,6 +98,8 @@ def window(call: Call, kind: str) -> float:
         size = call.arguments["kernel_size"]
         return math.prod(size) if len(size) > 1 else size[0] ** 2
     if "adaptive" in call.name:
-        axes = zip(before[-2:], after[-2:], strict=True)
-        return math.prod(_covered(i, o) / o for i, o in axes)
+        read = 1.0  # along each axis: its windows may overlap
+        for n, out in zip(before[-2:], after[-2:], strict=True):
+            read *= sum(-(-(i + 1) * n // out) - i * n // out for i in range(out)) / out
+        return read
     return math.prod(before) / max(1, math.prod(after))

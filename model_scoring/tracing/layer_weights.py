@@ -10,10 +10,8 @@ from model_compound_scaling.networks.few_values import ternary_values
 
 @dataclass(frozen=True)
 class Weights:
-    """Counts per filter and input channel; o, i are filters and inputs within a group.
-
-    All counts are (groups, o, i). `high` counts the larger of a ternary layer's two values.
-    """
+    """Counts (groups, o, i) per filter and input channel; o, i are those within a group. `high`
+    counts the larger of a ternary layer's two values."""
 
     counts: Tensor  # nonzero weights
     high: Tensor | None  # None: not ternary
@@ -24,11 +22,6 @@ class Weights:
     def ternary(self) -> bool:
         """Whether it has at most two values beside 0."""
         return self.high is not None
-
-    @property
-    def depthwise(self) -> bool:
-        """One input channel per filter, more than one group."""
-        return self.counts.shape[0] > 1 and self.counts.shape[2] == 1
 
     @property
     def filters(self) -> int:

@@ -7,13 +7,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from model_scoring.tracing.aten_operations import UNKNOWN
 from model_scoring.tracing.channel_labels import Labels
 from model_scoring.tracing.constant_channels import NAN
 from model_scoring.tracing.layer_weights import Weights
 
 Shape = tuple[int, ...]
-UNKNOWN = "unknown"  # an operation that is not in the table
-STORED = "stored"  # a parameter that only takes part in a copy
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Record:
     """One operation of the forward pass. Shapes include the batch dimension of 1."""
 
     name: str
-    kind: str  # as in aten_operations, or UNKNOWN or STORED
+    kind: str  # as in aten_operations, with UNKNOWN and STORED
     operation: str  # PyTorch's name for it
     in_shape: Shape
     out_shape: Shape

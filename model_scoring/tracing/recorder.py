@@ -14,23 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from model_compound_scaling.networks.narrowing import NARROWINGS
-from model_scoring.tracing.aten_operations import FACTORIES, OPERATIONS, Operation, plain_name
+from model_scoring.tracing.aten_operations import FACTORIES, NO_RULE, OPERATIONS, STORED, UNKNOWN
 from model_scoring.tracing.channel_labels import Labels
 from model_scoring.tracing.channel_rules import RULES, Call, Caller
 from model_scoring.tracing.layer_records import LAYERS, Fields, window
-from model_scoring.tracing.operation_record import (
-    STORED,
-    UNKNOWN,
-    Channels,
-    Padding,
-    Record,
-    Tag,
-    Trace,
-    tag_of,
-)
+from model_scoring.tracing.operation_record import Channels, Padding, Record, Tag, Trace, tag_of
 
 TRANSPOSES = ("t", "transpose")
-NO_RULE = Operation(UNKNOWN)
 
 
 @cache
@@ -59,7 +49,8 @@ class Recorder(TorchDispatchMode):
         self.writes = 0  # in-place operations so far
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        kwargs, name = kwargs or {}, plain_name(func)
+        kwargs = kwargs or {}
+        name = func._schema.name.rpartition("::")[2].rstrip("_")  # aten::relu_ -> relu
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         # both before an in-place operation changes them
         tags, in_shapes = [self.tag(t) for t in inputs], [tuple(t.shape) for t in inputs]
@@ -199,11 +190,6 @@ class Recorder(TorchDispatchMode):
                 if record.reads:
                     self.labels.pin(record.reads.labels)
                 self.records[i] = replace(record, layer="")
-        return Trace(
-            records=self.records,
-            outputs=frozenset().union(*(tag.producers for tag in tags)),
-            unused=tuple(sorted(self.sizes.keys() - self.owned)),
-            labels=self.labels,
-            paddings=self.paddings,
-            followed=followed,
-        )
+        outputs = frozenset().union(*(tag.producers for tag in tags))
+        unused = tuple(sorted(self.sizes.keys() - self.owned))
+        return Trace(self.records, outputs, unused, self.labels, self.paddings, followed)
