@@ -111,6 +111,7 @@ def count_parameters(spec: NetworkSpec, size: int) -> Callable:
     """network -> its published scoring parameters, at the precision of stage 3's defaults."""
     from model_scoring.counting.scoring import score
 
+    # stage 2 imports nothing of stage 3; its script hands the count over
     row, published = table_row(spec.model), "published"
     count = partial(score, shape=(row.channels, size, size), family=row.family, rules=(published,))
     return lambda network: count(network).totals[published].params

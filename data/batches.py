@@ -87,6 +87,7 @@ class Preparation(NamedTuple):
         mean, std = self.stats
         if self.recipe is None:
             return normalize(to_float(images), mean, std)
+        # all that the randomness depends on, so that workers, batches and resuming change nothing
         random = {"seed": self.seed, "epoch": epoch, "index": index}
         return augment(images, recipe=self.recipe, mean=mean, std=std, **random)
 

@@ -79,6 +79,7 @@ def list_tree(root: Path | None, split: str) -> Tree:
 
 
 def _images_under(folder: Path) -> list[str]:
+    """Sorted by path: an index must mean the same image on every machine."""
     return sorted(
         os.path.join(parent, name)
         for parent, _, names in os.walk(folder)

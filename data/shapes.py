@@ -69,6 +69,7 @@ def _paint_bars(images: Array, uniform: Uniform, shown: float) -> None:
     """One bar of random colour and size per image, in the fraction `shown` of them."""
     n = len(images)
     u, v = _axes(uniform, np.zeros(n, np.float32), 0, np.pi)
+    # a bar of negative width covers nothing, and every image draws as many random numbers
     width = np.where(uniform(0, 1, n) < shown, uniform(0.7, 2.2, n), -9).astype(np.float32)
     height = uniform(2, 14, n)
     _paint(images, _box(u, v, width[:, None, None], height[:, None, None]), uniform(0, 1, n, 3))
@@ -101,5 +102,6 @@ def make_shapes(split: str) -> tuple[Tensor, Tensor]:
     rng = np.random.default_rng(SEEDS[split])
     per_class = SAMPLES[split] // len(FIGURES)
     images = np.concatenate([_draw(figure, per_class, rng) for figure in FIGURES.values()])
+    # drawn class by class; whoever takes the first so many must not get one class alone
     mixed = rng.permutation(len(images))
     return torch.from_numpy(images[mixed]), torch.from_numpy(mixed // per_class)

@@ -50,7 +50,8 @@ def all_reduce_max(value: int) -> int:
     """The largest of all processes' values."""
     if world_size() == 1:
         return value
-    shared = torch.tensor(value)  # on the CPU: no wait for the GPU
+    # asked once a step: on the CPU, so that nobody waits for the GPU
+    shared = torch.tensor(value)
     dist.all_reduce(shared, dist.ReduceOp.MAX)
     return int(shared)
 

@@ -15,6 +15,7 @@ class SameConv2d(nn.Conv2d):
     """TensorFlow's "SAME": output is ceil(input / stride), an odd zero goes right and below."""
 
     def forward(self, x: Tensor) -> Tensor:
+        # how much is padded, and on which side more, depends on the size of the input
         pads = []
         for d in (1, 0):  # F.pad begins with the last dimension
             size, k, s = x.shape[2 + d], self.kernel_size[d], self.stride[d]

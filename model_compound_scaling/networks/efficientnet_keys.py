@@ -25,6 +25,7 @@ ORIGINS = {
 def _lukemelas_names(stages: list[int]) -> Iterator[str]:
     yield from ("_conv_stem", "_bn0")
     for i in range(sum(stages)):
+        # blocks of the first stage do not expand, and number their BatchNorms from 1 on
         expand = () if i < stages[0] else ("_expand_conv", "_bn0")
         rest = ("_depthwise_conv", "_bn1", "_se_reduce", "_se_expand", "_project_conv", "_bn2")
         yield from (f"_blocks.{i}.{part}" for part in (*expand, *rest))

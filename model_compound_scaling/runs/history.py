@@ -72,5 +72,6 @@ def copy_best(histories: Iterable[History], path: Path) -> History | None:
     trained = [history for history in histories if history.epochs]
     winner = max(trained, key=lambda history: rank(history.best), default=None)
     if winner and processes.is_main():
+        # read and written, not copied: a damaged best.pt must not become the result
         write_file(read_file(winner.folder / "best.pt"), path)
     return winner

@@ -79,6 +79,7 @@ def possible_points(
     point: Callable[[Multipliers, float], Point], grid: list[Multipliers], phis: list[float]
 ) -> list[Point]:
     """All points that a search may come to; those after the grid depend on which pair is best."""
+    # a point of the grid may come again with phi 1: it is trained once
     first = [point(multipliers, 1.0) for multipliers in grid] if len(grid) > 1 else []
     later = [point(multipliers, phi) for phi in phis for multipliers in grid]
     return list(dict.fromkeys(first + later))

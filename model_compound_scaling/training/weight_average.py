@@ -21,6 +21,7 @@ class Average:
     @torch.no_grad()
     def update(self) -> None:
         """average += (1 - decay) (network - average); nothing waits for the device."""
+        # the first update takes the network as it is: no bias towards its initialisation
         share = 1 - self.decay if self.started else 1.0
         torch._foreach_lerp_(*map(list, zip(*self.real, strict=True)), share)
         for mine, theirs in self.counters:

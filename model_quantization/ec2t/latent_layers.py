@@ -98,6 +98,7 @@ class LatentLayers:
             self.choose()
             counts = torch.stack([self.segments.reduce(m, "sum") for m in self.members()])
             means = self.signs * self._sums(self.latent) / counts.clamp_min(1)
+            # an empty cluster keeps its centroid
             self.centroids.copy_(torch.where(counts > 0, means, self.centroids))
 
     def freeze(self) -> None:

@@ -45,6 +45,7 @@ class MultiLevelLayers(LatentLayers):
         counts = torch.stack([self.segments.reduce(m, "sum") for m in self.members()])
         counts = torch.cat([counts, self.segments.counts[None] - counts.sum(0)]).clamp_min(1)
         chance = counts / counts.sum(0)
+        # the others shrink alike, so that the sum stays 1
         zero = chance[-1].clamp_min(MIN_ZERO_SHARE)
         return torch.cat([chance[:-1] * ((1 - zero) / (1 - chance[-1])), zero[None]])
 

@@ -43,6 +43,7 @@ class TernaryLayers(LatentLayers):
     def choose(self, information: Tensor | None = None) -> None:
         """The cheapest of three costs, by two thresholds; the nearest centroid without costs."""
         if information is None:
+            # half-way to zero
             thresholds = self.centroids / 2
         else:
             thresholds = find_thresholds(self.centroids, self.lam, information)

@@ -83,6 +83,7 @@ class Structure:
         name = self.trace.records[i].name
         if self.family != "micronet" or not name.endswith(".bn1"):
             return None
+        # thesis section 4.4: the pre-activation BatchNorm is merged into it
         conv2 = name.removesuffix("bn1") + "conv2"
         return next((j for j, r in enumerate(self.trace.records) if r.name == conv2), None)
 

@@ -22,6 +22,7 @@ def pack(weight: Tensor) -> dict[str, np.ndarray]:
     centroids = np.array(ternary_values(weight) or (0, 0), dtype=np.float32)
     shape = np.array(weight.shape, dtype=np.int64)
     values = weight.detach().cpu().numpy().astype(np.float32)
+    # -0.0 and 0.0 are equal, and in neither mask
     low, high = (np.packbits((values == c) & (values != 0)) for c in centroids)
     return {"low_mask": low, "high_mask": high, "centroids": centroids, "shape": shape}
 

@@ -39,6 +39,7 @@ class Rounding(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        # stored values once; results are rounded as they come
         with torch.no_grad():
             for tensor in (*network.parameters(), *network.buffers()):
                 if tensor.dtype == torch.float32:

@@ -142,6 +142,7 @@ class ContextModel:
 
     def update(self, bits: Array, active: Array | None = None) -> None:
         """Take what the bits (layers, lanes) of 0 and 1 turned out to be, where `active`."""
+        # lanes where nothing was asked must not count as zeros
         where = None if active is None else np.flatnonzero(active)
         active = np.ones_like(bits) if active is None else active
         self.mixer.update(bits, active)

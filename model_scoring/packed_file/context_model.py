@@ -225,6 +225,7 @@ def decode(parts: Sequence[bytes], shape: Geometry, priors: Array) -> Array:
     """The codes that `encode` was given. Raises CheckpointError if the bytes are damaged."""
     coder = Decoder(parts, shape.states)
     codes = np.zeros((shape.channels, shape.taps, len(parts), shape.lanes), dtype=np.int8)
+    # the models learn from the codes they decode, as the encoder's did from those it coded
     LayerModels(shape, priors, coder).run(codes)
     coder.finish()
     return codes

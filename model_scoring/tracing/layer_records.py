@@ -49,6 +49,7 @@ def _weighted(call: Call, weight: Tensor, x: str, bias: str) -> tuple[Fields, li
 
 
 def _convolution(call: Call) -> tuple[Fields, Known]:
+    # without rules: their arithmetic is not counted, and they are named in a warning
     weight = call.tag("weight").value
     if call.arguments["transposed"]:
         return {"kind": UNKNOWN, "operation": "transposed convolution"}, None
