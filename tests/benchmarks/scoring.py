@@ -19,9 +19,9 @@ from model_scoring.counting.scoring import score
 SPARSITY = 0.9
 # network, classes, image size, seconds on 2 cores
 CASES = (
-    ("cifar_micronet", 100, 32, 2.0),
-    ("resnet18", 1000, 224, 1.5),
-    ("efficientnet-b1", 1000, 240, 1.5),
+    ("cifar_micronet", 100, 32, 1.0),
+    ("resnet18", 1000, 224, 0.3),
+    ("efficientnet-b1", 1000, 240, 1.0),
 )
 
 
