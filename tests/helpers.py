@@ -2,6 +2,7 @@
 
 import tarfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -115,3 +116,13 @@ def unpack(archive: Path, target: Path, count: int, wanted: str) -> Path:
             if not count:
                 break
     return next(target.iterdir())
+
+
+def call(main: Callable[[list[str]], int], capsys, *argv: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a script, also where argparse leaves by SystemExit."""
+    try:
+        code = main([str(a) for a in argv])
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err

@@ -3,11 +3,12 @@
 import csv
 import importlib.util
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from helpers import MICRONET, ternary_micronet
+from helpers import MICRONET, call, ternary_micronet
 from torch import nn
 
 import run_scoring
@@ -25,13 +26,7 @@ LAYER_KEYS += ["live_out", "published", "strict"]
 COST_KEYS = ["format", "params", "adds", "mults"]
 
 
-def run(capsys, *argv: object) -> tuple[int, str, str]:
-    try:
-        code = run_scoring.main([str(a) for a in argv])
-    except SystemExit as stop:
-        code = stop.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+run = partial(call, run_scoring.main)
 
 
 def test_json_has_exactly_the_documented_keys(checkpoint, tmp_path, capsys):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import few_values, ternary_micronet
+from helpers import call, few_values, ternary_micronet
 from torch import nn
 
 import run_scoring
@@ -188,11 +188,7 @@ def test_a_thin_network_as_onnx(checkpoint, network, tmp_path):
 def test_mistakes(checkpoint, tmp_path, monkeypatch, capsys, flags, words):
     monkeypatch.chdir(tmp_path)
     before = {p.name for p in tmp_path.iterdir()}
-    try:
-        code = run_scoring.main(["--t-model", "net.pt", *flags])
-    except SystemExit as stop:
-        code = stop.code
-    err = capsys.readouterr().err
+    code, _, err = call(run_scoring.main, capsys, "--t-model", "net.pt", *flags)
     assert (code, words in err, err.count("\n")) == (2, True, 1), err
     assert {p.name for p in tmp_path.iterdir()} == before
 

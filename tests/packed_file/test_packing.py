@@ -3,12 +3,13 @@
 import math
 import zlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import save_images, save_network, ternary_micronet
+from helpers import call, save_images, save_network, ternary_micronet
 from torch import nn
 
 import run_scoring
@@ -484,13 +485,7 @@ def test_released_checkpoint(real_files, tmp_path):
 # --- command line
 
 
-def run(capsys, *argv: object) -> tuple[int, str, str]:
-    try:
-        code = run_scoring.main([str(a) for a in argv])
-    except SystemExit as stop:
-        code = stop.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+run = partial(call, run_scoring.main)
 
 
 def test_a_packed_file_scores_and_evaluates_as_the_checkpoint(checkpoint, tmp_path, capsys):

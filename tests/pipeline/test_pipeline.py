@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import POINT, TRAINING, scale
+from helpers import POINT, TRAINING, call, scale
 
 import run_compound_scaling
 import run_quantization
@@ -382,13 +382,9 @@ def test_mistakes_get_one_clear_line_and_write_nothing(
     paths = {"net": trained / "best_model.pt", "empty": tmp_path / "empty", "truncated": truncated}
     output = tmp_path / "output"
     argv = [flag.format(**paths) for flag in flags] + ["--output", str(output)]
-    try:
-        status = script.main(argv)
-    except SystemExit as stop:  # argparse
-        status = stop.code
-    captured = capsys.readouterr()
+    status, _, err = call(script.main, capsys, *argv)
     assert status == code
-    assert names in captured.err and captured.err.count("\n") == 1
+    assert names in err and err.count("\n") == 1
     assert not output.exists()
 
 

@@ -4,6 +4,7 @@ import csv
 
 import pytest
 import torch
+from helpers import call
 
 import run_compound_scaling
 from data.errors import UserError
@@ -213,10 +214,6 @@ MISTAKES = [
 @pytest.mark.parametrize(("flags", "message"), MISTAKES)
 def test_mistakes_get_one_line(tmp_path, capsys, flags, message):
     command = ["--dataset", "Shapes", "--no-cuda", "--output", str(tmp_path / "x"), *flags.split()]
-    try:
-        code = run_compound_scaling.main(command)
-    except SystemExit as stop:
-        code = stop.code
-    shown = capsys.readouterr().err
+    code, _, shown = call(run_compound_scaling.main, capsys, *command)
     assert code == 2 and message in shown and shown.count("\n") == 1
     assert not (tmp_path / "x").exists()
