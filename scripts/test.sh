@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh
-prepare_venv requirements-test.txt torch torchvision numpy tqdm pytest xdist ruff matplotlib timm \
+prepare_venv requirements-test.txt torch torchvision numpy tqdm pytest pytest_timeout xdist ruff matplotlib timm \
     efficientnet_pytorch onnx onnxscript onnxruntime
 
 "$python" -m ruff check --quiet .

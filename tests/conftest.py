@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import MICRONET, save_network, save_tree, scale, ternary_micronet
+from tqdm import tqdm
 
 from model_compound_scaling.checkpoints.atomic_save import previous_path, read_file
 from model_compound_scaling.checkpoints.errors import CheckpointError
@@ -117,6 +119,8 @@ def fork() -> Iterator[Callable[[Callable[[], None]], int]]:
     def start(body: Callable[[], None]) -> int:
         child = os.fork()
         if child == 0:
+            # tqdm's own is one semaphore for all: who is killed while holding it would stop us all
+            tqdm.set_lock(threading.RLock())
             code = 1
             try:
                 body()
