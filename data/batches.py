@@ -38,7 +38,7 @@ class DataOptions:
     augment: str = "default"  # the data set's recipe; or "flip-crop", "none"
     eval_crop: str = "standard"  # of large images: centre 224 of 256, or "full"
     batch_size: int = 128  # of all processes together
-    val_batch_size: int = 512
+    val_batch_size: int | None = None  # of all processes together; None: see evaluation_batch
     part: Part = WHOLE  # the share of each batch that this process gets
     seed: int = 0
     device: str | torch.device = "cpu"
@@ -73,6 +73,17 @@ class Schedule:
         indices = shuffled(self.seed, epoch, self.samples) if self.train else every
         for index in indices.split(self.batch_size)[first : len(self)]:
             yield index[self.part.this :: self.part.of]
+
+
+PIXELS_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}  # above them a batch is slower, or takes gigabytes
+AT_ONCE = 512  # images; more are no faster
+
+
+def evaluation_batch(image_size: int, device: str | torch.device, processes: int = 1) -> int:
+    """How many images are evaluated at once, in all processes together: as many as make a good
+    batch for their kind of device."""
+    pixels = PIXELS_AT_ONCE.get(torch.device(device).type, PIXELS_AT_ONCE["cuda"])
+    return processes * max(1, min(AT_ONCE, pixels // image_size**2))
 
 
 class Preparation(NamedTuple):

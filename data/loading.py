@@ -3,7 +3,15 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.batches import CachedLoader, DataOptions, Loader, Preparation, Schedule, to_channels
+from data.batches import (
+    CachedLoader,
+    DataOptions,
+    Loader,
+    Preparation,
+    Schedule,
+    evaluation_batch,
+    to_channels,
+)
 from data.datasets import AUGMENT, Dataset, Stat, choose_stats, find_dataset, variant
 from data.errors import DataError, UserError, choose
 from data.file_loader import FileLoader
@@ -37,7 +45,10 @@ def load_data(name: str, options: DataOptions | None = None, **changes: object) 
     options = replace(options or DataOptions(), **changes)
     row = find_dataset(name, options.image_size)
     size, channels = options.image_size or row.image_size, options.channels or row.channels
-    options = replace(options, image_size=size, channels=channels)
+    at_once = options.val_batch_size
+    if at_once is None:
+        at_once = evaluation_batch(size, options.device, options.part.of)
+    options = replace(options, image_size=size, channels=channels, val_batch_size=at_once)
     choose("--augment", options.augment, AUGMENT)
     choose("--eval-crop", options.eval_crop, ("standard", "full"))
     if (least := min(options.batch_size, options.val_batch_size)) < 1:

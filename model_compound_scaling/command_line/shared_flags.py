@@ -29,8 +29,8 @@ def add_data_flags(parser: Parser, *, training: bool, default: str) -> None:
             "training images: the data set's usual recipe, only flip and crop, or as they are")
         add("--batch-size", kind.positive, 256, "N",
             "training images a step, of all processes together")
-    add("--val-batch-size", kind.positive, 512, "N",
-        "images at once when evaluating", incidental=True)
+    add("--val-batch-size", kind.positive, None, "N", "images at once when evaluating "
+        "(default: as many as their size and the device suggest, up to 512)", incidental=True)
     add("--workers", kind.natural, 4, "N",
         "processes that read images from disk; small data sets stay in memory", incidental=True)
     add("--cache-gb", kind.non_negative, 4.0, "X",

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from data.errors import UserError
 from data.loading import Data
 from model_compound_scaling.machine import processes
+from model_compound_scaling.machine.devices import evaluation_layout
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # (N, C, H, W) images, (N,) labels
 
@@ -58,9 +59,11 @@ def evaluate(
     number of batches; `between` is called after each and may raise."""
     network.eval()
     sums, samples = torch.zeros(3, dtype=torch.float64), 0  # loss, top-1, top-5
+    layout = None
     for images, labels in progress(batches, "evaluating", total):
         if len(labels):  # the last batch may leave nothing for some process
-            logits = network(images).float()
+            layout = layout or evaluation_layout(network, images)
+            logits = network(images.contiguous(memory_format=layout)).float()
             loss = F.cross_entropy(logits, labels, reduction="sum").double()
             batch = torch.stack([loss, hits(logits, labels, 1), hits(logits, labels, 5)])
             sums = sums.to(batch.device) + batch

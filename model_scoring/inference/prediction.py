@@ -9,15 +9,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from data.augmentation import normalize, to_float
-from data.batches import to_channels
+from data.batches import evaluation_batch, to_channels
 from data.datasets import Stats, find_dataset
 from data.errors import DataError, UserError
 from data.image_files import SUFFIXES, read_image
 from data.transforms import Transform, eval_transform
+from model_compound_scaling.machine.devices import evaluation_layout
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
 from model_scoring.inference import TOP
-
-BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -62,20 +61,23 @@ def _lines(
     prepare: Preparation,
     *,
     device: torch.device,
+    at_once: int,
     top: int,
     names: Sequence[str],
 ) -> Iterator[str]:
-    network = network.to(device).eval()
-    for start in range(0, len(paths), BATCH):
+    network, layout = network.to(device).eval(), None
+    for start in range(0, len(paths), at_once):
         images, unreadable = [], None
-        for path in paths[start : start + BATCH]:
+        for path in paths[start : start + at_once]:
             try:
                 images.append(prepare(read_image(str(path))))
             except DataError as error:  # those before it have been worth their time
                 unreadable = error
                 break
         if images:
-            shares = network(torch.stack(images).to(device)).softmax(1).cpu()
+            batch = torch.stack(images).to(device)
+            layout = layout or evaluation_layout(network, batch)
+            shares = network(batch.contiguous(memory_format=layout)).softmax(1).cpu()
             for path, probabilities in zip(paths[start:], shares, strict=False):
                 values, classes = probabilities.topk(top)
                 pairs = zip(classes.tolist(), values.tolist(), strict=True)
@@ -117,4 +119,5 @@ def predict(
         top = min(TOP, len(names))
     if top > len(names):
         raise UserError(f"--top {top} is more than the network's {len(names)} classes")
-    return _lines(network, paths, prepare, device=device, top=top, names=names)
+    at_once = evaluation_batch(data["image_size"], device)
+    return _lines(network, paths, prepare, device=device, at_once=at_once, top=top, names=names)

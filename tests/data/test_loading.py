@@ -18,7 +18,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from data import DATASETS, DataOptions, load_data, sources
-from data.batches import CachedLoader, Part
+from data.batches import CachedLoader, Part, evaluation_batch
 from data.datasets import CIFAR_STATS, IMAGENET_STATS
 from data.errors import DataError, UserError
 from data.file_loader import FileLoader
@@ -145,6 +145,16 @@ def test_last_batch_of_one_is_left_out_of_training_only():
     assert sizes == {1111: [1111] * 9, 3333: [3333] * 3, 4000: [4000, 4000, 2000]}
     assert len(load_data("Shapes", batch_size=3333).train) == 3
     assert len(load_data("Shapes", val_batch_size=1999).val) == 2
+
+
+def test_how_many_images_are_evaluated_at_once():
+    """Few of large ones on a CPU; small ones, and on a GPU, as many as ever."""
+    sizes = {32: (512, 512), 224: (20, 512), 600: (2, 93), 2000: (1, 8)}
+    for size, expected in sizes.items():
+        found = evaluation_batch(size, "cpu"), evaluation_batch(size, torch.device("cuda", 1))
+        assert found == expected
+        assert evaluation_batch(size, "cpu", 3) == 3 * expected[0]  # a share for each process
+    assert [len(load_data("Shapes", image_size=s, splits=("val",)).val) for s in (32, 64)] == [4, 8]
 
 
 def test_cached_images_do_not_depend_on_the_batch_size(tree):

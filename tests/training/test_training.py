@@ -246,3 +246,35 @@ def test_the_recipe_s_flags_reach_the_training(images, tmp_path):
     trained, averaged = last["resume"]["state_dict"], last["state_dict"]
     assert not torch.equal(trained["conv1.weight"], averaged["conv1.weight"])
     assert averaged["conv1.weight"].is_contiguous()
+
+
+class CountsOnChannelsFirst(nn.Module):
+    """A network whose code cannot take images with the channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 5)
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append((len(x), x.is_contiguous(memory_format=torch.channels_last)))
+        return self.linear(self.conv(x).view(len(x), -1))
+
+
+def test_evaluation_is_in_the_layout_that_is_faster_and_changes_no_figure():
+    batches = [batch(seed) for seed in range(3)]
+    for network in (small_network(), CountsOnChannelsFirst()):
+        network.eval()
+        with torch.no_grad():
+            logits = torch.cat([network(images) for images, _ in batches])
+        labels = torch.cat([labels for _, labels in batches])
+        found = evaluate(network, batches)
+        assert found.loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-6)
+        assert found.top1 == pytest.approx(100 * float((logits.argmax(1) == labels).float().mean()))
+    assert network.seen[3:] == [(1, True), (6, False), (6, False), (6, False)]  # tried on one image
+    seen = []
+    network = small_network()
+    network[0].register_forward_pre_hook(lambda _, x: seen.append(x[0].stride()[1]))
+    evaluate(network, batches)
+    assert set(seen) == {1}  # neighbours in memory are channels
+    assert network[0].weight.is_contiguous()  # and training goes on with what it had
