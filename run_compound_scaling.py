@@ -168,7 +168,7 @@ def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
 
     training = from_flags(Training, vars(args), options=from_flags(Options, vars(args)))
     known = names and inputs.fingerprint(names)
-    request = entry.run_request(args, incidental, args.output, classes=known)
+    request = entry.run_request(args, incidental, args.output, device, classes=known)
     shard, count = map(int, args.shard.split("/"))
     trainer = Trainer(training, request, open_data, device, Log(args.output), shard, count)
     search = Search(trainer, point, target=args.target_accuracy)

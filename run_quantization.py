@@ -144,7 +144,7 @@ def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
         name = f"{spec.model.replace(':', '-')}_{data.name}_{method}_{point.name}"
         flags = {"model": spec.model, "point": point.name, "classes": classes}
         settings = from_flags(Quantizing, vars(args), point=point)
-        request = entry.run_request(args, incidental, args.output / name, **flags)
+        request = entry.run_request(args, incidental, args.output / name, device, **flags)
         run = quantize_point(settings, request, checkpoint, spec, data, device, count)
         if args.plot_ternarization and processes.is_main():
             plot_ternarization(run)

@@ -209,6 +209,7 @@ def body(args: argparse.Namespace) -> None:
     import torch
 
     from model_compound_scaling.machine import choose_device
+    from model_compound_scaling.runs.environment import environment
     from model_scoring.counting import score, to_dict
     from model_scoring.counting.scoring import prune_depthwise
     from model_scoring.export import other_forms, write_all
@@ -238,6 +239,7 @@ def body(args: argparse.Namespace) -> None:
     top1 = measure(network, data, device=device, half=args.halfprecision) if data else None
     facts = {"model": spec.model, "checkpoint": str(checkpoint.path), "image_size": size}
     content = to_dict(result, **facts, rules=args.rules, top1=top1)
+    content["environment"] = environment(device)
     files = outputs(args, result, content, packed)
     opset = args.onnx_opset or onnx_code_types.OPSETS[-1]
     forms, lines = other_forms(

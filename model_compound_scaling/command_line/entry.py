@@ -69,16 +69,22 @@ def out_of_memory(error: Exception) -> UserError | None:
 
 
 def run_request(
-    args: argparse.Namespace, incidental: frozenset[str], folder: Path, **more: object
+    args: argparse.Namespace,
+    incidental: frozenset[str],
+    folder: Path,
+    device: "torch.device",
+    **more: object,
 ) -> "RunRequest":
     """The run in a folder that the flags ask for, configured by them, the number of processes, and
     `more`; `incidental`: the parser's names of those that change no result."""
     from model_compound_scaling.runs import Configuration, RunRequest
+    from model_compound_scaling.runs.environment import environment
 
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     config = Configuration(plain | {"processes": place.world_size()} | more, incidental)
     interval = Interval.parse(args.checkpoint_every)
-    return RunRequest(folder, config, args.resume, args.resume_override, interval)
+    override = args.resume_override
+    return RunRequest(folder, config, args.resume, override, interval, environment(device))
 
 
 def require_names(args: argparse.Namespace) -> None:

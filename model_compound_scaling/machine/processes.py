@@ -81,6 +81,14 @@ def from_main(work: Callable[[], T]) -> T:
     return result
 
 
+def gather(value: T) -> list[T]:
+    """The values of all processes, by rank."""
+    values = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def broadcast(tensors: list[Tensor]) -> None:
     """Overwrite the tensors with those of process 0."""
     if world_size() > 1:

@@ -25,13 +25,15 @@ class RunRequest:
     is "auto" (continue this folder's run if it has the same configuration), "none" (start over; an
     earlier run is kept under another name) or the path of a `last.pt`, from which to start; the
     same path later continues the run that it began. A job that SLURM starts again continues its own
-    run, even with "none". With `override`, another configuration may go on."""
+    run, even with "none". With `override`, another configuration may go on. `environment`: what
+    environment.json says of this start."""
 
     folder: Path
     config: Configuration
     resume: str = "auto"
     override: bool = False
     interval: Interval = field(default_factory=Interval)  # of saves within an epoch
+    environment: dict = field(default_factory=dict)
 
 
 def open_folder(request: RunRequest, fits: Fits) -> tuple[FolderLock, dict, list[str]]:

@@ -1,6 +1,7 @@
-"""A run's folder: configuration, log, metrics, checkpoints. `config.json`, `logfile.txt`,
-`metrics.jsonl` (one object per epoch), `last.pt` with all that a resumed run needs, `best.pt` with
-the best network. Of several processes only the first reads and writes; the others are told."""
+"""A run's folder: configuration, log, metrics, checkpoints. `config.json`, `environment.json` (one
+entry for each start), `logfile.txt`, `metrics.jsonl` (one object per epoch), `last.pt` with all
+that a resumed run needs, `best.pt` with the best network. Of several processes only the first reads
+and writes; the others are told."""
 
 import hashlib
 import json
@@ -17,6 +18,7 @@ from model_compound_scaling.checkpoints.recognition import mismatches
 from model_compound_scaling.machine import processes
 from model_compound_scaling.machine.log import Log
 from model_compound_scaling.networks.registry import NetworkSpec
+from model_compound_scaling.runs.environment import add_entry
 from model_compound_scaling.runs.history import History
 from model_compound_scaling.runs.resume import RunRequest, open_folder, require_run
 
@@ -53,6 +55,7 @@ class Run(History):
             _write_history(request.folder / "metrics.jsonl", state.get("history", []))
             text = json.dumps(self.config, indent=2, sort_keys=True) + "\n"
             write_text(text, request.folder / "config.json")
+            add_entry(request.folder / "environment.json", request.environment)
             return state, lines
 
         self.state, lines = processes.from_main(opened)

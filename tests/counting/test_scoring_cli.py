@@ -19,7 +19,7 @@ from model_scoring.export import layer_masks
 from model_scoring.inference.half_precision import InType, Rounding, half_precision
 
 TOP_KEYS = ["model", "checkpoint", "image_size", "parameters", "zeros", "top1", "published"]
-TOP_KEYS += ["strict", "layers"]
+TOP_KEYS += ["strict", "layers", "environment"]
 TOTAL_KEYS = ["params", "adds", "mults", "ops", "score", "energy_uj"]
 LAYER_KEYS = ["name", "kind", "ternary", "in_shape", "out_shape", "weights", "nonzeros", "live_in"]
 LAYER_KEYS += ["live_out", "published", "strict"]

@@ -193,6 +193,8 @@ def test_two_processes_are_one(flags, alone, fork, tmp_path):
     first, second = two.shown("out")
     assert_said_once(first, tmp_path)
     assert not ours(second)
+    [entry] = json.loads((tmp_path / "lenet-5" / "environment.json").read_text())
+    assert entry["processes"] == len(entry["devices"]) == 2
 
 
 def torchrun(script, *flags):

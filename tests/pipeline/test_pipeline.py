@@ -41,7 +41,8 @@ def test_a_run_folder_holds_all_that_happened(trained):
     run = run_folder(trained)
     names = {path.name for path in run.iterdir()} - {".lock"}
     checkpoints = {"last.pt", "last.previous.pt", "best.pt"}
-    assert names == {"config.json", "metrics.jsonl", "logfile.txt"} | checkpoints
+    logs = {"config.json", "environment.json", "metrics.jsonl", "logfile.txt"}
+    assert names == logs | checkpoints
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
     assert json.loads((run / "config.json").read_text())["epochs"] == 2
