@@ -24,7 +24,7 @@ from model_compound_scaling.command_line import entry, inputs, shared_flags
 from model_compound_scaling.command_line import flag_values as kind
 from model_compound_scaling.command_line.parser import ON_OFF, Parser
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
-from model_scoring.counting.settings import RULE_SETS, Settings
+from model_scoring.counting.settings import REFERENCE_OF, RULE_SETS, Settings
 from model_scoring.export import onnx_code_types
 from model_scoring.inference import TOP
 
@@ -41,7 +41,6 @@ STAGE = Path(__file__).parent / "model_scoring"
 SOURCES, SAVED_LAYERS = STAGE / "trained_t_models", STAGE / "saved_layers"
 FILE_FLAGS = ("json", "csv", "plot", "thin", "onnx", "export")
 NEEDS = {"pt_sparse": "save", "export_precision": "export", "onnx_opset": "onnx", "top": "predict"}
-REFERENCES = {"ImageNet": "imagenet", "CIFAR10": "cifar", "CIFAR100": "cifar"}
 
 
 # fmt: off
@@ -230,7 +229,7 @@ def body(args: argparse.Namespace) -> None:
         known = inputs.describe(data)
     if args.export:
         packed = packed_network(network, spec, known, half=args.export_precision != "fp32")
-    shape, reference = (row.channels, size, size), REFERENCES.get(known.get("dataset"))
+    shape, reference = (row.channels, size, size), REFERENCE_OF.get(known.get("dataset"))
     result = score(network, shape, family=row.family, settings=settings(args), reference=reference)
     print(f"{spec.model} from {checkpoint.path}, {row.channels}x{size}x{size} input")
     if args.prune_threshold != 1:

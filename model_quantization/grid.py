@@ -1,14 +1,47 @@
 """The grid over what EC2T is started with: its points, and the table of what became of them."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from model_compound_scaling.command_line import tables
 
 if TYPE_CHECKING:  # the grid is read off the flags before torch is loaded
     from model_compound_scaling.runs.history import History
 
-Row = tuple[str, float, float, float]  # name, top-1 %, zeros %, scoring parameters
+
+class Row(NamedTuple):
+    """A network that was made, and the figures of its best epoch."""
+
+    name: str
+    figures: dict
+
+
+class Column(NamedTuple):
+    """A figure in the table and in the CSV."""
+
+    key: str
+    title: str
+    shown: str
+    field: str
+    value: str
+
+
+COLUMNS = (
+    Column("val_top1", "best top-1", "{:.2f} %", "top1_percent", "{:.4f}"),
+    Column("zeros", "  zeros", "{:.2f} %", "zeros_percent", "{:.4f}"),
+    Column("scoring_params", "scoring params", "{:,.0f}", "scoring_params", "{:g}"),
+    Column("operations", "operations", "{:,.0f}", "operations", "{:g}"),
+    Column("score", "score", "{:.6f}", "score", "{:.6g}"),
+    Column("packed_bytes", "packed bytes", "{:,}", "packed_bytes", "{}"),
+)
+# what "smallest" may mean -> the figure that says it
+OBJECTIVES = {"params": "scoring_params", "ops": "operations", "score": "score",
+              "bytes": "packed_bytes"}  # fmt: skip
+
+
+def _columns(rows: list[Row]) -> list[Column]:
+    """Those that every row has a figure for."""
+    return [column for column in COLUMNS if all(column.key in row.figures for row in rows)]
 
 
 @dataclass(frozen=True)
@@ -19,6 +52,7 @@ class Point:
     initial_scale: float = 1.0
     gamma: float = 0.0
     ttq_threshold: float | None = None
+    start: str = ""  # name of the point whose network it starts from, "" for the one given
 
 
 def grid_points(
@@ -38,19 +72,22 @@ def grid_points(
 
 def results(runs: "list[History]") -> list[Row]:
     """The best epoch of each run."""
-    keys = ("val_top1", "zeros", "scoring_params")
-    return [(run.folder.name, *(run.best[key] for key in keys)) for run in runs if run.epochs]
+    return [Row(run.folder.name, run.best) for run in runs if run.epochs]
 
 
-def results_table(rows: list[Row]) -> str:
-    """The grid's networks with accuracy, zeros and published scoring parameters, aligned."""
-    cells = [("network", "best top-1", "  zeros", "scoring params")]
-    cells += [(n, f"{top1:.2f} %", f"{zeros:.2f} %", f"{p:,.0f}") for n, top1, zeros, p in rows]
+def results_table(rows: list[Row], chosen: int | None = None) -> str:
+    """The networks with accuracy and size, aligned; the one that is chosen has a star."""
+    columns = _columns(rows)
+    cells = [("network", *(column.title for column in columns))]
+    for i, (name, figures) in enumerate(rows):
+        shown = (column.shown.format(figures[column.key]) for column in columns)
+        cells.append((name + " *" * (i == chosen), *shown))
     return "\n".join(tables.aligned(cells))
 
 
 def results_csv(rows: list[Row]) -> str:
     """The same as CSV."""
-    header = ("network", "top1_percent", "zeros_percent", "scoring_params")
-    cells = ((name, f"{top1:.4f}", f"{zeros:.4f}", f"{n:g}") for name, top1, zeros, n in rows)
+    columns = _columns(rows)
+    header = ("network", *(column.field for column in columns))
+    cells = ((row.name, *(c.value.format(row.figures[c.key]) for c in columns)) for row in rows)
     return tables.to_csv(header, cells)

@@ -147,7 +147,8 @@ def test_methods_side_by_side(images, trained, tmp_path):
             == 0
         )
     table = (tmp_path / "results.csv").read_text().splitlines()
-    assert table[0] == "network,top1_percent,zeros_percent,scoring_params"
+    names = "network,top1_percent,zeros_percent,scoring_params,operations,score"
+    assert table[0] == names
     zeros = [float(line.split(",")[2]) for line in table[1:]]
     assert len(zeros) == 2 and zeros[0] < zeros[1]  # a higher threshold, more zeros
     assert pareto.read_bytes().startswith(b"\x89PNG")
