@@ -3,6 +3,7 @@ imported where it is used: some of this is asked before torch is loaded."""
 
 import argparse
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,7 +115,7 @@ def require_classes(args: argparse.Namespace, spec: NetworkSpec, recorded: dict)
 
     name = args.dataset or recorded.get("dataset") or "ImageFolder"
     folders = args.data_path and find_dataset(name, args.image_size or 1).source == "folders"
-    if folders and not args.ignore_class_names and (args.data_path / "val").is_dir():
+    if folders and not args.ignore_class_names and os.path.isdir(args.data_path / "val"):
         found = [folder.name for folder in class_folders(args.data_path, "val")]
         match_classes(found, _recorded_classes(recorded, spec))
 
