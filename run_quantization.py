@@ -150,7 +150,7 @@ def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
             plot_ternarization(run)
         runs.append(run)
     log, table = Log(args.output), results(runs)
-    log(results_table(table))
+    log(*results_table(table).splitlines())
     with turn(args.output):
         if processes.is_main():
             write_text(results_csv(table), args.output / "results.csv")

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +40,7 @@ class Quantizing:
     eval: bool  # measure the accuracy before quantization and before training, too
     target_sparsity: float | None  # percent of zeros to find gamma for
     target_params: float | None  # or scoring parameters
+    ignore_class_names: bool = False  # of a run that is gone on from
 
 
 def make_optimizer(
@@ -212,7 +212,12 @@ def quantize_point(
     else:
         family, first, fixed = table_row(spec.model).family, "ternary", []
         names = ternarized_names(network, family=family, pattern=settings.ternarize)
-    check = partial(require_continuable, names=names, settings=settings)
+
+    def check(state: dict) -> None:
+        ignore = settings.ignore_class_names or request.override
+        inputs.require_same_classes(state, data, ignore=ignore)
+        require_continuable(state, names=names, settings=settings)
+
     run = Run(request, spec=spec, phases=(first, "frozen"), check=check)
     if measure := settings.eval and not run.state:
         log_accuracy("before quantization", network, data, run)

@@ -41,7 +41,7 @@ def test_a_run_that_was_stopped_in_its_second_epoch_goes_on(before, capsys, stag
     ended = (json.loads(line) for line in next(before.glob(f"{stage}/*/metrics.jsonl")).open())
     known = (json.loads(line) for line in (before / "finished" / f"{stage}.jsonl").open())
     for now, then in zip(ended, known, strict=True):
-        assert now.keys() == then.keys()
+        assert now.keys() >= then.keys()
         assert now["val_loss"] == pytest.approx(then["val_loss"], rel=1e-3)
 
 
@@ -49,9 +49,9 @@ def test_a_run_that_was_stopped_in_its_second_epoch_goes_on(before, capsys, stag
 def test_checkpoints_and_packed_files_score_as_they_did(before, name):
     assert run_scoring.main(["--t-model", name, "--json", "now.json", "--no-cuda"]) == 0
     now, then = (json.loads(Path(f).read_text()) for f in ("now.json", "net.json"))
-    assert now.keys() == then.keys()
+    assert now.keys() >= then.keys()
     if name == "best_model.pt":  # full precision: another score, the same network
         assert now["parameters"] == then["parameters"] and now["zeros"] == 0
     else:
-        for key in now.keys() - {"checkpoint"}:
+        for key in then.keys() - {"checkpoint"}:
             assert now[key] == then[key], key

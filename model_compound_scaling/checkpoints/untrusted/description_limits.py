@@ -2,6 +2,7 @@
 have been edited by hand or by someone who means harm. One row per field. Sizes are bounded by the
 checkpoint's own tensors: no description can ask for more than the file holds."""
 
+import re
 import reprlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from model_compound_scaling.networks.efficientnet_keys import ORIGINS
 from model_compound_scaling.networks.micronet_scaling import BASELINES
 from model_compound_scaling.networks.registry import REGISTRY, table_row
 
+NO_TEXT = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")  # neither a character nor a file name's byte
 LARGEST_STATISTIC = 1e6  # of a mean or deviation
 WIDEST = 65536  # channels that a network had before it was narrowed; they take no memory
 
@@ -89,7 +91,8 @@ DATA: dict[str, Check] = {
     "mean": lambda value, _: _numbers(value, -LARGEST_STATISTIC),
     "std": lambda value, _: _numbers(value, 1e-12),
     "class_names": lambda value, _: (
-        isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+        isinstance(value, list | tuple)
+        and all(isinstance(v, str) and not NO_TEXT.search(v) for v in value)
     ),
 }
 
