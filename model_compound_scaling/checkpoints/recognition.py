@@ -160,7 +160,7 @@ def network_spec(
     """Which network a checkpoint holds: what the file says, else the flags, else its shapes.
     `num_classes` (the data set's) must agree. Raises CheckpointError with the first mismatches and
     the flags that would fit."""
-    found = checkpoint.network or recognise(checkpoint, origin=origin)
+    found = checkpoint.network or (None if model else recognise(checkpoint, origin=origin))
     if model is None and found and runs_foreign_code(found.model):
         raise CheckpointError(
             f"{checkpoint.path} says its network is built by {found.model}, which would run code "
@@ -187,6 +187,7 @@ def network_spec(
     spec, form, wrong = fit
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        found = found or recognise(checkpoint, origin=origin)
         hint = f"; it fits {fitting_flags(found)}" if found else ""
         raise CheckpointError(
             f"{checkpoint.path} does not fit {spec.model}: {'; '.join(wrong[:3])}{more}{hint}"

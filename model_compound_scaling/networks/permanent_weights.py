@@ -7,14 +7,27 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
-from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.spectral_norm import (
+    SpectralNorm,
+    SpectralNormLoadStateDictPreHook,
+    remove_spectral_norm,
+)
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
+
+
+def _without_spectral_norm(module: nn.Module, name: str) -> None:
+    remove_spectral_norm(module, name)
+    hooks = module._load_state_dict_pre_hooks  # torch looks for its own there, but they are wrapped
+    for key, hook in list(hooks.items()):
+        if isinstance(getattr(hook, "hook", hook), SpectralNormLoadStateDictPreHook):
+            del hooks[key]
+
 
 # a kind of hook, its attribute that names the tensor, and what leaves the computed tensor behind
 HOOKS: tuple[tuple[type, str, Callable[[nn.Module, str], object]], ...] = (
     (prune.BasePruningMethod, "_tensor_name", prune.remove),
     (WeightNorm, "name", remove_weight_norm),
-    (SpectralNorm, "name", remove_spectral_norm),
+    (SpectralNorm, "name", _without_spectral_norm),
 )
 
 

@@ -91,7 +91,9 @@ def table_row(model: str) -> Row:
     if model in REGISTRY:
         return REGISTRY[model]
     importable(model)
-    return Row(model, "other", 224, "")
+    # what these two do anyway, but with a warning that it will change
+    arguments = {"init_weights": True} if model in WITHOUT_PARTS else {}
+    return Row(model, "other", 224, "", arguments=arguments)
 
 
 def importable(name: str) -> Callable[..., object]:
