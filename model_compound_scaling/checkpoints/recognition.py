@@ -179,7 +179,7 @@ def network_spec(
             raise UserError(f"--dw-multps scales MicroNets; {spec.model} has one size")
         shape = scaled_shape(spec.model, depth=depth_width[0], width=depth_width[1])
         spec = NetworkSpec(spec.model, spec.num_classes, shape)
-    fit = _fit(checkpoint, spec)
+    tried, fit = spec, _fit(checkpoint, spec)
     if fit.wrong and num_classes:  # perhaps only in the number of classes, which is said below
         held = held_classes(spec.model, checkpoint.state)
         again = _fit(checkpoint, replace(spec, num_classes=held))
@@ -188,7 +188,7 @@ def network_spec(
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         found = found or recognise(checkpoint, origin=origin)
-        hint = f"; it fits {fitting_flags(found)}" if found else ""
+        hint = f"; it fits {fitting_flags(found)}" if found and found != tried else ""
         raise CheckpointError(
             f"{checkpoint.path} does not fit {spec.model}: {'; '.join(wrong[:3])}{more}{hint}"
         )

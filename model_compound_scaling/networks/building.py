@@ -25,7 +25,8 @@ def build(spec: NetworkSpec) -> nn.Module:
         raise UserError(f"--model {spec.model} cannot be built: {reason}") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"--model {spec.model} returned a {type(network).__name__}, no nn.Module")
-    if lazy := [n for n, t in network.named_parameters() if is_lazy(t)]:
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    if lazy := [name for name, tensor in tensors if is_lazy(tensor)]:
         raise UserError(
             f"--model {spec.model}: {lazy[0]} has no shape yet, as layers like LazyLinear get one "
             "from their first input: call the network once on an image in its builder"
@@ -43,7 +44,10 @@ def require_trainable(network: nn.Module, names: Iterable[str] = ()) -> None:
         raise UserError(f"the network has no parameter to train; {frozen}")
     for name in names:
         if name not in parameters:
-            raise UserError(f"{name} is no parameter of the network: some code of it computes it")
+            raise UserError(
+                f"{name} is computed by the network's own code and no parameter: choose other "
+                "layers with --ternarize"
+            )
         if not parameters[name].requires_grad:
             raise UserError(f"{name} cannot be trained; {frozen}")
 

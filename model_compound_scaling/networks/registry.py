@@ -65,7 +65,9 @@ REGISTRY: dict[str, Row] = {
 
 # the argument that leaves out what a network needs in training only, and files may lack
 WITHOUT_PARTS: dict[str, dict[str, object]] = {
-    f"torchvision:{name}": {"aux_logits": False} for name in ("googlenet", "inception_v3")
+    f"{module}:{name}": {"aux_logits": False}
+    for module in ("torchvision", "torchvision.models")
+    for name in ("googlenet", "inception_v3")
 }
 
 

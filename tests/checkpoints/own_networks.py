@@ -59,6 +59,12 @@ def lite(num_classes: int) -> nn.Module:
     return Lite(num_classes)
 
 
+def lite0(num_classes: int) -> nn.Module:
+    from efficientnet_lite_pytorch import EfficientNet
+
+    return EfficientNet.from_name("efficientnet-lite0", num_classes=num_classes)
+
+
 class HeadFirst(nn.Module):
     """Its last tensors are not the classifier's."""
 
@@ -90,7 +96,7 @@ def only_seven(num_classes: int) -> nn.Module:
 def pruned(num_classes: int) -> nn.Module:
     network = plain(num_classes)
     prune.l1_unstructured(network[0], "weight", amount=0.5)
-    prune.l1_unstructured(network[3], "weight", amount=0.7)
+    prune.ln_structured(network[3], "weight", amount=0.7, n=2, dim=0)
     return network
 
 

