@@ -39,7 +39,7 @@ def forms(state: State) -> Iterator[Form]:
             style = efficientnet_keys.key_style(set(tensors))
             yield Form(tensors, style, said)
             renamed = efficientnet_keys.to_torchvision_keys(tensors)
-            if renamed is not tensors:
+            if renamed is not tensors and len(renamed) == len(tensors):
                 yield Form(renamed, style, said)
 
 

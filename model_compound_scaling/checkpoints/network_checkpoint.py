@@ -48,6 +48,8 @@ def find_file(name: str, *, folder: Path, flag: str) -> Path:
     for path in (folder / name, Path(name)):
         if path.is_file():
             return path
+    if Path(name).is_dir():
+        raise CheckpointError(f"{flag} {name} is a folder: name a file in it")
     files = (file for file in folder.glob("[!.]*") if file.is_file())
     found = sorted(file.name for file in files if file.suffix != ".manifest")  # of version 0.1
     listing = ", ".join(found) or "no files"

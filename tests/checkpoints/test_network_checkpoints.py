@@ -186,6 +186,8 @@ def test_missing_files_list_the_folder(tmp_path):
     (tmp_path / "other.pt.manifest").touch()  # version 0.1 wrote them
     with pytest.raises(CheckpointError, match=r"--t-model no\.pt.*holds other\.pt$"):
         find_file("no.pt", folder=tmp_path, flag="--t-model")
+    with pytest.raises(CheckpointError, match="is a folder: name a file in it"):
+        find_file(str(tmp_path), folder=tmp_path, flag="--t-model")
     assert find_file("other.pt", folder=tmp_path, flag="--t-model") == tmp_path / "other.pt"
     assert find_file(str(tmp_path / "other.pt"), folder=tmp_path / "x", flag="--t-model")
 
