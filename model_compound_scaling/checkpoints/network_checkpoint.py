@@ -90,7 +90,7 @@ def _require_tensors(state: dict, content: dict, path: Path) -> None:
             f"{path} holds the state of an optimizer, not a network: save its state_dict(), too"
         )
     names = ", ".join(map(str, list(content)[:5]))[:100] or "nothing"
-    raise CheckpointError(f"{path} holds no network's tensors (but {names}): save a state_dict()")
+    raise CheckpointError(f"{path} holds no tensors, only {names}: save a state_dict()")
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -58,7 +58,7 @@ OPTIMIZER = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1, momentum=0.9).st
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 INDEX = {"metadata": {}, "weight_map": {"conv1.weight": "model-00001-of-00002.safetensors"}}
 FILES = {
-    "empty": (lambda: b"", "is empty"),
+    "empty": (lambda: b"", "damaged: it is empty"),
     "web page": (lambda: b"\n<!DOCTYPE html><html><body>Not found", "web page"),
     "page in capitals": (lambda: b"<HTML><HEAD>", "web page"),
     "Git LFS": (lambda: POINTER, "Git LFS pointer.*git lfs pull"),
@@ -87,7 +87,7 @@ FILES = {
     "list": (lambda: saved([torch.ones(3)]), "holds a list"),
     "figures": (
         lambda: saved({"epoch": 3, "best": 1.0}),
-        r"no network's tensors \(but epoch, best",
+        "no tensors, only epoch, best",
     ),
 }
 

@@ -10,7 +10,7 @@ TORCH = "save a PyTorch state_dict()"
 
 # what a file begins with -> a clause whose subject is the file
 STARTS: dict[bytes, str] = {
-    rb"\Z": "is empty: copy or download it again",
+    rb"\Z": "is damaged: it is empty; copy or download it again",
     rb"(?i)\s*<(!doctype|html|head|\?xml)": "is a web page, not the file that it links to",
     rb"version https://git-lfs": "is a Git LFS pointer, not the file it stands for: git lfs pull",
     rb'\s*\{.*"weight_map"': "lists the shards of a checkpoint: save all tensors in one file",
