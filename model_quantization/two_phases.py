@@ -11,6 +11,7 @@ from model_compound_scaling.checkpoints import Checkpoint, load_network, network
 from model_compound_scaling.checkpoints.errors import CheckpointError
 from model_compound_scaling.command_line import inputs
 from model_compound_scaling.machine import for_processes, lay_out, processes
+from model_compound_scaling.networks.building import require_trainable
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
 from model_compound_scaling.runs import History, Run, RunRequest
 from model_compound_scaling.training import Phase, TrainStep, load_optimizer, run_epochs
@@ -212,6 +213,7 @@ def quantize_point(
     else:
         family, first, fixed = table_row(spec.model).family, "ternary", []
         names = ternarized_names(network, family=family, pattern=settings.ternarize)
+    require_trainable(network, names)
 
     def check(state: dict) -> None:
         ignore = settings.ignore_class_names or request.override

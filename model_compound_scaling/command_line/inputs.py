@@ -5,12 +5,14 @@ import argparse
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.datasets import choose_stats, find_dataset
 from data.errors import DataError, UserError
 from model_compound_scaling.machine import place, signals
+from model_compound_scaling.machine.log import Log
 from model_compound_scaling.networks.registry import NetworkSpec, canonical_name, table_row
 
 if TYPE_CHECKING:
@@ -34,10 +36,25 @@ def open_checkpoint(
         checkpoint,
         model=args.model and canonical_name(args.model),
         depth_width=args.dw_multps and tuple(m**args.phi for m in args.dw_multps),
-        num_classes=args.dataset and find_dataset(args.dataset, args.image_size or 1).classes,
+        num_classes=_told_classes(args, described=checkpoint.network is not None),
         origin=None if args.weights_origin == "auto" else args.weights_origin,
     )
+    for line in checkpoint.lines:
+        Log()(f"{checkpoint.path}: {line}")
     return checkpoint, spec
+
+
+def _told_classes(args: argparse.Namespace, *, described: bool) -> int | None:
+    """The number of classes that --dataset or the class folders of --data-path tell."""
+    row = find_dataset(args.dataset or "ImageFolder", args.image_size or 1)
+    if row.classes or row.source != "folders" or not args.data_path or described:
+        return row.classes  # where a file says another number, open_data compares the two
+    from data.image_files import class_folders
+
+    for split in ("val", "train"):
+        with suppress(DataError):  # open_data says what is missing, if it is needed
+            return len(class_folders(args.data_path, split))
+    return None
 
 
 def input_size(args: argparse.Namespace, model: str, recorded: dict) -> int:

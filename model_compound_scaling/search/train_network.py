@@ -10,7 +10,7 @@ from model_compound_scaling.checkpoints.network_checkpoint import network_conten
 from model_compound_scaling.command_line import inputs
 from model_compound_scaling.machine import for_processes, lay_out, processes
 from model_compound_scaling.machine.devices import memory_of
-from model_compound_scaling.networks.building import build, expected_tensors
+from model_compound_scaling.networks.building import build, expected_tensors, require_trainable
 from model_compound_scaling.runs import History, Run, RunRequest
 from model_compound_scaling.search.points import Point
 from model_compound_scaling.training import Average, Options, Phase, TrainStep, run_epochs
@@ -59,6 +59,7 @@ def train_point(
     torch.manual_seed(training.seed)
     network = build(point.spec)
     require_fit(network, data)
+    require_trainable(network)
     network = lay_out(network, device, channels_last=training.channels_last)
     ignore = training.ignore_class_names or request.override
     check = partial(inputs.require_same_classes, data=data, ignore=ignore)
