@@ -155,7 +155,8 @@ def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
     from model_compound_scaling.search.results_table import rows, to_text
 
     if args.dry_run:
-        Log()(to_text(rows(dict.fromkeys(points), predicted=True), predicted=True))
+        table = rows(dict.fromkeys(points), predicted=True)
+        Log()(*to_text(table, predicted=True).splitlines())
         return
     if args.target_accuracy:  # the walk may end before it comes to the largest
         points = possible_points(point, grid, [min(phis)])

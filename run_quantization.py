@@ -239,7 +239,7 @@ def conclude(args: argparse.Namespace, runs: "list[History]") -> None:
 
     log, table, goal, target = Log(args.output), results(runs), args.target_accuracy, None
     chosen = None if goal is None else smallest(table, args.objective, goal)
-    log(results_table(table, chosen))
+    log(*results_table(table, chosen).splitlines())
     with turn(args.output):
         if processes.is_main():
             write_text(results_csv(table), args.output / "results.csv")

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.errors import UserError, require_packages
+from data.errors import UserError, printable, require_packages
 from model_compound_scaling.command_line import entry, inputs, shared_flags
 from model_compound_scaling.command_line import flag_values as kind
 from model_compound_scaling.command_line.parser import ON_OFF, Parser
@@ -223,6 +223,7 @@ def body(args: argparse.Namespace) -> None:
     if args.predict:
         from model_scoring.inference import predict
 
+        inputs.require_classes(args, spec, checkpoint.data)
         predictions = predict(network, args.predict, data=known, top=args.top, **where)
     if args.eval:
         data = inputs.open_data(args, recorded=checkpoint.data, splits=("val",), **where)
@@ -231,7 +232,8 @@ def body(args: argparse.Namespace) -> None:
         packed = packed_network(network, spec, known, half=args.export_precision != "fp32")
     shape, reference = (row.channels, size, size), REFERENCE_OF.get(known.get("dataset"))
     result = score(network, shape, family=row.family, settings=settings(args), reference=reference)
-    print(f"{spec.model} from {checkpoint.path}, {row.channels}x{size}x{size} input")
+    source = printable(checkpoint.path)
+    print(f"{spec.model} from {source}, {row.channels}x{size}x{size} input")
     if args.prune_threshold != 1:
         print(f"pruned {len(pruned)} depthwise layers below {args.prune_threshold:g} x largest")
     show(result, args.rules, packed)
@@ -248,7 +250,7 @@ def body(args: argparse.Namespace) -> None:
         print(line)
     write_all(files := files | forms)
     for path in files:
-        print(f"wrote {path}")
+        print(f"wrote {printable(path)}")
     for line in predictions:  # each as soon as it is known
         print(line)
 

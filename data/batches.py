@@ -42,7 +42,9 @@ class DataOptions:
     part: Part = WHOLE  # the share of each batch that this process gets
     seed: int = 0
     device: str | torch.device = "cpu"
-    workers: int = 4  # processes that decode files; results do not depend on their number
+    class_names: Sequence[str] = ()  # labels count in this order; (): in the data set's own
+    workers: int | None = None  # processes that decode files; results do not depend on their number
+    sharing: int = 1  # processes on this machine, which share its cores; decides None above
     worker_init: Callable[[int], None] | None = None  # each begins with worker_init(its number)
     cache_gb: float = 4.0  # 10^9 bytes: folders of small images up to this are held in memory
     skip_bad_images: int = 0  # unreadable files left out; if read while training, in each process

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import re
 from collections.abc import Sequence
 
 
@@ -16,6 +17,24 @@ class DataError(UserError):
     """A data set is missing, empty or has an unreadable file."""
 
     exit_code = 4
+
+
+# what would break a line of a log or steer a terminal: control characters, other ends of lines,
+# marks that turn the direction of text, and the bytes that Python could not decode
+UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: object) -> str:
+    """`text`, as of a file's name, in one line that any terminal shows: a newline as \\n, the byte
+    E9 of a name that is not UTF-8 as \\xe9."""
+    return UNPRINTABLE.sub(_escape, str(text))
+
+
+def _escape(match: re.Match) -> str:
+    code = ord(match[0])  # PEP 383: undecodable bytes are U+DC80 to U+DCFF
+    return f"\\x{code - 0xDC00:x}" if 0xDC80 <= code <= 0xDCFF else ascii(match[0])[1:-1]
 
 
 def choose(flag: str, value: str, choices: Sequence[str]) -> None:

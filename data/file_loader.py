@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.batches import Batch, DataOptions, Loader, Preparation, Schedule, to_channels
 from data.errors import DataError
-from data.image_files import BadImages, Tree, read_image
+from data.image_files import BadImages, Tree, read_image, usable_cores
 from data.stateless_random import sample_seed
 from data.transforms import Transform
 
@@ -54,6 +54,21 @@ class EpochBatches:
             yield [(self.epoch, i) for i in index.tolist()]
 
 
+class QuietDataLoader(DataLoader):
+    """torch's loader without its warning about more workers than cores: their number is the user's
+    wish, or `worker_count`."""
+
+    def check_worker_number_rationality(self) -> None:
+        pass
+
+
+def worker_count(options: DataOptions) -> int:
+    """As many as asked for, else one for each core that this process need not share, at most 4."""
+    if options.workers is not None:
+        return options.workers
+    return min(4, max(1, usable_cores() // options.sharing))
+
+
 class FileLoader(Loader):
     """A data set read from files by worker processes; augmented and normalised on the device."""
 
@@ -69,12 +84,13 @@ class FileLoader(Loader):
     ) -> None:
         super().__init__(schedule, prepare)
         self.options, self.bad, self.sampler = options, bad, EpochBatches(schedule)
-        self.loader = DataLoader(
+        workers = worker_count(options)
+        self.loader = QuietDataLoader(
             FileDataset(tree, transform, prepare.seed),
             batch_sampler=self.sampler,
             collate_fn=collate,
-            num_workers=options.workers,
-            persistent_workers=options.workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             pin_memory=torch.device(options.device).type == "cuda",
             generator=torch.Generator(),  # else each epoch draws from, and moves, the global one
             worker_init_fn=options.worker_init,

@@ -4,6 +4,7 @@ import fcntl
 import gzip
 import io
 import math
+import os
 import sys
 import warnings
 import zlib
@@ -77,7 +78,7 @@ def read_idx(name: str, folders: list[Path]) -> Tensor:
     """The idx file of bytes `name` or `name`.gz in the first folder that has it: 00 00 08 <rank>,
     big-endian sizes, then the values. DataError if none has, or it is damaged."""
     candidates = [folder / (name + end) for folder in folders for end in ("", ".gz")]
-    path = next((path for path in candidates if path.is_file()), None)
+    path = next(filter(os.path.isfile, candidates), None)
     if path is None:
         raise DataError(f"--data-path: expected {candidates[0]} or {candidates[1].name} there")
     try:

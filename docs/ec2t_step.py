@@ -10,7 +10,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from model_compound_scaling.checkpoints import read_checkpoint
+from model_compound_scaling.checkpoints import load_network, network_spec, read_checkpoint
 from model_quantization.ec2t import assignment as ec2t
 from model_quantization.ec2t.flat_layers import Segments
 
@@ -51,7 +51,9 @@ def draw(weights: Tensor, gamma: float, costs: Axes, histogram: Axes) -> None:
 
 if __name__ == "__main__":
     checkpoint, layer, picture = sys.argv[1:]
-    latents = read_checkpoint(Path(checkpoint)).state[layer].flatten()
+    opened = read_checkpoint(Path(checkpoint))
+    network = load_network(opened, network_spec(opened))
+    latents = network.get_parameter(layer).detach().flatten()
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True)
     for strength, pair in zip(TITLES, axes.T, strict=True):

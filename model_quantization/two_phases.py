@@ -14,6 +14,7 @@ from model_compound_scaling.checkpoints.atomic_save import read_file
 from model_compound_scaling.checkpoints.errors import CheckpointError
 from model_compound_scaling.command_line import inputs
 from model_compound_scaling.machine import for_processes, lay_out, processes
+from model_compound_scaling.networks.building import require_trainable
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
 from model_compound_scaling.runs import History, Run, RunRequest
 from model_compound_scaling.training import Phase, TrainStep, load_optimizer, run_epochs
@@ -45,6 +46,7 @@ class Quantizing:
     target_params: float | None  # or scoring parameters
     target_bytes: float | None  # or bytes of the packed file
     start: Path | None  # last.pt of the run whose network it starts from
+    ignore_class_names: bool  # of a run that is gone on from
 
 
 def make_optimizer(
@@ -231,7 +233,13 @@ def quantize_point(
     else:
         family, first, fixed = table_row(spec.model).family, "ternary", []
         names = ternarized_names(network, family=family, pattern=settings.ternarize)
-    check = partial(require_continuable, names=names, settings=settings)
+    require_trainable(network, names)
+
+    def check(state: dict) -> None:
+        ignore = settings.ignore_class_names or request.override
+        inputs.require_same_classes(state, data, ignore=ignore)
+        require_continuable(state, names=names, settings=settings)
+
     run = Run(request, spec=spec, phases=(first, "frozen"), check=check)
     if measure := settings.eval and not run.state:
         log_accuracy("before quantization", network, data, run)

@@ -1,5 +1,6 @@
 """What tests of several rooms make their networks and files with."""
 
+import os
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -28,7 +29,8 @@ def save_images(folder: Path, count: int, size=16, *, vary=False, level=None) ->
     level: all values from here to `level` + 60, instead of the whole range.
     """
     folder.mkdir(parents=True)
-    rng = np.random.default_rng(zlib.crc32(f"{folder.parent.name}/{folder.name}".encode()))
+    name = os.fsencode(f"{folder.parent.name}/{folder.name}")
+    rng = np.random.default_rng(zlib.crc32(name))
     low, high = (0, 256) if level is None else (level, level + 60)
     height, width = (size, size) if isinstance(size, int) else size
     for i in range(count):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from model_compound_scaling.checkpoints.errors import CheckpointError, DiskError
-from model_compound_scaling.checkpoints.untrusted import Refused, check
+from model_compound_scaling.checkpoints.untrusted import Refused, check, safetensors_file
 
 FILE_LIMIT = 16 << 30  # bytes; EfficientNet-B7 with Adam's state has 0.8 GB
 
@@ -97,9 +97,10 @@ def read_generation(path: Path) -> Generation:
 
 
 def read_file(path: Path) -> dict:
-    """Content of a `.pt` file on the CPU: a dict of tensors and plain values. The entries of a zip
-    archive must pass their CRC-32 tests. Nothing in the file is executed, and it takes no more
-    memory than its bytes account for. Raises CheckpointError."""
+    """Content of a `.pt` file on the CPU: a dict of tensors and plain values; of a `.safetensors`
+    file: its tensors. The entries of a zip archive must pass their CRC-32 tests. Nothing in the
+    file is executed, and it takes no more memory than its bytes account for. Raises
+    CheckpointError, or UserError if the package that reads safetensors is missing."""
     try:
         return _read(path)
     except Refused as reason:
@@ -109,6 +110,8 @@ def read_file(path: Path) -> dict:
 def _read(path: Path) -> dict:
     """`read_file`, but what is wrong comes as Refused."""
     raw = _checked_bytes(path)
+    if safetensors_file.is_one(raw):
+        return safetensors_file.read(raw)
     try:
         content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     # the unpickler stumbles over damaged files in many ways: IndexError, KeyError, EOFError, ...

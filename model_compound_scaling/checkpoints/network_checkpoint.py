@@ -5,7 +5,7 @@ Ours are plain dicts of tensors and plain values, which load with `weights_only=
 with "widths" in "network" if some layers are narrower than the arguments say."""
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,25 +13,29 @@ from torch import Tensor, nn
 
 from model_compound_scaling.checkpoints.atomic_save import read_file
 from model_compound_scaling.checkpoints.errors import CheckpointError
+from model_compound_scaling.checkpoints.key_forms import differences, fitting
 from model_compound_scaling.checkpoints.untrusted import Bounds, check_description
-from model_compound_scaling.networks import efficientnet_keys
 from model_compound_scaling.networks.building import build, skeleton
 from model_compound_scaling.networks.narrowing import WidthsError
-from model_compound_scaling.networks.registry import NetworkSpec, table_row
+from model_compound_scaling.networks.permanent_weights import make_permanent
+from model_compound_scaling.networks.registry import OPTIONAL_FIELDS, NetworkSpec, table_row
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys that hold the state dict
-PREFIXES = ("module.", "_orig_mod.")  # of keys: DataParallel and DDP, torch.compile
+# keys that hold the state dict, the first that is there is taken; then those that hold an average
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
+AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model",
+            "ema", "params_ema", "averaged_model", "swa_model", "swa_state_dict")  # fmt: skip
+NESTED = 3  # wrappers in wrappers
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file's tensors under this project's keys, and what the file says about them."""
+    """A file's tensors under the file's keys, and what the file says about them."""
 
     path: Path
     state: dict[str, Tensor]
     network: NetworkSpec | None  # None: a foreign file
     content: dict  # the whole file; resuming needs the rest of it
-    style: str | None = None  # key style, for EfficientNets
+    lines: list[str] = field(default_factory=list)  # what is to be said about how it was read
 
     @property
     def data(self) -> dict:
@@ -44,6 +48,8 @@ def find_file(name: str, *, folder: Path, flag: str) -> Path:
     for path in (folder / name, Path(name)):
         if path.is_file():
             return path
+    if Path(name).is_dir():
+        raise CheckpointError(f"{flag} {name} is a folder: name a file in it")
     files = (file for file in folder.glob("[!.]*") if file.is_file())
     found = sorted(file.name for file in files if file.suffix != ".manifest")  # of version 0.1
     listing = ", ".join(found) or "no files"
@@ -57,27 +63,52 @@ def require_finite(state: dict[str, Tensor], path: Path) -> None:
             raise CheckpointError(f"{path}: {key} holds NaN or infinite values")
 
 
+def _tensors(content: object, depth: int = NESTED) -> tuple[dict[str, Tensor], str]:
+    """The state dict in a file's content, and the key that holds it; empty if there is none."""
+    if not isinstance(content, dict) or not depth:
+        return {}, ""
+    for key in (*WRAPPERS, *AVERAGES):
+        if inner := _tensors(content.get(key), depth - 1)[0]:
+            return inner, key
+    return {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}, ""
+
+
+def _lines(content: dict, held: str) -> list[str]:
+    """What is to be said of a file with averaged weights, of which `held` are taken."""
+    others = [key for key in AVERAGES if key != held and _tensors(content.get(key))[0]]
+    lines = [f"taken are the weights in {held!r}, not those in {key!r}" for key in others]
+    return lines or [f"taken are the averaged weights in {held!r}"] * (held in AVERAGES)
+
+
+def _require_tensors(state: dict, content: dict, path: Path) -> None:
+    """CheckpointError, which says what the file holds instead, if there is no state dict."""
+    if state:
+        return
+    parts = (part for part in [content, *content.values()] if isinstance(part, dict))
+    if any("param_groups" in part for part in parts):
+        raise CheckpointError(
+            f"{path} holds the state of an optimizer, not a network: save its state_dict(), too"
+        )
+    names = ", ".join(map(str, list(content)[:5]))[:100] or "nothing"
+    raise CheckpointError(f"{path} holds no tensors, only {names}: save a state_dict()")
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
-    """A file of ours or a foreign state dict, raw or wrapped, with or without key prefixes. Raises
-    CheckpointError if it cannot be read, or for no tensors, NaN, infinite values, or a description
-    that does not belong to them."""
+    """A file of ours or a foreign state dict, raw or wrapped. Raises CheckpointError if it cannot
+    be read, or for no tensors, NaN, infinite values, or a description that does not belong to
+    them."""
     content = read_file(path)
-    inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
-    state = {k: v for k, v in inner.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    if not state:
-        raise CheckpointError(f"{path} holds no tensors")
-    while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    state, held = _tensors(content)
+    _require_tensors(state, content, path)
     require_finite(state, path)
     network, data = content.get("network"), content.get("data", {})
     spec, fields = None, {"model", "num_classes", "arguments"}
-    if isinstance(network, dict) and set(network) - {"widths"} == fields:  # else a foreign file
+    if isinstance(network, dict) and set(network) - OPTIONAL_FIELDS == fields:  # else foreign
         width = max((n for tensor in state.values() for n in tensor.shape), default=1)
         bounds = Bounds(tensors=len(state), width=width)
         check_description(path, network=network, data=data, bounds=bounds)
         spec = NetworkSpec(**network)
-    style = efficientnet_keys.key_style(set(state))
-    return Checkpoint(path, efficientnet_keys.to_torchvision_keys(state), spec, content, style)
+    return Checkpoint(path, state, spec, content, _lines(content, held))
 
 
 def network_content(network: nn.Module, spec: NetworkSpec, data: dict, **more: object) -> dict:
@@ -98,8 +129,15 @@ def load_network(checkpoint: Checkpoint, spec: NetworkSpec) -> nn.Module:
     except WidthsError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from None
     own = network.state_dict()
+    form = fitting(checkpoint.state, own)
+    if spec.permanent and differences(form.state, own):  # as the builder's hooks have them
+        network = load_network(checkpoint, replace(spec, permanent=False))
+        make_permanent(network)
+        return network
+    if form.lines:  # values may be computed ones
+        require_finite(form.state, checkpoint.path)
     counters = {k: torch.zeros_like(v) for k, v in own.items() if k.endswith("batches_tracked")}
-    state = OrderedDict({**counters, **checkpoint.state})
+    state = OrderedDict({**counters, **form.state})
     state._metadata = own._metadata  # MNASNets refuse tensors without a version
     try:
         network.load_state_dict(state)

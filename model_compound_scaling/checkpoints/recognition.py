@@ -1,31 +1,44 @@
 """Which network a state dict holds, by its keys and shapes."""
 
 import math
+from dataclasses import replace
+from itertools import product
+from typing import NamedTuple
 
 from torch import Tensor
 
 from data.errors import UserError
 from model_compound_scaling.checkpoints.errors import CheckpointError
+from model_compound_scaling.checkpoints.key_forms import Form, differences, fitting, forms, some
 from model_compound_scaling.checkpoints.network_checkpoint import Checkpoint
 from model_compound_scaling.checkpoints.untrusted import runs_foreign_code
-from model_compound_scaling.networks.building import expected_tensors
+from model_compound_scaling.networks.building import expected_tensors, skeleton
 from model_compound_scaling.networks.efficientnet_keys import KEY_STYLES
 from model_compound_scaling.networks.micronet_scaling import BASELINES, round_channels, scaled_shape
 from model_compound_scaling.networks.narrowing import WidthsError
-from model_compound_scaling.networks.registry import REGISTRY, NetworkSpec, default_spec, table_row
+from model_compound_scaling.networks.permanent_weights import make_permanent
+from model_compound_scaling.networks.registry import (
+    REGISTRY,
+    WITHOUT_PARTS,
+    NetworkSpec,
+    default_spec,
+    table_row,
+)
+
+PROBES = (10, 100)  # numbers of classes that a builder is likely to take
+
+
+def _expected(spec: NetworkSpec) -> dict[str, Tensor]:
+    """The network's state dict, as shapes. CheckpointError for widths that it cannot have."""
+    try:
+        return expected_tensors(spec)
+    except WidthsError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def mismatches(state: dict[str, Tensor], spec: NetworkSpec) -> list[str]:
-    """How a state dict differs from a network, one phrase each; empty if it fits."""
-    try:
-        expected = expected_tensors(spec)
-    except WidthsError as error:
-        raise CheckpointError(str(error)) from None
-    needed = (key for key in expected if not key.endswith("num_batches_tracked"))
-    phrases = [f"{key} is missing" for key in needed if key not in state]
-    phrases += [f"{key} does not belong" for key in state if key not in expected]
-    shapes = [(k, tuple(state[k].shape), tuple(expected[k].shape)) for k in expected if k in state]
-    return phrases + [f"{key} is {found}, not {own}" for key, found, own in shapes if found != own]
+    """How a state dict differs from a network, one phrase each; empty if it fits as it is."""
+    return differences(state, _expected(spec))
 
 
 def _micronet_arguments(model: str, state: dict[str, Tensor]) -> dict[str, object] | None:
@@ -42,15 +55,15 @@ def _micronet_arguments(model: str, state: dict[str, Tensor]) -> dict[str, objec
     return {"blocks": blocks, "channels": channels, **sizes}
 
 
-def _candidate(model: str, checkpoint: Checkpoint, origin: str | None) -> NetworkSpec | None:
-    """The network `model` would be, if the checkpoint were one: classes from the last layer."""
-    row, style = table_row(model), KEY_STYLES.get(checkpoint.style)
-    classifier = checkpoint.state.get(f"{row.classifier}.weight")
+def _candidate(model: str, form: Form, origin: str | None) -> NetworkSpec | None:
+    """The network `model` would be, if the tensors were its: classes from the last layer."""
+    row, style = table_row(model), KEY_STYLES.get(form.style)
+    classifier = form.state.get(f"{row.classifier}.weight")
     if classifier is None or classifier.dim() != 2:
         return None
     arguments = {}
     if row.family == "micronet":
-        arguments = _micronet_arguments(model, checkpoint.state)
+        arguments = _micronet_arguments(model, form.state)
     elif row.family == "efficientnet":  # whose weights they are: as told, or as their keys suggest
         arguments = style and {"origin": origin or style.origin}
     return None if arguments is None else NetworkSpec(model, len(classifier), arguments)
@@ -58,8 +71,11 @@ def _candidate(model: str, checkpoint: Checkpoint, origin: str | None) -> Networ
 
 def recognise(checkpoint: Checkpoint, *, origin: str | None = None) -> NetworkSpec | None:
     """The network of the table whose keys and shapes are exactly these, None if there is none."""
-    candidates = (_candidate(model, checkpoint, origin) for model in REGISTRY)
-    return next((c for c in candidates if c and not mismatches(checkpoint.state, c)), None)
+    for form, model in product(forms(checkpoint.state), REGISTRY):
+        candidate = _candidate(model, form, origin)
+        if candidate and not mismatches(form.state, candidate):
+            return candidate
+    return None
 
 
 def fitting_flags(spec: NetworkSpec) -> str:
@@ -77,6 +93,62 @@ def fitting_flags(spec: NetworkSpec) -> str:
     return f"--model {spec.model} --dw-multps {depth:g} {width:g} --phi 1"
 
 
+def _named(
+    model: str, checkpoint: Checkpoint, origin: str | None, num_classes: int | None
+) -> NetworkSpec:
+    """The network that --model names, as far as the tensors tell what it is like."""
+    candidates = (_candidate(model, form, origin) for form in forms(checkpoint.state))
+    if candidate := next(filter(None, candidates), None):
+        return candidate
+    return default_spec(model, num_classes or held_classes(model, checkpoint.state))
+
+
+def held_classes(model: str, state: dict[str, Tensor]) -> int:
+    """How many classes a network of unknown layers has: that number with which its builder makes
+    the shapes that are found. Where the builder does not tell, as many as the last matrix has rows,
+    which is a guess."""
+    try:
+        few, many = (expected_tensors(default_spec(model, n)) for n in PROBES)
+    except UserError:  # it takes other numbers
+        few = many = {}
+    found, numbers = fitting(state, few).state, set()
+    for key in found.keys() & few.keys() & many.keys():
+        for held, low, high in zip(found[key].shape, few[key].shape, many[key].shape, strict=False):
+            if low != high:
+                numbers.add(PROBES[0] + (held - low) * (PROBES[1] - PROBES[0]) / (high - low))
+    if len(numbers) == 1 and (number := numbers.pop()).is_integer() and number >= 1:
+        return int(number)
+    shapes = [tensor.shape for tensor in state.values() if tensor.dim() > 0]
+    matrices = [shape for shape in shapes if len(shape) == 2]
+    return [(1,), *(matrices or shapes)][-1][0]
+
+
+class Fit(NamedTuple):
+    """A network beside the form of a checkpoint's tensors that fits it best."""
+
+    spec: NetworkSpec
+    form: Form
+    wrong: list[str]  # how they differ, one phrase each
+
+
+def _fit(checkpoint: Checkpoint, spec: NetworkSpec) -> Fit:
+    """The network, or what else a file may hold of it if that fits better: all but the parts that
+    only training needs; with its hooks made permanent."""
+    variants = [spec]
+    if without := WITHOUT_PARTS.get(spec.model):
+        variants.append(replace(spec, arguments=spec.arguments | without))
+    if runs_foreign_code(spec.model):
+        variants.append(replace(spec, permanent=True))
+    fits = []
+    for variant in variants:
+        expected = _expected(variant)
+        form = fitting(checkpoint.state, expected)
+        fits.append(Fit(variant, form, differences(form.state, expected)))
+        if not fits[-1].wrong:
+            return fits[-1]
+    return min(fits, key=lambda fit: len(fit.wrong))
+
+
 def network_spec(
     checkpoint: Checkpoint,
     *,
@@ -88,7 +160,7 @@ def network_spec(
     """Which network a checkpoint holds: what the file says, else the flags, else its shapes.
     `num_classes` (the data set's) must agree. Raises CheckpointError with the first mismatches and
     the flags that would fit."""
-    found = checkpoint.network or recognise(checkpoint, origin=origin)
+    found = checkpoint.network or (None if model else recognise(checkpoint, origin=origin))
     if model is None and found and runs_foreign_code(found.model):
         raise CheckpointError(
             f"{checkpoint.path} says its network is built by {found.model}, which would run code "
@@ -101,17 +173,22 @@ def network_spec(
         )
     spec = found
     if model not in (None, found and found.model):
-        sizes = [len(tensor) for tensor in checkpoint.state.values() if tensor.dim() > 0]
-        classes = num_classes or [1, *sizes][-1]  # of unknown layers, the last one's bias or weight
-        spec = _candidate(model, checkpoint, origin) or default_spec(model, classes)
+        spec = _named(model, checkpoint, origin, num_classes)
     if depth_width:
         if table_row(spec.model).family != "micronet":
             raise UserError(f"--dw-multps scales MicroNets; {spec.model} has one size")
         shape = scaled_shape(spec.model, depth=depth_width[0], width=depth_width[1])
         spec = NetworkSpec(spec.model, spec.num_classes, shape)
-    if wrong := mismatches(checkpoint.state, spec):
+    tried, fit = spec, _fit(checkpoint, spec)
+    if fit.wrong and num_classes:  # perhaps only in the number of classes, which is said below
+        held = held_classes(spec.model, checkpoint.state)
+        again = _fit(checkpoint, replace(spec, num_classes=held))
+        fit = fit if again.wrong else again
+    spec, form, wrong = fit
+    if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        hint = f"; it fits {fitting_flags(found)}" if found else ""
+        found = found or recognise(checkpoint, origin=origin)
+        hint = f"; it fits {fitting_flags(found)}" if found and found != tried else ""
         raise CheckpointError(
             f"{checkpoint.path} does not fit {spec.model}: {'; '.join(wrong[:3])}{more}{hint}"
         )
@@ -120,4 +197,15 @@ def network_spec(
             f"{checkpoint.path} has {spec.num_classes} classes, the data set has {num_classes}: "
             "choose the --dataset it was trained on"
         )
-    return spec
+    checkpoint.lines.extend(form.lines)
+    return _permanent(checkpoint, spec) if runs_foreign_code(spec.model) else spec
+
+
+def _permanent(checkpoint: Checkpoint, spec: NetworkSpec) -> NetworkSpec:
+    """The network with the tensors that its builder's hooks compute as parameters, if there are
+    any."""
+    if spec.permanent or not (names := make_permanent(skeleton(spec))):
+        return spec
+    line = "masks, norms or other parametrizations are made permanent"
+    checkpoint.lines.append(f"{line}: {some(names)}")
+    return replace(spec, permanent=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.datasets import find_dataset
-from data.errors import UserError
+from data.errors import UserError, printable
 from model_compound_scaling.command_line.parser import Parser
 from model_compound_scaling.machine import place, signals
 from model_compound_scaling.machine.log import say
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 def run(body: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequence | None) -> int:
     """Parse, run `body`, turn a user's mistake into one line and its exit code."""
+    # logs piped to a file stay current; what its encoding lacks is written as an escape
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     args = parser.parse_args(argv)
-    sys.stdout.reconfigure(line_buffering=True)  # logs piped to a file stay current
     try:
         with signals.listening():
             body(args)
@@ -114,5 +115,5 @@ def start(args: argparse.Namespace) -> "torch.device":
         signals.defer()
     elif device.type == "cuda" and (gpus := torch.cuda.device_count()) > 1:
         hint = f"{gpus} GPUs are visible, one is used; for all: torchrun --nproc_per_node {gpus}"
-        print(hint, *sys.argv)
+        print(hint, *map(printable, sys.argv))
     return device

@@ -3,13 +3,16 @@ imported where it is used: some of this is asked before torch is loaded."""
 
 import argparse
 import hashlib
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.datasets import choose_stats, find_dataset
 from data.errors import DataError, UserError
 from model_compound_scaling.machine import place, signals
+from model_compound_scaling.machine.log import Log
 from model_compound_scaling.networks.registry import NetworkSpec, canonical_name, table_row
 
 if TYPE_CHECKING:
@@ -33,15 +36,33 @@ def open_checkpoint(
         checkpoint,
         model=args.model and canonical_name(args.model),
         depth_width=args.dw_multps and tuple(m**args.phi for m in args.dw_multps),
-        num_classes=args.dataset and find_dataset(args.dataset, args.image_size or 1).classes,
+        num_classes=_told_classes(args, described=checkpoint.network is not None),
         origin=None if args.weights_origin == "auto" else args.weights_origin,
     )
+    for line in checkpoint.lines:
+        Log()(f"{checkpoint.path}: {line}")
     return checkpoint, spec
 
 
+def _told_classes(args: argparse.Namespace, *, described: bool) -> int | None:
+    """The number of classes that --dataset or the class folders of --data-path tell."""
+    row = find_dataset(args.dataset or "ImageFolder", args.image_size or 1)
+    if row.classes or row.source != "folders" or not args.data_path or described:
+        return row.classes  # where a file says another number, open_data compares the two
+    from data.image_files import class_folders
+
+    for split in ("val", "train"):
+        with suppress(DataError):  # open_data says what is missing, if it is needed
+            return len(class_folders(args.data_path, split))
+    return None
+
+
 def input_size(args: argparse.Namespace, model: str, recorded: dict) -> int:
-    """Height and width of the input: the flag's, the checkpoint's, or what the network is for."""
-    return args.image_size or recorded.get("image_size") or table_row(model).image_size
+    """Height and width of the input: the flag's, the checkpoint's, or what the network of the table
+    is for. Networks from elsewhere are for nothing in particular: then the data set's counts."""
+    row, name = table_row(model), args.dataset or recorded.get("dataset")
+    from_data = find_dataset(name, 1).image_size if name and row.family == "other" else None
+    return args.image_size or recorded.get("image_size") or from_data or row.image_size
 
 
 def open_data(
@@ -54,9 +75,10 @@ def open_data(
     image_size: int | None = None,
 ) -> "Data":
     """The data set as flags say, then as the checkpoint recorded; `image_size` overrides both. Its
-    classes must agree."""
+    classes must be the checkpoint's, and get their numbers."""
     from data.batches import WHOLE, Part
     from data.loading import DataOptions, load_data
+    from model_compound_scaling.machine.log import Log
 
     name = args.dataset or recorded.get("dataset")
     if name is None:
@@ -70,6 +92,8 @@ def open_data(
         channels=row.channels,
         normalize=args.normalize or _recorded_statistics(recorded) or "dataset",
         eval_crop="full" if row.family == "efficientnet" else "standard",
+        class_names=() if args.ignore_class_names else _recorded_classes(recorded, spec),
+        sharing=place.find_place().here,
         worker_init=signals.ignore_in_worker,
         device=device,
         splits=splits,
@@ -80,6 +104,8 @@ def open_data(
             f"{name} has {data.classes} classes, the network {spec.num_classes}: "
             "choose the --dataset or --data-path the network was trained on"
         )
+    if data.renumbered:
+        Log()(data.renumbered)
     return data
 
 
@@ -96,6 +122,39 @@ def known_input(args: argparse.Namespace, spec: NetworkSpec, recorded: dict) -> 
         mean, std = choose_stats(row, normalize or "dataset", channels)
         known |= {"mean": list(mean), "std": list(std)}
     return known
+
+
+def require_classes(args: argparse.Namespace, spec: NetworkSpec, recorded: dict) -> None:
+    """DataError if --data-path holds folders of other classes than the checkpoint's. For what is
+    done without opening a data set."""
+    from data.image_files import class_folders
+    from data.loading import match_classes
+
+    name = args.dataset or recorded.get("dataset") or "ImageFolder"
+    folders = args.data_path and find_dataset(name, args.image_size or 1).source == "folders"
+    if folders and not args.ignore_class_names and os.path.isdir(args.data_path / "val"):
+        found = [folder.name for folder in class_folders(args.data_path, "val")]
+        match_classes(found, _recorded_classes(recorded, spec))
+
+
+def require_same_classes(state: dict, data: "Data", *, ignore: bool) -> None:
+    """DataError, unless they are to be ignored, if the classes that a run's last.pt was trained on
+    have other names or numbers."""
+    from data.loading import match_classes
+
+    known = state.get("data")
+    names = known.get("class_names") if isinstance(known, dict) else None
+    if ignore or not isinstance(names, list | tuple):
+        return
+    classes = match_classes(data.class_names, [str(name) for name in names])
+    if classes.renumbered():
+        raise DataError(f"{classes.renumbered()}; go on all the same with --ignore-class-names")
+
+
+def _recorded_classes(recorded: dict, spec: NetworkSpec) -> Sequence[str]:
+    """The names of the network's classes; none if the checkpoint does not name just those."""
+    names = recorded.get("class_names", ())
+    return names if len(names) == (spec.num_classes or len(names)) else ()
 
 
 def _recorded_statistics(recorded: dict) -> tuple | None:

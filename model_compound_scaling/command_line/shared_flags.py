@@ -20,8 +20,11 @@ def add_data_flags(parser: Parser, *, training: bool, default: str) -> None:
     add("--dataset", None, None, "NAME", f"one of {', '.join(DATASETS)} (default: {default})")
     add("--data-path", kind.folder, None, "DIR", "folder of the data set (default: data/downloads, "
         "where CIFAR and MNIST are downloaded to)", incidental=True)
+    add("--ignore-class-names", SWITCH, False, None, "number the classes in the data set's "
+        "own order, although the checkpoint's have other names", incidental=True)
     add("--image-size", kind.positive, None, "S", "height and width of the input (default: that of "
-        "a checkpoint, else the data set's or network's)")
+        "a checkpoint, else what a network of the table is for; of other networks the data set's, "
+        "else 224)")
     add("--normalize", NORMALIZE, None, None,
         "mean and deviation of the input (default: that of a checkpoint, else the data set's)")
     if training:
@@ -31,8 +34,9 @@ def add_data_flags(parser: Parser, *, training: bool, default: str) -> None:
             "training images a step, of all processes together")
     add("--val-batch-size", kind.positive, None, "N", "images at once when evaluating "
         "(default: as many as their size and the device suggest, up to 512)", incidental=True)
-    add("--workers", kind.natural, 4, "N",
-        "processes that read images from disk; small data sets stay in memory", incidental=True)
+    add("--workers", kind.natural, None, "N",
+        "processes that read images from disk; small data sets stay in memory (default: the cores "
+        "that this process may use, at most 4)", incidental=True)
     add("--cache-gb", kind.non_negative, 4.0, "X",
         "folders of small images (up to 64 pixels) are held in memory, and augmented on the "
         "device, up to X 10^9 bytes; larger ones are read from disk in each epoch", incidental=True)

@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+from data.errors import printable
 from model_compound_scaling.machine import place
 
 
@@ -15,25 +16,28 @@ class Log:
     def __init__(self, folder: Path | None = None) -> None:
         self.path = folder and folder / "logfile.txt"
 
-    def __call__(self, line: str) -> None:
+    def __call__(self, *lines: str) -> None:
         if not place.is_main():
             return
+        lines = [printable(line) for line in lines]
         try:
-            print(line)
+            print(*lines, sep="\n")
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not self.path:
             return
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
         try:
-            with self.path.open("a") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(f"{now} {line}\n" for line in lines)
         except OSError as error:
-            print(f"cannot write {self.path}: {error.strerror}", file=sys.stderr)
+            print(printable(f"cannot write {self.path}: {error.strerror}"), file=sys.stderr)
             self.path = None
 
 
 def say(line: str) -> None:
     """One line on stderr: what all processes find wrong before they meet, only the first says."""
+    line = printable(line)
     if place.is_main():
         print(line, file=sys.stderr)
     elif place.world_size() > 1:

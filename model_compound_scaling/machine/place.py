@@ -13,23 +13,27 @@ from data.errors import UserError
 
 @dataclass(frozen=True)
 class Place:
-    """This process among those of the run; `local` counts within its machine."""
+    """This process among those of the run; `local` counts within its machine, where `here` of them
+    share the processor's cores."""
 
     rank: int = 0
     size: int = 1
     local: int = 0
+    here: int = 1
 
 
 def find_place(environment: Mapping[str, str] = os.environ) -> Place:
     """What torchrun, or else srun, says in the environment. UserError if it makes no sense."""
     # not SLURM_NTASKS: a batch script has it, too, and its one process would wait for the others
-    for rank, size, local in (
-        ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-        ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    # srun gives each process cores of its own, torchrun all of them the same
+    for rank, size, local, here in (
+        ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+        ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""),
     ):
         if size in environment and rank in environment:
             try:
-                place = Place(*(int(environment.get(name, 0)) for name in (rank, size, local)))
+                numbers = (int(environment.get(name, 0)) for name in (rank, size, local))
+                place = Place(*numbers, here=max(1, int(environment.get(here, 1))))
             except ValueError:
                 raise UserError(f"{rank}, {size} and {local} must be whole numbers") from None
             if not 0 <= place.rank < place.size:

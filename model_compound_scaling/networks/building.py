@@ -1,10 +1,14 @@
 """From a description to a network."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from data.errors import UserError
 from model_compound_scaling.networks.narrowing import WidthsError, narrowed
+from model_compound_scaling.networks.permanent_weights import make_permanent
 from model_compound_scaling.networks.registry import REGISTRY, NetworkSpec, importable, table_row
 
 
@@ -21,7 +25,31 @@ def build(spec: NetworkSpec) -> nn.Module:
         raise UserError(f"--model {spec.model} cannot be built: {reason}") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"--model {spec.model} returned a {type(network).__name__}, no nn.Module")
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    if lazy := [name for name, tensor in tensors if is_lazy(tensor)]:
+        raise UserError(
+            f"--model {spec.model}: {lazy[0]} has no shape yet, as layers like LazyLinear get one "
+            "from their first input: call the network once on an image in its builder"
+        )
+    if spec.permanent:
+        make_permanent(network)
     return narrowed(network, spec.widths)
+
+
+def require_trainable(network: nn.Module, names: Iterable[str] = ()) -> None:
+    """UserError if no parameter is trained, or one of those named is not, or is none."""
+    parameters = dict(network.named_parameters())
+    frozen = "requires_grad is False: the builder must leave what is trained as it is"
+    if not any(p.requires_grad for p in parameters.values()):
+        raise UserError(f"the network has no parameter to train; {frozen}")
+    for name in names:
+        if name not in parameters:
+            raise UserError(
+                f"{name} is computed by the network's own code and no parameter: choose other "
+                "layers with --ternarize"
+            )
+        if not parameters[name].requires_grad:
+            raise UserError(f"{name} cannot be trained; {frozen}")
 
 
 def skeleton(spec: NetworkSpec) -> nn.Module:

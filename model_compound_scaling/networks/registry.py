@@ -22,11 +22,15 @@ class NetworkSpec:
     num_classes: int | None  # None: not known yet, the data set will say
     arguments: dict = field(default_factory=dict)
     widths: Widths = field(default_factory=dict)  # layers narrower than these arguments make them
+    permanent: bool = False  # what hooks compute in the builder's network are parameters here
 
     def content(self) -> dict:
-        """As plain values; without `widths` where nothing is narrowed, as files always were."""
+        """As plain values; without what makes no difference, as files always were."""
         values = asdict(self)
-        return values if self.widths else {k: v for k, v in values.items() if k != "widths"}
+        return {k: v for k, v in values.items() if v or k not in OPTIONAL_FIELDS}
+
+
+OPTIONAL_FIELDS = {"widths", "permanent"}  # of a description
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,14 @@ REGISTRY: dict[str, Row] = {
 # fmt: on
 
 
+# the argument that leaves out what a network needs in training only, and files may lack
+WITHOUT_PARTS: dict[str, dict[str, object]] = {
+    f"{module}:{name}": {"aux_logits": False}
+    for module in ("torchvision", "torchvision.models")
+    for name in ("googlenet", "inception_v3")
+}
+
+
 def canonical_name(name: str) -> str:
     """The table's spelling: `-` and `_` are the same; `module:function` stays as it is."""
     if ":" in name:
@@ -81,7 +93,9 @@ def table_row(model: str) -> Row:
     if model in REGISTRY:
         return REGISTRY[model]
     importable(model)
-    return Row(model, "other", 224, "")
+    # what these two do anyway, but with a warning that it will change
+    arguments = {"init_weights": True} if model in WITHOUT_PARTS else {}
+    return Row(model, "other", 224, "", arguments=arguments)
 
 
 def importable(name: str) -> Callable[..., object]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from data.errors import UserError
+from data.errors import UserError, printable
 from model_compound_scaling.checkpoints.errors import DiskError
 
 _held: "weakref.WeakSet[FolderLock]" = weakref.WeakSet()
@@ -55,7 +55,7 @@ def hold_folder(folder: Path) -> FolderLock:
                 if in_place:
                     left = _owner(descriptor)
                     os.ftruncate(descriptor, 0)
-                    os.pwrite(descriptor, f"{owner}\n".encode(), 0)
+                    os.pwrite(descriptor, f"{printable(owner)}\n".encode(), 0)
             except BaseException:
                 os.close(descriptor)
                 raise
@@ -87,8 +87,8 @@ def _lock(descriptor: int, folder: Path) -> None:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
         print(
-            f"warning: {folder} is not protected against a second run: its file system has no "
-            f"locks ({error.strerror})",
+            f"warning: {printable(folder)} is not protected against a second run: its file system "
+            f"has no locks ({error.strerror})",
             file=sys.stderr,
         )
 

@@ -1,6 +1,7 @@
 """Training one full-precision network of the search in a folder of its own."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -9,7 +10,7 @@ from model_compound_scaling.checkpoints.network_checkpoint import network_conten
 from model_compound_scaling.command_line import inputs
 from model_compound_scaling.machine import for_processes, lay_out, processes
 from model_compound_scaling.machine.devices import memory_of
-from model_compound_scaling.networks.building import build, expected_tensors
+from model_compound_scaling.networks.building import build, expected_tensors, require_trainable
 from model_compound_scaling.runs import History, Run, RunRequest
 from model_compound_scaling.search.points import Point
 from model_compound_scaling.training import Average, Options, Phase, TrainStep, run_epochs
@@ -26,6 +27,7 @@ class Training:
 
     epochs: int
     start_epoch: int = 0  # epochs before it are left out
+    ignore_class_names: bool = False  # of a run that is gone on from
     seed: int = 0
     lr: float = 0.1  # the first learning rate, or the one after warmup_epochs
     momentum: float = 0.9
@@ -57,8 +59,11 @@ def train_point(
     torch.manual_seed(training.seed)
     network = build(point.spec)
     require_fit(network, data)
+    require_trainable(network)
     network = lay_out(network, device, channels_last=training.channels_last)
-    run = Run(request, spec=point.spec, phases=(PHASE,))
+    ignore = training.ignore_class_names or request.override
+    check = partial(inputs.require_same_classes, data=data, ignore=ignore)
+    run = Run(request, spec=point.spec, phases=(PHASE,), check=check)
     lr, momentum = training.lr, training.momentum
     optimizer = make_sgd(network, lr=lr, momentum=momentum, weight_decay=training.weight_decay)
     averaged = Average(network, training.ema) if training.ema else None

@@ -68,7 +68,7 @@ class Trainer:
         with turn(output):  # other machines may end at the same time
             winner = copy_best(histories, output / "best_model.pt")
             table = rows(search.trained, search.missing)
-            self.log(to_text(table))
+            self.log(*to_text(table).splitlines())
             if processes.is_main():
                 header = (*HEADER, "epochs", "mean_of_best_5", "best")
                 write_text(to_csv(header, table), output / "results.csv")

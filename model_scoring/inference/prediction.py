@@ -1,5 +1,6 @@
 """Classes of single images, prepared as those the network was evaluated on."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from data.augmentation import normalize, to_float
 from data.batches import evaluation_batch, to_channels
 from data.datasets import Stats, find_dataset
-from data.errors import DataError, UserError
-from data.image_files import SUFFIXES, read_image
+from data.errors import DataError, UserError, printable
+from data.image_files import SUFFIXES, images_under, read_image
 from data.transforms import Transform, eval_transform
 from model_compound_scaling.machine.devices import evaluation_layout
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
@@ -42,12 +43,11 @@ def choose_transform(dataset: str | None, *, image_size: int, family: str) -> Tr
 
 def image_paths(path: Path) -> list[Path]:
     """The image itself, or those in a folder at any depth, sorted."""
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path's, False as well where it cannot be found out
         return [path]
-    if not path.is_dir():
-        raise DataError(f"--predict {path}: no such file or folder")
-    found = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    paths = sorted(p for p in found if not p.name.startswith("."))
+    if not os.path.isdir(path):
+        raise DataError(f"--predict {path}: no such file or folder, or not to be reached")
+    paths = sorted(map(Path, images_under(path)))
     if not paths:
         known = " ".join(sorted(SUFFIXES))
         raise DataError(f"--predict {path}: the folder holds no images ({known})")
@@ -81,7 +81,9 @@ def _lines(
             for path, probabilities in zip(paths[start:], shares, strict=False):
                 values, classes = probabilities.topk(top)
                 pairs = zip(classes.tolist(), values.tolist(), strict=True)
-                yield f"{path}  {', '.join(f'{names[i]} {100 * v:.2f} %' for i, v in pairs)}"
+                yield printable(
+                    f"{path}  {', '.join(f'{names[i]} {100 * v:.2f} %' for i, v in pairs)}"
+                )
         if unreadable:
             raise unreadable
 

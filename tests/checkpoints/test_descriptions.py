@@ -40,6 +40,9 @@ EDITS = {
         ("model", 20),
         ("model", ["resnet20"]),
         ("model", "efficientnet-b0"),
+        ("permanent", 1),
+        ("permanent", "yes"),
+        ("permanent", None),
     ],
     "data": [
         ("dataset", 3),

@@ -79,14 +79,10 @@ def test_equal_weights_give_equal_logits_in_each_key_style(tmp_path, source):
 def test_every_efficientnet_is_recognised_from_timm_keys(variant):
     timm = pytest.importorskip("timm")
     from model_compound_scaling.checkpoints import network_checkpoint
-    from model_compound_scaling.networks import efficientnet_keys
 
     with torch.device("meta"):
         state = timm.create_model(f"efficientnet_b{variant}").state_dict()
-    renamed = efficientnet_keys.to_torchvision_keys(state)
-    checkpoint = network_checkpoint.Checkpoint(
-        "net.pt", renamed, None, {}, efficientnet_keys.key_style(set(state))
-    )
+    checkpoint = network_checkpoint.Checkpoint("net.pt", state, None, {})
     assert network_spec(checkpoint).model == f"efficientnet-b{variant}"
 
 
@@ -190,6 +186,8 @@ def test_missing_files_list_the_folder(tmp_path):
     (tmp_path / "other.pt.manifest").touch()  # version 0.1 wrote them
     with pytest.raises(CheckpointError, match=r"--t-model no\.pt.*holds other\.pt$"):
         find_file("no.pt", folder=tmp_path, flag="--t-model")
+    with pytest.raises(CheckpointError, match="is a folder: name a file in it"):
+        find_file(str(tmp_path), folder=tmp_path, flag="--t-model")
     assert find_file("other.pt", folder=tmp_path, flag="--t-model") == tmp_path / "other.pt"
     assert find_file(str(tmp_path / "other.pt"), folder=tmp_path / "x", flag="--t-model")
 

@@ -2,6 +2,7 @@
 have been edited by hand or by someone who means harm. One row per field. Sizes are bounded by the
 checkpoint's own tensors: no description can ask for more than the file holds."""
 
+import re
 import reprlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -12,8 +13,9 @@ from data.errors import UserError
 from model_compound_scaling.checkpoints.errors import CheckpointError
 from model_compound_scaling.networks.efficientnet_keys import ORIGINS
 from model_compound_scaling.networks.micronet_scaling import BASELINES
-from model_compound_scaling.networks.registry import REGISTRY, table_row
+from model_compound_scaling.networks.registry import REGISTRY, WITHOUT_PARTS, table_row
 
+NO_TEXT = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")  # neither a character nor a file name's byte
 LARGEST_STATISTIC = 1e6  # of a mean or deviation
 WIDEST = 65536  # channels that a network had before it was narrowed; they take no memory
 
@@ -69,9 +71,10 @@ NETWORK: dict[str, Check] = {
     "num_classes": _width,
     "arguments": lambda value, _: isinstance(value, dict),
     "widths": _layer_widths,
+    "permanent": lambda value, _: type(value) is bool,
 }
-# a family's arguments; networks from elsewhere have none: what they were called with is not the
-# file's to choose
+# arguments of a family or network; others from elsewhere have none: what they were called with is
+# not the file's to choose
 ARGUMENTS: dict[str, dict[str, Check]] = {
     "micronet": {
         "blocks": _blocks,
@@ -82,6 +85,10 @@ ARGUMENTS: dict[str, dict[str, Check]] = {
         "head": lambda value, bounds: value is None or _width(value, bounds),
     },
     "efficientnet": {"origin": lambda value, _: value in list(ORIGINS)},
+    **{
+        model: {name: lambda value, _: value in (None, True, False) for name in arguments}
+        for model, arguments in WITHOUT_PARTS.items()
+    },
 }
 DATA: dict[str, Check] = {
     "dataset": lambda value, _: value in list(DATASETS),
@@ -89,7 +96,8 @@ DATA: dict[str, Check] = {
     "mean": lambda value, _: _numbers(value, -LARGEST_STATISTIC),
     "std": lambda value, _: _numbers(value, 1e-12),
     "class_names": lambda value, _: (
-        isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+        isinstance(value, list | tuple)
+        and all(isinstance(v, str) and not NO_TEXT.search(v) for v in value)
     ),
 }
 
@@ -111,9 +119,9 @@ def check_description(path: Path, *, network: dict, data: object, bounds: Bounds
 
 def _wrong_fields(network: dict, data: object, bounds: Bounds) -> Iterator[Field]:
     """Those with other values, in an order in which each check may rely on those before it."""
-    yield from _wrong("network", {"widths": {}} | network, NETWORK, bounds)
+    yield from _wrong("network", {"widths": {}, "permanent": False} | network, NETWORK, bounds)
     model, arguments = network["model"], network["arguments"]
-    rows = ARGUMENTS.get(table_row(model).family, {}) if model in REGISTRY else {}
+    rows = ARGUMENTS.get(REGISTRY[model].family if model in REGISTRY else model, {})
     if unknown := arguments.keys() - rows:
         yield "network.arguments", list(unknown)
     before = replace(bounds, width=WIDEST) if network.get("widths") else bounds

@@ -59,12 +59,15 @@ def claims(pickled: bytes) -> list[Storage]:
     """The storages that a pickle asks for, each once. Raises Refused for anything a checkpoint
     does not need, and for tensors larger than their storages."""
     # Python's fast unpickler allocates what some instructions claim; they must not reach it
+    named = ""
     for opcode, argument, _ in pickletools.genops(pickled):
         if opcode.name not in OPCODES:
             raise Refused(
-                f"holds Python objects or is no checkpoint (pickle instruction {opcode.name}); "
-                "save its state_dict() with torch.save instead"
+                f"holds Python objects{named} or is no checkpoint (pickle instruction "
+                f"{opcode.name}); save its state_dict() with torch.save instead"
             )
+        if opcode.name == "GLOBAL":
+            named = f" ({argument.replace(' ', '.')[:80]})"
         if opcode.name == "LONG_BINPUT" and argument > len(pickled):
             raise Refused("is damaged: its pickle numbers more objects than it holds")
     census = _Census(pickled)

@@ -7,6 +7,7 @@ import pickletools
 import struct
 import zlib
 
+from model_compound_scaling.checkpoints.untrusted import other_formats, safetensors_file
 from model_compound_scaling.checkpoints.untrusted.pickle_claims import Refused, claims
 
 ENTRY_LIMIT = 100_000
@@ -17,13 +18,19 @@ LOCAL, CENTRAL, END, END64, LOCATOR = b"PK\3\4", b"PK\1\2", b"PK\5\6", b"PK\6\6"
 
 
 def check(raw: bytes) -> None:
-    """Raise Refused unless `raw` is a whole and safe checkpoint, zipped or in the legacy format.
-    Legacy files have no checksums: rot in their values is not found."""
+    """Raise Refused unless `raw` is a whole and safe checkpoint, zipped, in the legacy format or
+    safetensors. The last two have no checksums: rot in their values is not found."""
     check_format = _check_zip if raw[:4] == LOCAL else _check_legacy
+    if safetensors_file.is_one(raw):
+        check_format = safetensors_file.check_header
     try:
         check_format(raw)
     # anything else that a damaged structure makes these parsers stumble over
-    except (struct.error, ValueError, IndexError, KeyError, OverflowError) as error:
+    except (Refused, struct.error, ValueError, IndexError, KeyError, OverflowError) as error:
+        if other := other_formats.name(raw):
+            raise Refused(other) from None
+        if isinstance(error, Refused):
+            raise
         raise Refused(f"is damaged or no checkpoint ({error})") from None
 
 

@@ -1,0 +1,85 @@
+"""The forms a state dict's keys may take on: as saved, without what wrapped the network, in this
+project's style, with weights in place of what they are computed from. A network says which one
+fits."""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from model_compound_scaling.networks import efficientnet_keys
+from model_compound_scaling.networks.permanent_weights import computed
+
+# attributes in which DDP and averages, torch.compile, FSDP, activation checkpoints keep a network
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# and those in which a training program does, beside other tensors of its own
+HOLDERS = (*WRAPPERS, "model", "net", "network", "backbone")
+DEEPEST = 8  # wrappers around wrappers
+
+State = dict[str, Tensor]
+
+
+class Form(NamedTuple):
+    """A state dict under some keys; its key style, for EfficientNets; what is to be said of it."""
+
+    state: State
+    style: str | None
+    lines: tuple[str, ...] = ()
+
+
+def forms(state: State) -> Iterator[Form]:
+    """All forms, the keys as they are first."""
+    for unwrapped, lines in _unwrapped(state):
+        versions = [(unwrapped, lines)]
+        plain, names = computed(unwrapped)
+        if names:
+            line = f"{some(names)} computed from masks or norms, which are left out"
+            versions.append((plain, (*lines, line)))
+        for tensors, said in versions:
+            style = efficientnet_keys.key_style(set(tensors))
+            yield Form(tensors, style, said)
+            renamed = efficientnet_keys.to_torchvision_keys(tensors)
+            if renamed is not tensors and len(renamed) == len(tensors):
+                yield Form(renamed, style, said)
+
+
+def _unwrapped(state: State, depth: int = DEEPEST) -> Iterator[tuple[State, tuple[str, ...]]]:
+    """The state dict; without the prefix that all keys share; only what is below a holder's name;
+    the same again of these; without wrappers anywhere."""
+    yield state, ()
+    if not depth:
+        return
+    first = next(iter(state)).partition(".")[0]
+    shared = all(key.startswith(f"{first}.") for key in state)
+    for name in [first] if shared else HOLDERS:
+        prefix = f"{name}."
+        below = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if below:
+            others = [key for key in state if not key.startswith(prefix)]
+            said = (f"only what is below {name!r} is taken, not {some(others)}",) if others else ()
+            for inner, more in _unwrapped(below, depth - 1):
+                yield inner, (*said, *more)
+    parts = {key: [part for part in key.split(".") if part not in WRAPPERS] for key in state}
+    without = {".".join(parts[key]): value for key, value in state.items()}
+    if len(without) == len(state) and without.keys() != state.keys():
+        yield without, ()
+
+
+def some(names: list[str]) -> str:
+    """Names in a line: the first three, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """How a state dict differs from a network's, one phrase each; empty if it fits."""
+    needed = (key for key in expected if not key.endswith("num_batches_tracked"))
+    phrases = [f"{key} is missing" for key in needed if key not in state]
+    phrases += [f"{key} does not belong" for key in state if key not in expected]
+    shapes = [(k, tuple(state[k].shape), tuple(expected[k].shape)) for k in expected if k in state]
+    return phrases + [f"{key} is {found}, not {own}" for key, found, own in shapes if found != own]
+
+
+def fitting(state: State, expected: Mapping[str, Tensor]) -> Form:
+    """The form that differs least from a network's state dict, the first of equals."""
+    return min(forms(state), key=lambda form: len(differences(form.state, expected)))
