@@ -2,10 +2,28 @@
 definition: such a layer is not pruned, is stored as codes and, if ternary, counted as such."""
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 MOST_VALUES = 15
+TINY = torch.finfo(torch.float32).tiny
 PROBE = 1024  # weights that tell nearly every full-precision layer from a quantized one
+
+
+def without_subnormals(weight: Tensor) -> Tensor:
+    """Weights as they count: what is too small for a float32 of full precision is 0. Hardware may
+    flush it, and no shorter type holds it."""
+    return F.hardshrink(weight.detach(), TINY)
+
+
+def zero_share(network: nn.Module) -> float:
+    """How much of all parameters is 0: of layers as they count, of vectors (BatchNorm's, biases)
+    exactly."""
+    sizes = nonzeros = 0
+    for parameter in network.parameters():
+        values = without_subnormals(parameter) if parameter.dim() > 1 else parameter
+        sizes, nonzeros = sizes + parameter.numel(), nonzeros + int(values.count_nonzero())
+    return 1 - nonzeros / sizes
 
 
 def few_values(weight: Tensor) -> Tensor | None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from data.errors import UserError
+from model_compound_scaling.networks.few_values import zero_share
 from model_scoring.counting import published_rules, strict_rules
 from model_scoring.counting.costs import Count
 from model_scoring.counting.settings import RULE_SETS, WORD, Settings
@@ -100,7 +101,7 @@ def score(
         for name, tensor in network.named_parameters():
             if not bool(tensor.isfinite().all()):
                 raise UserError(f"{name} holds NaN or infinite values: nothing to count")
-        sizes = [(p.numel(), int(p.count_nonzero())) for p in network.parameters()]
+        parameters, zeros = sum(p.numel() for p in network.parameters()), zero_share(network)
     traced = trace(network, shape)
     counts = {}
     with one_thread():
@@ -108,9 +109,7 @@ def score(
             counts["published"] = published_rules.count(traced, settings, family=family)
         if "strict" in rules:
             counts["strict"] = strict_rules.count(traced, settings, dead_channels(traced).gone)
-    parameters, nonzeros = (sum(column) for column in zip(*sizes, strict=True))
     totals = {name: total(c, settings, reference) for name, c in counts.items()}
-    zeros = 1 - nonzeros / parameters
     return Score(traced, counts, totals, parameters, zeros, reference, settings, shape)
 
 
