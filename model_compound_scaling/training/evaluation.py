@@ -11,6 +11,7 @@ from tqdm import tqdm
 from data.errors import UserError
 from data.loading import Data
 from model_compound_scaling.machine import processes
+from model_compound_scaling.networks.logits import logits_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # (N, C, H, W) images, (N,) labels
 
@@ -37,13 +38,12 @@ def require_fit(network: nn.Module, data: Data) -> None:
     was_training = network.training
     try:
         with torch.no_grad():
-            shape = tuple(network.eval()(image).shape)
+            output = network.eval()(image)
     except Exception as error:  # a network from elsewhere may fail in any way
         reason = str(error).partition("\n")[0]
         raise UserError(f"the network cannot take {shown} ({reason}): see --image-size") from None
     network.train(was_training)
-    if shape != (1, data.classes):
-        raise UserError(f"the network maps {shown} to {shape}, not to {data.classes} classes")
+    logits_of(output, 1, data.classes)
 
 
 @torch.no_grad()
@@ -51,6 +51,7 @@ def evaluate(
     network: nn.Module,
     batches: Batches,
     *,
+    classes: int | None = None,
     total: int | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
@@ -60,7 +61,7 @@ def evaluate(
     sums, samples = torch.zeros(3, dtype=torch.float64), 0  # loss, top-1, top-5
     for images, labels in progress(batches, "evaluating", total):
         if len(labels):  # the last batch may leave nothing for some process
-            logits = network(images).float()
+            logits = logits_of(network(images), len(images), classes).float()
             loss = F.cross_entropy(logits, labels, reduction="sum").double()
             batch = torch.stack([loss, hits(logits, labels, 1), hits(logits, labels, 5)])
             sums = sums.to(batch.device) + batch

@@ -14,6 +14,7 @@ from data.datasets import Stats, find_dataset
 from data.errors import DataError, UserError
 from data.image_files import SUFFIXES, read_image
 from data.transforms import Transform, eval_transform
+from model_compound_scaling.networks.logits import logits_of
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
 from model_scoring.inference import TOP
 
@@ -75,7 +76,8 @@ def _lines(
                 unreadable = error
                 break
         if images:
-            shares = network(torch.stack(images).to(device)).softmax(1).cpu()
+            output = network(torch.stack(images).to(device))
+            shares = logits_of(output, len(images), len(names)).softmax(1).cpu()
             for path, probabilities in zip(paths[start:], shares, strict=False):
                 values, classes = probabilities.topk(top)
                 pairs = zip(classes.tolist(), values.tolist(), strict=True)
