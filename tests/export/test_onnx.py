@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import call, few_values, ternary_micronet
-from own_networks import FORMS, Structured, images
+from structured_networks import FORMS, Structured, images
 from torch import nn
 
 import run_scoring

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import own_networks
 import pytest
+import structured_networks
 import torch
 from helpers import MICRONET
 
@@ -225,12 +225,12 @@ def stepped(rank, form, steps=6):
     """Steps of a network of one's own with all images, or one of two processes' half of them."""
     device, world = torch.device("cpu"), processes.world_size()
     torch.manual_seed(0)
-    network = lay_out(build(NetworkSpec(f"own_networks:{form}", 5)), device)
+    network = lay_out(build(NetworkSpec(f"structured_networks:{form}", 5)), device)
     sgd = make_sgd(network, lr=0.1, momentum=0.9, weight_decay=1e-2)
     step = TrainStep(for_processes(Logits(network, 5), device), network=network, optimizer=sgd,
                      classes=5)  # fmt: skip
     for number in range(steps):
-        batch = own_networks.images(8, seed=number)
+        batch = structured_networks.images(8, seed=number)
         labels = torch.arange(8) % 5
         step(batch[rank::world], labels[rank::world], seed=number, number=number)
     processes.require_equal(list(network.parameters()), "weights")
@@ -269,19 +269,19 @@ def test_parameters_without_gradients_are_as_in_one_process(fork, tmp_path):
 
 def build_again(form):
     torch.manual_seed(0)
-    return build(NetworkSpec(f"own_networks:{form}", 5)).state_dict()
+    return build(NetworkSpec(f"structured_networks:{form}", 5)).state_dict()
 
 
 @pytest.mark.parametrize("form", ["in_a_list", "later"])
 def test_two_processes_train_a_network_with_unused_parameters(form, images, fork, tmp_path):
     flags = [*SCALING.split(), "--data-path", str(images), "--epochs", "1"]
-    flags += ["--model", f"own_networks:{form}", "--image-size", "16", "--output"]
+    flags += ["--model", f"structured_networks:{form}", "--image-size", "16", "--output"]
     assert run_compound_scaling.main([*flags, str(tmp_path / "1")]) == 0
     command = [*flags, str(tmp_path / "2")]
     two = Together(fork, tmp_path, lambda _: run_compound_scaling.main(command))
     assert two.codes() == [0, 0], two.shown("err")
     assert two.shown("err") == ["", ""]
-    one, other = (last(tmp_path / name, f"own_networks-{form}") for name in ("1", "2"))
+    one, other = (last(tmp_path / name, f"structured_networks-{form}") for name in ("1", "2"))
     assert_as_one(other, one)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from own_networks import FORMS, Structured, images
+from structured_networks import FORMS, Structured, images
 
 from data.errors import UserError
 from model_compound_scaling.networks.logits import Logits, logits_of, tensors

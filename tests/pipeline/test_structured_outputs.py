@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from helpers import call
-from own_networks import FORMS, Structured
+from structured_networks import FORMS, Structured
 from torchvision.models.googlenet import GoogLeNetOutputs
 
 import run_compound_scaling
@@ -33,7 +33,10 @@ def stages(images, tmp_path_factory):
 
     def make(form):
         if form not in made:
-            output, model = tmp_path_factory.mktemp(form), ["--model", f"own_networks:{form}"]
+            output, model = (
+                tmp_path_factory.mktemp(form),
+                ["--model", f"structured_networks:{form}"],
+            )
             common = ["--data-path", str(images), "--batch-size", "8", "--no-cuda", *model]
             first = ["--dataset", "ImageFolder", "--image-size", "16", "--epochs", "1"]
             command = [*common, *first, "--lr", "0.01", "--output", str(output / "1")]
@@ -65,13 +68,13 @@ def test_all_stages_train_and_evaluate_the_same_network(form, stages, images, tm
             "--no-cuda",
             "--no-halfprecision",
         ]
-        model = ["--t-model", path, "--model", f"own_networks:{name}"]
+        model = ["--t-model", path, "--model", f"structured_networks:{name}"]
         code, out, err = call(run_scoring.main, capsys, *model, *flags)
         assert code == 0, err
         shares = [line for line in out.splitlines() if line.endswith("%") and ".png" in line]
         assert len(shares) == 16
         said.append((shares, json.loads(files[0].read_text())["top1"]))
-        again = ["--t-model", files[1], "--model", f"own_networks:{name}"]
+        again = ["--t-model", files[1], "--model", f"structured_networks:{name}"]
         assert call(run_scoring.main, capsys, *again)[0] == 0
     assert said[0] == said[1]
 
@@ -79,7 +82,14 @@ def test_all_stages_train_and_evaluate_the_same_network(form, stages, images, tm
 def test_without_logits_a_line(images, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(FORMS, "nothing", lambda f, g, y, a: {"features": f})
     command = ["--dataset", "ImageFolder", "--image-size", "16", "--no-cuda", "--batch-size", "8"]
-    command += ["--data-path", images, "--output", tmp_path, "--model", "own_networks:nothing"]
+    command += [
+        "--data-path",
+        images,
+        "--output",
+        tmp_path,
+        "--model",
+        "structured_networks:nothing",
+    ]
     code, _, err = call(run_compound_scaling.main, capsys, *command)
     assert (code, err.count("\n")) == (2, 1) and "(1, 12), not to 2 classes" in err
 

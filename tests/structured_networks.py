@@ -1,5 +1,5 @@
-"""Networks of one's own, for `--model own_networks:NAME`: what they return is no plain tensor, or
-not all of their parameters get a gradient. All compute the same logits but for `branch`."""
+"""Networks of one's own, for `--model structured_networks:NAME`: what they return is no plain
+tensor, or not all of their parameters get a gradient."""
 
 import os
 from collections import OrderedDict, namedtuple
