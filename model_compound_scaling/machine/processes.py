@@ -24,17 +24,19 @@ T = TypeVar("T")
 def silent(*descriptors: int) -> Iterator[None]:
     """Inside, nothing reaches these file descriptors (1: stdout, 2: stderr), whether Python or C++
     prints it."""
-    for stream in (sys.stdout, sys.stderr):
+    streams, kept = [stream for stream in (sys.stdout, sys.stderr) if stream], {}
+    for stream in streams:
         stream.flush()
-    kept = {number: os.dup(number) for number in descriptors}
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in descriptors:
-        os.dup2(nowhere, number)
+        with contextlib.suppress(OSError):  # it is closed: nobody hears it anyway
+            kept[number] = os.dup(number)
+            os.dup2(nowhere, number)
     os.close(nowhere)
     try:
         yield
     finally:
-        for stream in (sys.stdout, sys.stderr):
+        for stream in streams:
             stream.flush()
         ctypes.CDLL(None).fflush(None)  # what C still buffers was printed inside
         for number, copy in kept.items():

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers import call, few_values, ternary_micronet
+from helpers import call, few_values, save_network, ternary_micronet
 from structured_networks import FORMS, Structured, images
 from torch import nn
 
@@ -261,3 +261,23 @@ def test_every_failure_is_one_plain_line(way, opset, capfd):
     else:
         assert way == "numpy" and opset in (18, 25)  # which torch.export understands
     assert not caught and capfd.readouterr() == ("", "")
+
+
+def test_a_failed_export_writes_nothing_and_says_why_in_a_line(tmp_path, capfd, monkeypatch):
+    """Also not the files that could be written, as ever."""
+    eigenvalues = lambda f, g, y, a: torch.linalg.eigvals(y[:, :, None] * y[:, None]).real  # noqa: E731
+    monkeypatch.setitem(FORMS, "plain", eigenvalues)
+    model = "structured_networks:plain"
+    network, data = Structured("plain", 5), {"image_size": 8}
+    source = save_network(tmp_path / "net.pt", network, NetworkSpec(model, 5), **data)
+    before = {path.name for path in tmp_path.iterdir()}
+    for opset in (25, 17):
+        names = ("--onnx", "a.onnx", "--thin", "a.pt", "--json", "a.json", "--export", "a.ec2t")
+        files = [tmp_path / name if "." in name else name for name in names]
+        flags = ["--t-model", source, "--model", model, "--onnx-opset", opset, "--no-cuda", *files]
+        code, out, err = call(run_scoring.main, capfd, *flags)
+        *warned, said = err.splitlines()
+        assert code == 2 and "cannot be exported" in said and "linalg_eig" in said
+        assert all(line.startswith("warning: ") for line in warned)
+        assert "graph" not in out and "\x1b" not in out + err
+        assert {path.name for path in tmp_path.iterdir()} == before

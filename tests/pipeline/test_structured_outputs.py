@@ -1,6 +1,7 @@
 """Networks that return more than their logits, through all three scripts."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import run_quantization
 import run_scoring
 from data.errors import UserError
 from model_compound_scaling.networks.logits import tensors as outputs_of
+from model_compound_scaling.training.evaluation import require_fit
 from model_compound_scaling.training.optimizers import make_sgd
 from model_compound_scaling.training.step import TrainStep
 from model_scoring.counting.scoring import score
@@ -82,14 +84,8 @@ def test_all_stages_train_and_evaluate_the_same_network(form, stages, images, tm
 def test_without_logits_a_line(images, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(FORMS, "nothing", lambda f, g, y, a: {"features": f})
     command = ["--dataset", "ImageFolder", "--image-size", "16", "--no-cuda", "--batch-size", "8"]
-    command += [
-        "--data-path",
-        images,
-        "--output",
-        tmp_path,
-        "--model",
-        "structured_networks:nothing",
-    ]
+    command += ["--data-path", images, "--output", tmp_path]
+    command += ["--model", "structured_networks:nothing"]
     code, _, err = call(run_compound_scaling.main, capsys, *command)
     assert (code, err.count("\n")) == (2, 1) and "(1, 12), not to 2 classes" in err
 
@@ -125,3 +121,34 @@ def test_a_step_takes_the_logits_of_googlenet_s_outputs():
     step.forward = lambda x: {"features": x}
     with pytest.raises(UserError, match="not to 3 classes"):
         step(torch.zeros(2, 3, 4, 4), torch.tensor([0, 1]), seed=0, number=1)
+
+
+class Narrowing(torch.nn.Module):
+    """Its training alone needs 12 pixels, for an auxiliary head; and it counts its steps."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head, self.aux = torch.nn.Conv2d(3, num_classes, 8), torch.nn.Conv2d(3, 1, 12)
+        self.norm, self.steps = torch.nn.BatchNorm2d(3), 0
+
+    def forward(self, x):
+        self.steps += 1
+        x = self.norm(torch.nn.functional.dropout(x, 0.5, self.training))
+        y = self.head(x).mean((2, 3))
+        return (y, self.aux(x)) if self.training else y
+
+
+def test_a_network_must_fit_its_images_in_training_too():
+    torch.manual_seed(0)
+    network, random = Narrowing(5), torch.random.get_rng_state()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    require_fit(network, SimpleNamespace(channels=3, image_size=12, classes=5))
+    with pytest.raises(UserError, match=r"cannot take images of 3x8x8 in training .*image-size"):
+        require_fit(network, SimpleNamespace(channels=3, image_size=8, classes=5))
+    with pytest.raises(UserError, match=r"cannot take images of 3x7x7 \("):
+        require_fit(network, SimpleNamespace(channels=3, image_size=7, classes=5))
+    with pytest.raises(UserError, match="not to 4 classes"):
+        require_fit(network, SimpleNamespace(channels=3, image_size=12, classes=4))
+    assert network.training and network.steps == 0
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert torch.equal(random, torch.random.get_rng_state())
