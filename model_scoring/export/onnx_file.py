@@ -53,8 +53,6 @@ def _exporting() -> Iterator[None]:
         with silent(1, 2), redirect_stdout(sink), redirect_stderr(sink), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except UserError:
-        raise
     except Exception as error:
         raise UserError(f"--onnx: this network cannot be exported ({_reason(error)})") from None
     finally:
@@ -189,8 +187,10 @@ def export(
     images = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     tries = (images, -images)  # which go other ways through code that depends on their values
     hook = partial(_only_logits, properties.get("num_classes"))
-    with _exporting(), network.register_forward_hook(hook):
-        plain, expected = float_model(network, shape, opset), torch.cat(list(map(network, tries)))
+    with network.register_forward_hook(hook):
+        plain = float_model(network, shape, opset)
+        with _exporting():
+            expected = torch.cat([network(batch) for batch in tries])
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in properties.items()}
     helper.set_model_props(plain, texts)
     coded = with_codes(plain)
