@@ -8,7 +8,11 @@ from model_compound_scaling.command_line import tables
 if TYPE_CHECKING:  # the grid is read off the flags before torch is loaded
     from model_compound_scaling.runs.history import History
 
-Row = tuple[str, float, float, float]  # name, top-1 %, zeros %, scoring parameters
+# name, top-1 %, zeros in % of the quantized weights, scoring parameters, zeros in % of all
+# parameters: None in a run that an earlier version began
+Row = tuple[str, float, float, float, float | None]
+# what a run records of zeros, and what it says of them
+ZEROS = {"zeros": " % of quantized weights", "zeros_all": " % of all parameters"}
 
 
 @dataclass(frozen=True)
@@ -39,18 +43,27 @@ def grid_points(
 def results(runs: "list[History]") -> list[Row]:
     """The best epoch of each run."""
     keys = ("val_top1", "zeros", "scoring_params")
-    return [(run.folder.name, *(run.best[key] for key in keys)) for run in runs if run.epochs]
+    return [
+        (run.folder.name, *(run.best[key] for key in keys), run.best.get("zeros_all"))
+        for run in runs
+        if run.epochs
+    ]
 
 
 def results_table(rows: list[Row]) -> str:
     """The grid's networks with accuracy, zeros and published scoring parameters, aligned."""
-    cells = [("network", "best top-1", "  zeros", "scoring params")]
-    cells += [(n, f"{top1:.2f} %", f"{zeros:.2f} %", f"{p:,.0f}") for n, top1, zeros, p in rows]
+    cells = [("network", "best top-1", *(f"zeros,{of}" for of in ZEROS.values()), "scoring params")]
+    for name, top1, zeros, params, zeros_all in rows:
+        shares = ("-" if share is None else f"{share:.2f} %" for share in (zeros, zeros_all))
+        cells.append((name, f"{top1:.2f} %", *shares, f"{params:,.0f}"))
     return "\n".join(tables.aligned(cells))
 
 
 def results_csv(rows: list[Row]) -> str:
     """The same as CSV."""
-    header = ("network", "top1_percent", "zeros_percent", "scoring_params")
-    cells = ((name, f"{top1:.4f}", f"{zeros:.4f}", f"{n:g}") for name, top1, zeros, n in rows)
+    header = ("network", "top1_percent", "zeros_percent", "scoring_params", "zeros_all_percent")
+    cells = (
+        (name, f"{top1:.4f}", f"{zeros:.4f}", f"{n:g}", of_all and f"{of_all:.4f}")
+        for name, top1, zeros, n, of_all in rows
+    )
     return tables.to_csv(header, cells)

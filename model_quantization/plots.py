@@ -7,6 +7,7 @@ import numpy as np
 from model_compound_scaling.checkpoints.atomic_save import read_file
 from model_compound_scaling.machine.log import Log
 from model_compound_scaling.runs.history import History
+from model_quantization.grid import Row
 
 
 def plot_ternarization(run: History) -> None:
@@ -21,13 +22,13 @@ def plot_ternarization(run: History) -> None:
     Log(run.folder)(f"{len(layers)} plots in {folder}")
 
 
-def plot_pareto(results: list[tuple[str, float, float, float]], path: Path) -> None:
-    """Accuracy over zeros of (name, top-1 %, zeros %, scoring parameters), as thesis figure 5.3."""
+def plot_pareto(results: list[Row], path: Path) -> None:
+    """Accuracy over zeros of the quantized weights, as thesis figure 5.3."""
     from matplotlib.figure import Figure  # an optional package, and slow to import
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
-    for name, top1, zeros, params in sorted(results, key=lambda row: row[2]):
+    for name, top1, zeros, params, _ in sorted(results, key=lambda row: row[2]):
         axis.plot(zeros, top1, "o", label=f"{name}: {params:,.0f} params")
     axis.set(xlabel="zeros, % of the quantized weights", ylabel="top-1, %")
     axis.grid(alpha=0.3)
@@ -48,7 +49,8 @@ def _draw(epochs: list[dict], top1: list[float], latent: np.ndarray, path: Path)
         middle.plot(x, [layer[key] for layer in epochs], color=colour, marker=".", label=key)
     left.set(title="last latent weights, centroids", xlabel="weight", ylabel="count")
     middle.set(title="centroids", xlabel="epoch")
-    right.plot(x, [100 * layer["zeros"] for layer in epochs], marker=".", label="zeros, %")
+    zeros = [100 * layer["zeros"] for layer in epochs]
+    right.plot(x, zeros, marker=".", label="zeros of the layer, %")
     right.plot(x, top1, marker=".", label="top-1 of the network, %")
     right.set(title="zeros, accuracy, entropy", xlabel="epoch", ylim=(0, 100))
     bits = right.twinx()

@@ -12,14 +12,16 @@ from model_compound_scaling.checkpoints.errors import CheckpointError
 from model_compound_scaling.command_line import inputs
 from model_compound_scaling.machine import for_processes, lay_out, processes
 from model_compound_scaling.networks.building import require_trainable
-from model_compound_scaling.networks.registry import NetworkSpec, table_row
+from model_compound_scaling.networks.few_values import zero_share
+from model_compound_scaling.networks.logits import Logits
+from model_compound_scaling.networks.registry import REGISTRY, NetworkSpec, table_row
 from model_compound_scaling.runs import History, Run, RunRequest
 from model_compound_scaling.training import Phase, TrainStep, load_optimizer, run_epochs
 from model_compound_scaling.training.evaluation import evaluate, require_fit
 from model_quantization.ec2t.latent_layers import MIN_CENTROID
 from model_quantization.ec2t.ternarizer import Ternarizer
 from model_quantization.gamma_search import Goal, solve_gamma
-from model_quantization.grid import Point
+from model_quantization.grid import ZEROS, Point
 from model_quantization.layer_selection import freeze_quantized, pruned_names, ternarized_names
 
 
@@ -105,14 +107,18 @@ class Quantization:
     scoring_params: Callable[[nn.Module], float]  # counts a network
 
     def __post_init__(self) -> None:
-        self.forward = for_processes(self.network, self.ternarizer.latent.device)
+        self.forward = for_processes(
+            Logits(self.network, self.data.classes),
+            self.ternarizer.latent.device,
+            uses_all=self.spec.model in REGISTRY,
+        )
         self.phase, self.optimizer = "", None
         self.codes: list[Tensor] = []  # before the epoch
         self.reported: set[tuple[str, str]] = set()
         self.goal = None
         zeros, params = self.settings.target_sparsity, self.settings.target_params
         if zeros is not None:
-            self.goal = Goal(f"{zeros:g} % zeros", zeros, 1.0, self.ternarizer.zeros)
+            self.goal = Goal(f"zeros {zeros:g}{ZEROS['zeros']}", zeros, 1.0, self.ternarizer.zeros)
         elif params is not None:  # fewer with more gamma, hence the signs
             count, network = self.scoring_params, self.network
             name = f"{params:,.0f} scoring parameters"
@@ -175,9 +181,16 @@ class Quantization:
         for ailment, suffers in AILMENTS.items():
             suffering = (layer["layer"] for layer in layers if suffers(layer))
             self.warn(ailment, [name.removesuffix(".weight") for name in suffering])
-        zeros, params = self.ternarizer.zeros(), self.scoring_params(self.network)
+        zeros, params = self.zeros(), self.scoring_params(self.network)
         reached = {"on_target": self.goal.reached()} if self.goal else {}
-        return {"zeros": zeros, "scoring_params": params, **reached, "layers": layers}
+        return {**zeros, "scoring_params": params, **reached, "layers": layers}
+
+    def zeros(self) -> dict[str, float]:
+        """Under the names of ZEROS."""
+        return {
+            "zeros": self.ternarizer.zeros(),
+            "zeros_all": 100 * zero_share(self.network.parameters()),
+        }
 
     def warn(self, what: str, subjects: list[str]) -> None:
         """Log a warning that names the subjects it was not logged for before."""
@@ -189,7 +202,7 @@ class Quantization:
 
 def log_accuracy(what: str, network: nn.Module, data: Data, run: Run) -> None:
     """Validation accuracy of a network as it is now."""
-    scores = evaluate(network, data.val.epoch(0), total=len(data.val))
+    scores = evaluate(network, data.val.epoch(0), classes=data.classes, total=len(data.val))
     run.log(f"{what}: top-1 {scores.top1:.2f} %, top-5 {scores.top5:.2f} %")
 
 
@@ -220,7 +233,7 @@ def quantize_point(
         inputs.require_same_classes(state, data, ignore=ignore)
         require_continuable(state, names=names, settings=settings)
 
-    run = Run(request, spec=spec, phases=(first, "frozen"), check=check)
+    run = Run(request, spec=spec, phases=(first, "frozen"), check=check, units=ZEROS)
     if measure := settings.eval and not run.state:
         log_accuracy("before quantization", network, data, run)
     point = settings.point
@@ -232,8 +245,8 @@ def quantize_point(
     run.log(f"{request.folder.name}: {weights}{stay}, on {device}")
     job = Quantization(run, network, ternarizer, settings, spec, data, scoring_params)
     if measure:
-        what = f"quantized, not trained ({ternarizer.zeros():.2f} % zeros)"
-        log_accuracy(what, network, data, run)
+        zeros = ", ".join(f"{share:.2f}{ZEROS[name]}" for name, share in job.zeros().items())
+        log_accuracy(f"quantized, not trained (zeros: {zeros})", network, data, run)
     job.train(first, range(settings.epochs))
     if settings.retrain_epochs:
         job.freeze()

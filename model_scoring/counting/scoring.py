@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import UserError
-from model_compound_scaling.networks.few_values import few_values
+from model_compound_scaling.networks.few_values import few_values, zero_share
 from model_scoring.counting import published_rules, strict_rules
 from model_scoring.counting.costs import Count
 from model_scoring.counting.settings import RULE_SETS, WORD, Settings
@@ -110,7 +110,7 @@ def score(
         if "strict" in rules:
             gone = dead_channels(traced, buildable=False).gone
             counts["strict"] = strict_rules.count(traced, settings, gone)
-        zeros = share_of_zeros(used_values(network, traced))
+        zeros = zero_share(used_values(network, traced))
     parameters = sum(p.numel() for p in network.parameters())
     totals = {name: total(c, settings, reference) for name, c in counts.items()}
     return Score(traced, counts, totals, parameters, zeros, reference, settings, shape)
@@ -124,16 +124,10 @@ def used_values(network: nn.Module, traced: Trace) -> list[Tensor]:
     return list({(memory(t), t.storage_offset(), t.numel()): t for t in (*found, *unused)}.values())
 
 
-def share_of_zeros(tensors: Collection[Tensor]) -> float:
-    """Of all values in tensors, 0 to 1."""
-    values = sum(tensor.numel() for tensor in tensors)
-    return 1 - sum(int(tensor.count_nonzero()) for tensor in tensors) / max(1, values)
-
-
 def quantized_zeros(result: Score) -> float | None:
     """Share of zeros among the weights of layers of few values; None if there is no such layer."""
     weights = [r.weight for r in layers(result) if few_values(r.weight) is not None]
-    return share_of_zeros(weights) if weights else None
+    return zero_share(weights) if weights else None
 
 
 def layers(result: Score) -> list[Record]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from model_compound_scaling.networks.few_values import ternary_values
+from model_compound_scaling.networks.few_values import ternary_values, without_subnormals
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ def grouped(weight: Tensor, groups: int) -> Tensor:
 
 def examine(weight: Tensor, groups: int) -> Weights:
     """Count a convolution's (c_out, c_in / groups, ...) or linear layer's (out, in) weights."""
+    weight = without_subnormals(weight)
     parts = grouped(weight, groups)
     weights = Weights(counts=_count(parts != 0), high=None, kernel=parts.shape[-1])
     return with_values(weights, parts, ternary_values(weight))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from model_compound_scaling.networks.logits import tensors
 from model_compound_scaling.networks.narrowing import NARROWINGS
 from model_scoring.tracing.aten_operations import FACTORIES, NO_RULE, OPERATIONS, STORED, UNKNOWN
 from model_scoring.tracing.channel_labels import Labels
@@ -235,7 +236,7 @@ class Recorder(TorchDispatchMode):
 
     def trace(self, output: object) -> Trace:
         """What was written down of the pass, now that it has ended with this output."""
-        tags = [tag_of(t) for t in tree_leaves(output) if isinstance(t, Tensor)]
+        tags = [tag_of(tensor) for tensor in tensors(output)]
         for tag in tags:
             if tag.channels is not None:
                 self.labels.pin(tag.channels.labels)
