@@ -1,6 +1,5 @@
 """How good a network is on validation images, and whether it fits them at all."""
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from data.loading import Data
 from model_compound_scaling.machine import processes
 from model_compound_scaling.machine.devices import evaluation_layout
 from model_compound_scaling.networks.logits import logits_of
+from model_compound_scaling.networks.permanent_weights import copied
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # (N, C, H, W) images, (N,) labels
 
@@ -38,7 +38,7 @@ def require_fit(network: nn.Module, data: Data) -> None:
     """UserError unless the network, on the CPU, maps the data's images to one logit a class, when
     evaluated and when trained: auxiliary heads may need larger ones."""
     shown = f"images of {data.channels}x{data.image_size}x{data.image_size}"
-    tried = copy.deepcopy(network)  # training changes statistics, and whatever a network counts
+    tried = copied(network)  # training changes statistics, and whatever a network counts
     for training, count in ((False, 1), (True, 2)):  # BatchNorm may need two to be trained
         images = torch.zeros(count, data.channels, data.image_size, data.image_size)
         try:
