@@ -188,10 +188,11 @@ def quantizer(
         flags = {"model": spec.model, "point": point.name, "classes": classes}
         settings = from_flags(Quantizing, vars(args), point=point, start=None)
         if point.start:
-            flags["start"] = point.start
             moving, frozen = warm_epochs(args.trial_epochs, args.epochs, args.retrain_epochs)
+            epochs = {"epochs": moving, "retrain_epochs": frozen}
+            flags |= {"start": point.start, **epochs}
             start = args.output / f"{prefix}_{point.start}" / "last.pt"
-            settings = replace(settings, epochs=moving, retrain_epochs=frozen, start=start)
+            settings = replace(settings, start=start, **epochs)
         folder = args.output / f"{prefix}_{point.name}"
         request = entry.run_request(args, incidental, folder, device, **flags)
         run = quantize_point(settings, request, checkpoint, spec, data, device, measure)
@@ -220,7 +221,7 @@ def require_accuracy(
 
     network = load_network(checkpoint, spec)
     require_fit(network, data)
-    top1 = evaluate(lay_out(network, device), data.val.epoch(0), total=len(data.val)).top1
+    top1 = evaluate(lay_out(network, device), data.val.epoch(0), classes=data.classes).top1
     if top1 < accuracy:
         raise TargetMissed(
             f"--target-accuracy {accuracy:g}: {checkpoint.path} itself has {top1:.2f} % top-1; "

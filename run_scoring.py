@@ -134,7 +134,7 @@ def measure(network: "nn.Module", data: "Data", *, device: "torch.device", half:
     if half:
         image = torch.zeros(1, data.channels, data.image_size, data.image_size, device=device)
         network, how = half_precision(network, image)
-    result = evaluate(network, data.val.epoch(0), total=len(data.val))
+    result = evaluate(network, data.val.epoch(0), classes=data.classes, total=len(data.val))
     print(
         f"evaluated on {data.val.samples:,} images in {how}: "
         f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, loss {result.loss:.4f}"

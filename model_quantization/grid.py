@@ -8,6 +8,9 @@ from model_compound_scaling.command_line import tables
 if TYPE_CHECKING:  # the grid is read off the flags before torch is loaded
     from model_compound_scaling.runs.history import History
 
+# what a run records of zeros, and what it says of them
+ZEROS = {"zeros": " % of quantized weights", "zeros_all": " % of all parameters"}
+
 
 class Row(NamedTuple):
     """A network that was made, and the figures of its best epoch."""
@@ -28,8 +31,9 @@ class Column(NamedTuple):
 
 COLUMNS = (
     Column("val_top1", "best top-1", "{:.2f} %", "top1_percent", "{:.4f}"),
-    Column("zeros", "  zeros", "{:.2f} %", "zeros_percent", "{:.4f}"),
+    Column("zeros", "zeros," + ZEROS["zeros"], "{:.2f} %", "zeros_percent", "{:.4f}"),
     Column("scoring_params", "scoring params", "{:,.0f}", "scoring_params", "{:g}"),
+    Column("zeros_all", "zeros," + ZEROS["zeros_all"], "{:.2f} %", "zeros_all_percent", "{:.4f}"),
     Column("operations", "operations", "{:,.0f}", "operations", "{:g}"),
     Column("score", "score", "{:.6f}", "score", "{:.6g}"),
     Column("packed_bytes", "packed bytes", "{:,}", "packed_bytes", "{}"),
@@ -40,8 +44,14 @@ OBJECTIVES = {"params": "scoring_params", "ops": "operations", "score": "score",
 
 
 def _columns(rows: list[Row]) -> list[Column]:
-    """Those that every row has a figure for."""
-    return [column for column in COLUMNS if all(column.key in row.figures for row in rows)]
+    """Those that some row has a figure for."""
+    return [column for column in COLUMNS if any(column.key in row.figures for row in rows)]
+
+
+def _cells(figures: dict, columns: list[Column], text: str, absent: str | None) -> list[str | None]:
+    """The figures as `text` ("shown" or "value") has them, `absent` where there is none."""
+    formats = ((getattr(column, text), column.key) for column in columns)
+    return [form.format(figures[key]) if key in figures else absent for form, key in formats]
 
 
 @dataclass(frozen=True)
@@ -80,8 +90,7 @@ def results_table(rows: list[Row], chosen: int | None = None) -> str:
     columns = _columns(rows)
     cells = [("network", *(column.title for column in columns))]
     for i, (name, figures) in enumerate(rows):
-        shown = (column.shown.format(figures[column.key]) for column in columns)
-        cells.append((name + " *" * (i == chosen), *shown))
+        cells.append((name + " *" * (i == chosen), *_cells(figures, columns, "shown", "-")))
     return "\n".join(tables.aligned(cells))
 
 
@@ -89,5 +98,5 @@ def results_csv(rows: list[Row]) -> str:
     """The same as CSV."""
     columns = _columns(rows)
     header = ("network", *(column.field for column in columns))
-    cells = ((row.name, *(c.value.format(row.figures[c.key]) for c in columns)) for row in rows)
+    cells = ((name, *_cells(figures, columns, "value", None)) for name, figures in rows)
     return tables.to_csv(header, cells)

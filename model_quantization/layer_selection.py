@@ -21,7 +21,8 @@ TERNARIZED = {
 
 
 def _named(network: nn.Module, *kinds: type) -> Iterator[tuple[str, nn.Module]]:
-    return ((name, m) for name, m in network.named_modules() if isinstance(m, kinds))
+    modules = network.named_modules(remove_duplicate=False)
+    return ((name, m) for name, m in modules if isinstance(m, kinds))
 
 
 def _squeeze_excitation(network: nn.Module) -> list[str]:
@@ -43,17 +44,24 @@ PRUNED = {
 }
 
 
+def _once(network: nn.Module, names: list[str]) -> list[str]:
+    """Each parameter once, by its first name: tied layers share it and are one layer here."""
+    first = {parameter: name for name, parameter in network.named_parameters()}
+    return list(dict.fromkeys(first[network.get_parameter(name)] for name in names))
+
+
 def ternarized_names(network: nn.Module, *, family: str, pattern: str | None = None) -> list[str]:
     """Parameters to ternarize: those matching `pattern`, else the family's, else every
     convolution but the first."""
     pattern = pattern or TERNARIZED.get(family)
     if pattern is None:
-        names = [f"{name}.weight" for name, _ in _named(network, nn.Conv2d)][1:]
+        names = _once(network, [f"{name}.weight" for name, _ in _named(network, nn.Conv2d)])[1:]
         if not names:
             raise UserError("the network has no second convolution: say what with --ternarize")
         return names
     layers = {f"{name}.weight" for name, _ in _named(network, nn.Conv2d, nn.Linear)}
-    names = [n for n, _ in network.named_parameters() if n in layers and re.search(pattern, n)]
+    every = (name for name, _ in network.named_parameters(remove_duplicate=False))
+    names = _once(network, [n for n in every if n in layers and re.search(pattern, n)])
     if not names:
         raise UserError(
             f"--ternarize {pattern!r} matches no convolution or linear layer; "
@@ -65,7 +73,7 @@ def ternarized_names(network: nn.Module, *, family: str, pattern: str | None = N
 def pruned_names(network: nn.Module, *, families: list[str]) -> list[str]:
     """Parameters of the pruning families ("se", "fc", "dw"), without those already quantized,
     which are known by their few values."""
-    names = [name for family in families for name in PRUNED[family](network)]
+    names = _once(network, [name for family in families for name in PRUNED[family](network)])
     names = [name for name in names if few_values(network.get_parameter(name)) is None]
     if not names:
         raise UserError(
@@ -79,6 +87,7 @@ def freeze_quantized(network: nn.Module) -> list[str]:
     """Exclude already quantized layers from training; returns their names."""
     layers = _named(network, nn.Conv2d, nn.Linear)
     names = [f"{name}.weight" for name, m in layers if few_values(m.weight) is not None]
+    names = _once(network, names)
     for name in names:
         network.get_parameter(name).requires_grad_(False)
     return names

@@ -23,7 +23,7 @@ def plot_ternarization(run: History) -> None:
 
 
 def plot_pareto(results: list[Row], path: Path, chosen: int | None = None) -> None:
-    """Accuracy over zeros of the networks, as thesis figure 5.3; the one chosen is a star."""
+    """Accuracy over zeros of the quantized weights, as thesis figure 5.3; a star is the choice."""
     from matplotlib.figure import Figure  # an optional package, and slow to import
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -51,7 +51,8 @@ def _draw(epochs: list[dict], top1: list[float], latent: np.ndarray, path: Path)
         middle.plot(x, [layer[key] for layer in epochs], color=colour, marker=".", label=key)
     left.set(title="last latent weights, centroids", xlabel="weight", ylabel="count")
     middle.set(title="centroids", xlabel="epoch")
-    right.plot(x, [100 * layer["zeros"] for layer in epochs], marker=".", label="zeros, %")
+    zeros = [100 * layer["zeros"] for layer in epochs]
+    right.plot(x, zeros, marker=".", label="zeros of the layer, %")
     right.plot(x, top1, marker=".", label="top-1 of the network, %")
     right.set(title="zeros, accuracy, entropy", xlabel="epoch", ylim=(0, 100))
     bits = right.twinx()

@@ -15,14 +15,16 @@ from model_compound_scaling.checkpoints.errors import CheckpointError
 from model_compound_scaling.command_line import inputs
 from model_compound_scaling.machine import for_processes, lay_out, processes
 from model_compound_scaling.networks.building import require_trainable
-from model_compound_scaling.networks.registry import NetworkSpec, table_row
+from model_compound_scaling.networks.few_values import zero_share
+from model_compound_scaling.networks.logits import Logits
+from model_compound_scaling.networks.registry import REGISTRY, NetworkSpec, table_row
 from model_compound_scaling.runs import History, Run, RunRequest
 from model_compound_scaling.training import Phase, TrainStep, load_optimizer, run_epochs
 from model_compound_scaling.training.evaluation import evaluate, require_fit
 from model_quantization.ec2t.latent_layers import MIN_CENTROID
 from model_quantization.ec2t.ternarizer import Ternarizer
 from model_quantization.gamma_search import Goal, Sizes, smaller, solve_gamma
-from model_quantization.grid import Point
+from model_quantization.grid import ZEROS, Point
 from model_quantization.layer_selection import freeze_quantized, pruned_names, ternarized_names
 
 
@@ -110,7 +112,11 @@ class Quantization:
     sizes: Sizes
 
     def __post_init__(self) -> None:
-        self.forward = for_processes(self.network, self.ternarizer.latent.device)
+        self.forward = for_processes(
+            Logits(self.network, self.data.classes),
+            self.ternarizer.latent.device,
+            uses_all=self.spec.model in REGISTRY,
+        )
         self.phase, self.optimizer = "", None
         self.codes: list[Tensor] = []  # before the epoch
         self.reported: set[tuple[str, str]] = set()
@@ -120,7 +126,7 @@ class Quantization:
         """What gamma is to be found for, if for anything."""
         settings, sizes, network = self.settings, self.sizes, self.network
         if (zeros := settings.target_sparsity) is not None:
-            return Goal(f"{zeros:g} % zeros", zeros, 1.0, self.ternarizer.zeros)
+            return Goal(f"zeros {zeros:g}{ZEROS['zeros']}", zeros, 1.0, self.ternarizer.zeros)
         if (params := settings.target_params) is not None:
             text = "{:,.0f} scoring parameters"
             return smaller(text, params, lambda: sizes.total(network).params)
@@ -188,7 +194,14 @@ class Quantization:
             self.warn(ailment, [name.removesuffix(".weight") for name in suffering])
         sizes = self.sizes.figures(self.network)
         reached = {"on_target": self.goal.reached()} if self.goal else {}
-        return {"zeros": self.ternarizer.zeros(), **sizes, **reached, "layers": layers}
+        return {**self.zeros(), **sizes, **reached, "layers": layers}
+
+    def zeros(self) -> dict[str, float]:
+        """Under the names of ZEROS."""
+        return {
+            "zeros": self.ternarizer.zeros(),
+            "zeros_all": 100 * zero_share(self.network.parameters()),
+        }
 
     def warn(self, what: str, subjects: list[str]) -> None:
         """Log a warning that names the subjects it was not logged for before."""
@@ -200,7 +213,7 @@ class Quantization:
 
 def log_accuracy(what: str, network: nn.Module, data: Data, run: Run) -> None:
     """Validation accuracy of a network as it is now."""
-    scores = evaluate(network, data.val.epoch(0), total=len(data.val))
+    scores = evaluate(network, data.val.epoch(0), classes=data.classes, total=len(data.val))
     run.log(f"{what}: top-1 {scores.top1:.2f} %, top-5 {scores.top5:.2f} %")
 
 
@@ -240,7 +253,7 @@ def quantize_point(
         inputs.require_same_classes(state, data, ignore=ignore)
         require_continuable(state, names=names, settings=settings)
 
-    run = Run(request, spec=spec, phases=(first, "frozen"), check=check)
+    run = Run(request, spec=spec, phases=(first, "frozen"), check=check, units=ZEROS)
     if measure := settings.eval and not run.state:
         log_accuracy("before quantization", network, data, run)
     point = settings.point
@@ -254,8 +267,8 @@ def quantize_point(
     run.log(f"{request.folder.name}: {weights}{stay}, on {device}")
     job = Quantization(run, network, ternarizer, settings, spec, data, sizes)
     if measure:
-        what = f"quantized, not trained ({ternarizer.zeros():.2f} % zeros)"
-        log_accuracy(what, network, data, run)
+        zeros = ", ".join(f"{share:.2f}{ZEROS[name]}" for name, share in job.zeros().items())
+        log_accuracy(f"quantized, not trained (zeros: {zeros})", network, data, run)
     job.train(first, range(settings.epochs))
     if settings.retrain_epochs:
         job.freeze()

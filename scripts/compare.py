@@ -9,8 +9,8 @@ from model_compound_scaling.command_line.tables import aligned
 
 
 def table(scored: dict[str, dict]) -> str:
-    """Aligned text; costs are those of the published rules."""
-    rows = [(f"{'network':16}", "  top-1", "  zeros", "  params", "      ops", "   score")]
+    """Aligned text; zeros are those of all parameters, costs those of the published rules."""
+    rows = [(f"{'network':16}", "  top-1", "zeros of all", "  params", "      ops", "   score")]
     for title, report in scored.items():
         cost, zeros = report["published"], 100 * report["zeros"]
         size, ops = f"{cost['params'] / 1e3:.1f}K", f"{cost['ops'] / 1e6:.2f}M"

@@ -21,19 +21,33 @@ T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def silent_stdout() -> Iterator[None]:
-    """Inside, nothing that C++ prints reaches stdout: some versions of Gloo report there whom they
-    are connected to, in the middle of our log. stderr stays."""
-    sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
+def silent(*descriptors: int) -> Iterator[None]:
+    """Inside, nothing reaches these file descriptors (1: stdout, 2: stderr), whether Python or C++
+    prints it."""
+    streams, kept = [stream for stream in (sys.stdout, sys.stderr) if stream], {}
+    for stream in streams:
+        stream.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in descriptors:
+        with contextlib.suppress(OSError):  # it is closed: nobody hears it anyway
+            kept[number] = os.dup(number)
+            os.dup2(nowhere, number)
     os.close(nowhere)
     try:
         yield
     finally:
+        for stream in streams:
+            stream.flush()
         ctypes.CDLL(None).fflush(None)  # what C still buffers was printed inside
-        os.dup2(kept, 1)
-        os.close(kept)
+        for number, copy in kept.items():
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def silent_stdout() -> contextlib.AbstractContextManager[None]:
+    """Some versions of Gloo report on stdout whom they are connected to, in the middle of our
+    log."""
+    return silent(1)
 
 
 def start(device: torch.device) -> None:

@@ -1,11 +1,31 @@
 """Layers of few values: what quantization leaves behind, known by its weights alone. The one
 definition: such a layer is not pruned, is stored as codes and, if ternary, counted as such."""
 
+from collections.abc import Iterable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 MOST_VALUES = 15
+TINY = torch.finfo(torch.float32).tiny
 PROBE = 1024  # weights that tell nearly every full-precision layer from a quantized one
+
+
+def without_subnormals(weight: Tensor) -> Tensor:
+    """Weights as they count: what is too small for a float32 of full precision is 0. Hardware may
+    flush it, and no shorter type holds it."""
+    return F.hardshrink(weight.detach(), TINY)
+
+
+def zero_share(tensors: Iterable[Tensor]) -> float:
+    """How much of all values is 0: of layers as they count, of vectors (BatchNorm's, biases)
+    exactly."""
+    sizes = nonzeros = 0
+    for tensor in tensors:
+        values = without_subnormals(tensor) if tensor.dim() > 1 else tensor
+        sizes, nonzeros = sizes + tensor.numel(), nonzeros + int(values.count_nonzero())
+    return 1 - nonzeros / max(1, sizes)
 
 
 def few_values(weight: Tensor) -> Tensor | None:

@@ -2,6 +2,7 @@
 normalisation are by hooks or parametrizations, made ordinary parameters: in networks, where torch
 evaluates any of them, and in state dicts, for those whose arithmetic is known."""
 
+import copy
 import re
 from collections.abc import Callable
 
@@ -29,6 +30,13 @@ HOOKS: tuple[tuple[type, str, Callable[[nn.Module, str], object]], ...] = (
     (WeightNorm, "name", remove_weight_norm),
     (SpectralNorm, "name", _without_spectral_norm),
 )
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A deep copy. torch refuses one of tensors that hooks compute, which both compute anew."""
+    attributes = (value for module in network.modules() for value in vars(module).values())
+    computed = (v for v in attributes if isinstance(v, Tensor) and not v.is_leaf)
+    return copy.deepcopy(network, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 def make_permanent(network: nn.Module) -> list[str]:

@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -26,7 +27,8 @@ from model_compound_scaling.runs.resume import RunRequest, open_folder, require_
 class Run(History):
     """One training run in a folder of its own, begun or continued as the request says. `state` is
     what it goes on from, empty for a new run. `spec` and `phases` say what network and phases a
-    checkpoint must hold, `check` raises for other reasons why it cannot be continued."""
+    checkpoint must hold, `check` raises for other reasons why it cannot be continued. `units`: what
+    the log says after figures of these names."""
 
     def __init__(
         self,
@@ -35,7 +37,9 @@ class Run(History):
         spec: NetworkSpec,
         phases: tuple[str, ...],
         check: Callable[[dict], None] = lambda state: None,
+        units: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        self.units = units
         self.config, self.interval = request.config.values, request.interval
         self.failures: dict[str, DiskError] = {}  # of the files whose last save failed
         self.log = Log(request.folder)
@@ -94,8 +98,9 @@ class Run(History):
             self._attempt("best.pt", lambda path: write_file(self.best_network, path))
         self.save(content)
         self._attempt("metrics.jsonl", lambda path: _write_history(path, self.epochs))
-        shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in figures.items()}
-        self.log("  ".join(f"{k} {v}" for k, v in shown.items() if not isinstance(v, list)))
+        single = {k: v for k, v in figures.items() if not isinstance(v, list)}
+        shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in single.items()}
+        self.log("  ".join(f"{k} {v}{self.units.get(k, '')}" for k, v in shown.items()))
 
     def _attempt(self, name: str, write: Callable[[Path], None]) -> None:
         """Write a file of the folder; if that fails, say so, remember it, and go on."""

@@ -11,6 +11,8 @@ from model_compound_scaling.command_line import inputs
 from model_compound_scaling.machine import for_processes, lay_out, processes
 from model_compound_scaling.machine.devices import memory_of
 from model_compound_scaling.networks.building import build, expected_tensors, require_trainable
+from model_compound_scaling.networks.logits import Logits
+from model_compound_scaling.networks.registry import REGISTRY
 from model_compound_scaling.runs import History, Run, RunRequest
 from model_compound_scaling.search.points import Point
 from model_compound_scaling.training import Average, Options, Phase, TrainStep, run_epochs
@@ -68,7 +70,12 @@ def train_point(
     optimizer = make_sgd(network, lr=lr, momentum=momentum, weight_decay=training.weight_decay)
     averaged = Average(network, training.ema) if training.ema else None
     step = TrainStep(
-        for_processes(network, device, compiled=training.compile),
+        for_processes(
+            Logits(network, data.classes),
+            device,
+            uses_all=point.spec.model in REGISTRY,
+            compiled=training.compile,
+        ),
         network=network,
         optimizer=optimizer,
         classes=data.classes,

@@ -12,6 +12,8 @@ from data.errors import UserError
 from data.loading import Data
 from model_compound_scaling.machine import processes
 from model_compound_scaling.machine.devices import evaluation_layout
+from model_compound_scaling.networks.logits import logits_of
+from model_compound_scaling.networks.permanent_weights import copied
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # (N, C, H, W) images, (N,) labels
 
@@ -31,20 +33,24 @@ def progress(batches: Batches, label: str, total: int, first: int = 0) -> tqdm:
     return tqdm(batches, label, total, initial=first, leave=False, disable=hidden)
 
 
+@torch.no_grad()
 def require_fit(network: nn.Module, data: Data) -> None:
-    """UserError unless the network, on the CPU, maps the data's images to one logit a class."""
-    image = torch.zeros(1, data.channels, data.image_size, data.image_size)
+    """UserError unless the network, on the CPU, maps the data's images to one logit a class, when
+    evaluated and when trained: auxiliary heads may need larger ones."""
     shown = f"images of {data.channels}x{data.image_size}x{data.image_size}"
-    was_training = network.training
-    try:
-        with torch.no_grad():
-            shape = tuple(network.eval()(image).shape)
-    except Exception as error:  # a network from elsewhere may fail in any way
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"the network cannot take {shown} ({reason}): see --image-size") from None
-    network.train(was_training)
-    if shape != (1, data.classes):
-        raise UserError(f"the network maps {shown} to {shape}, not to {data.classes} classes")
+    tried = copied(network)  # training changes statistics, and whatever a network counts
+    for training, count in ((False, 1), (True, 2)):  # BatchNorm may need two to be trained
+        images = torch.zeros(count, data.channels, data.image_size, data.image_size)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                output = tried.train(training)(images)
+        except Exception as error:  # a network from elsewhere may fail in any way
+            if training and not isinstance(error, RuntimeError):
+                return  # such as SyncBatchNorm's on a CPU: this says nothing of the images
+            reason = str(error).partition("\n")[0]
+            how = f"{shown} in training" if training else shown
+            raise UserError(f"the network cannot take {how} ({reason}): see --image-size") from None
+        logits_of(output, count, data.classes)
 
 
 @torch.no_grad()
@@ -52,6 +58,7 @@ def evaluate(
     network: nn.Module,
     batches: Batches,
     *,
+    classes: int | None = None,
     total: int | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
@@ -63,7 +70,8 @@ def evaluate(
     for images, labels in progress(batches, "evaluating", total):
         if len(labels):  # the last batch may leave nothing for some process
             layout = layout or evaluation_layout(network, images)
-            logits = network(images.contiguous(memory_format=layout)).float()
+            output = network(images.contiguous(memory_format=layout))
+            logits = logits_of(output, len(images), classes).float()
             loss = F.cross_entropy(logits, labels, reduction="sum").double()
             batch = torch.stack([loss, hits(logits, labels, 1), hits(logits, labels, 5)])
             sums = sums.to(batch.device) + batch

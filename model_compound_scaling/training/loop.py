@@ -143,7 +143,13 @@ def run_epochs(
             # BatchNorm's statistics are each process' own: the first one's are evaluated and saved
             processes.broadcast(list(network.buffers()))
             after_batch = partial(between, done, False)
-            scores = evaluate(network, data.val.epoch(0), total=len(data.val), between=after_batch)
+            scores = evaluate(
+                network,
+                data.val.epoch(0),
+                classes=data.classes,
+                total=len(data.val),
+                between=after_batch,
+            )
             validated = {f"val_{name}": value for name, value in asdict(scores).items()}
             run.finish_epoch(done.figures | done.means() | validated | figures(), content)
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model_compound_scaling.networks.logits import logits_of
 from model_compound_scaling.training.evaluation import hits
 from model_compound_scaling.training.recipe import AMP, Options
 from model_compound_scaling.training.weight_average import Average
@@ -19,7 +20,7 @@ class TrainStep:
     step, -1 while all is well. With fp16, whose scaled gradients may overflow, only that step is
     skipped, and what counts is the loss, or gradients that no scale helps."""
 
-    forward: Callable[[Tensor], Tensor]  # the network, or what wraps or compiles it
+    forward: Callable[[Tensor], object]  # the network, or what wraps or compiles it
     _: KW_ONLY
     network: nn.Module
     optimizer: torch.optim.Optimizer  # a fused one: it heeds `found_inf`
@@ -54,7 +55,7 @@ class TrainStep:
         images, targets = self.mix(images, labels) if self.mix else (images, labels)
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None):
             output = self.forward(images)
-        logits = (output if isinstance(output, Tensor) else output[0]).float()  # no auxiliary ones
+        logits = logits_of(output, len(images), self.classes).float()  # no auxiliary ones
         loss = F.cross_entropy(logits, targets, label_smoothing=self.options.label_smoothing)
         self.network.zero_grad()
         scaled = self.scaler.scale(loss * weight) if self.scaler else loss * weight

@@ -1,9 +1,9 @@
 """Exponential moving average of a network."""
 
-import copy
-
 import torch
 from torch import nn
+
+from model_compound_scaling.networks.permanent_weights import copied
 
 
 class Average:
@@ -12,7 +12,7 @@ class Average:
 
     @torch.no_grad()
     def __init__(self, network: nn.Module, decay: float) -> None:
-        self.module, self.decay, self.started = copy.deepcopy(network), decay, False
+        self.module, self.decay, self.started = copied(network), decay, False
         kinds = (nn.Module.parameters, nn.Module.buffers)
         pairs = [pair for of in kinds for pair in zip(of(self.module), of(network), strict=True)]
         self.real = [pair for pair in pairs if pair[0].is_floating_point()]

@@ -15,6 +15,9 @@ from torch import Tensor
 from model_quantization.ec2t.flat_layers import Segments
 
 MIN_ZERO_SHARE = 0.5  # P_0 is at least this
+# What is smaller is no number of full precision: as a weight it is 0, also where it is 0 already
+# because the device flushes it. Only thresholds of at least this leave a weight of 0 where it is.
+TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ def statistics(latent: Tensor, segments: Segments) -> Statistics:
 
 def assign(latent: Tensor, thresholds: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
     """Masks (R, width): above the first threshold, and at or below minus the second."""
+    thresholds = thresholds.clamp_min(TINY)
     return latent > segments.spread(thresholds[0]), latent <= segments.spread(-thresholds[1])
 
 

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from model_quantization.ec2t.assignment import largest_lambda, shares, statistics
+from model_quantization.ec2t.assignment import TINY, largest_lambda, shares, statistics
 from model_quantization.ec2t.flat_layers import Segments
 
 MIN_CENTROID = 0.675  # |w_c| is at least this many standard deviations of its layer
@@ -82,7 +82,7 @@ class LatentLayers:
         if self.half > 1:
             least = least * self.spacing
         # above 0, too, where all weights of a layer are equal: thresholds divide by it
-        least = least.clamp_min(torch.finfo(least.dtype).tiny)
+        least = least.clamp_min(TINY)
         self.guarded = self.centroids <= least
         self.centroids.copy_(torch.maximum(self.centroids, least))
         self.choose()

@@ -7,9 +7,10 @@ centroid of least cost (W - w_c)^2 - lambda log2 P_c, found by comparing all.
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_quantization.ec2t.assignment import MIN_ZERO_SHARE, shares
+from model_quantization.ec2t.assignment import MIN_ZERO_SHARE, TINY, shares
 from model_quantization.ec2t.latent_layers import LatentLayers
 
 
@@ -24,12 +25,13 @@ class MultiLevelLayers(LatentLayers):
 
     def set_values(self) -> None:
         """The network's weights: each layer's table, read at its codes."""
-        layers = zip(self.table().T, self.segments.split(self.levels_of), strict=True)
+        tables = F.hardshrink(self.table(), TINY).T
+        layers = zip(tables, self.segments.split(self.levels_of), strict=True)
         values = (table.index_select(0, code.int() + self.half) for table, code in layers)
         self.values.copy_(self.segments.join(values))
 
     def choose(self, information: Tensor | None = None) -> None:
-        """The cheapest of all costs; the nearest centroid without costs."""
+        """The cheapest of all costs, zero if it is among them; the nearest centroid without."""
         table, codes = self.table(), []
         if information is not None:
             information = information.index_select(0, self.order)
@@ -37,7 +39,8 @@ class MultiLevelLayers(LatentLayers):
             cost = (latent - table[:, i, None]).square_()
             if information is not None:
                 cost += self.lam[i] * information[:, i, None]
-            codes.append(cost.argmin(0))
+            at_zero = cost[self.half] <= cost.amin(0)
+            codes.append(cost.argmin(0).masked_fill_(at_zero, self.half))
         self.levels_of = self.segments.join(codes).sub_(self.half).to(torch.int8)
 
     def probabilities(self) -> Tensor:

@@ -28,6 +28,9 @@ class Ternarizer:
     @torch.no_grad()
     def __post_init__(self, network: nn.Module) -> None:
         self.frozen = False
+        # tied layers share one parameter: it is quantized once, under the first of its names
+        tied = {network.get_parameter(name): name for name in reversed(self.names)}
+        self.names = [name for name in self.names if name in tied.values()]
         self.weights = [network.get_parameter(name) for name in self.names]
         if self.levels == 3:
             self.layers = TernaryLayers(self.weights, prune=self.prune)
@@ -86,4 +89,4 @@ class Ternarizer:
 
     def zeros(self) -> float:
         """Percent of the quantized weights that are zero."""
-        return 100 * float((self.layers.codes() == 0).double().mean())
+        return 100 * float((self.layers.values == 0).double().mean())

@@ -6,9 +6,16 @@ centroids, and after each step the codes are chosen anew (`assignment.py`).
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_quantization.ec2t.assignment import assign, find_thresholds, probabilities, shares
+from model_quantization.ec2t.assignment import (
+    TINY,
+    assign,
+    find_thresholds,
+    probabilities,
+    shares,
+)
 from model_quantization.ec2t.latent_layers import LatentLayers
 
 
@@ -36,7 +43,7 @@ class TernaryLayers(LatentLayers):
         if self.prune:
             self.values.copy_(self.latent).masked_fill_(self.at_zero(), 0)
         else:
-            positive, negative = (self.segments.spread(c) for c in self.centroids)
+            positive, negative = map(self.segments.spread, F.hardshrink(self.centroids, TINY))
             torch.mul(self.positive, positive, out=self.values)
             self.values.sub_(self.negative * negative)
 
@@ -51,8 +58,9 @@ class TernaryLayers(LatentLayers):
 
     def reassign_ttq(self, threshold: float) -> None:
         """Trained ternary quantization (Zhu et al. 2017): a side iff |W| > threshold max|W|."""
-        limits = (threshold * self.segments.reduce(self.latent.abs(), "max")).expand(2, -1)
-        self.positive, self.negative = assign(self.latent, limits, self.segments)
+        limits = (threshold * self.segments.reduce(self.latent.abs(), "max")).clamp_min(TINY)
+        limits = self.segments.spread(limits)
+        self.positive, self.negative = self.latent > limits, self.latent < -limits
 
     def probabilities(self) -> Tensor:
         """P (3, L) of the present codes, see `assignment.probabilities`."""

@@ -1,13 +1,15 @@
 """What both rule sets share: a count, the costs of element-wise operations, and the data flow."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from model_scoring.counting.settings import WORD, Settings
+from model_scoring.counting.stored_once import StoredOnce, memory
 from model_scoring.counting.weight_formats import cheapest
-from model_scoring.tracing.layer_weights import Weights
+from model_scoring.tracing.layer_weights import grouped
 from model_scoring.tracing.operation_record import Record
 
 # kind -> (multiplications, additions) per output element. A comparison, an exponential and a
@@ -17,6 +19,7 @@ PER_ELEMENT = {
     "relu6": (2, 0),  # two comparisons
     "leaky_relu": (2, 0),  # comparison, product
     "elu": (3, 1),  # comparison, exp, - 1, product
+    "log_sigmoid": (3, 1),  # log of a sigmoid
     "swish": (3, 1),  # challenge: x / (1 + exp(-x))
     "sigmoid": (2, 1),  # challenge: exp(x) / (1 + exp(x))
     "hardsigmoid": (3, 1),  # min(max(x + 3, 0), 6) / 6
@@ -26,9 +29,11 @@ PER_ELEMENT = {
     "softplus": (2, 1),  # log(1 + exp(x))
     "mish": (6, 3),  # x tanh(softplus(x))
     "function": (1, 0),  # exp and the like, as in the challenge's sigmoid
+    "shifted_function": (1, 1),  # log(1 + x), exp(x) - 1
     "compare": (1, 0),  # as ReLU
     "softmax": (3, 2),  # comparison and subtraction of the largest, exp, sum, division
     "norm": (3, 4),  # mean, variance, difference; scale and shift
+    "batchnorm": (1, 1),  # with scale or shift from the image
     "add": (0, 1),  # residual sums
     "sign": (0, 0),  # part of the next operation
     "scale": (1, 0),  # squeeze-and-excitation product
@@ -69,13 +74,35 @@ class Live:
         return counts * (self.filters[:, :, None] & self.inputs[:, None, :])
 
 
-def stored_layer(weights: Weights, live: Live, settings: Settings, *, whole: bool) -> Count:
+def stored_layer(
+    record: Record, live: Live, settings: Settings, stored: StoredOnce, *, whole: bool
+) -> Count:
     """Storage of a layer's weights, without operations."""
+    weights = record.weights
     n = weights.kernel * int((live.inputs.sum(1) * live.filters.sum(1)).sum())
-    z = int(live.keep(weights.counts).sum())
+    z, rows = int(live.keep(weights.counts).sum()), live.rows
+    found = Count(0.0, 0.0, 0.0, "", int(live.inputs.sum()), rows, n, z)
+    if stored.uses[memory(record.weight)] > 1:
+        parts = grouped(record.weight, len(weights.counts))
+        wanted = live.keep(torch.ones_like(weights.counts)).bool()[..., None].expand(parts.shape)
+        new = stored.new(record.weight, wanted.reshape(record.weight.shape)).reshape(parts.shape)
+        n, z, rows = int(new.sum()), int((new & (parts != 0)).sum()), int(new.any(3).any(2).sum())
     options = {"ternary": weights.ternary, "settings": settings, "whole": whole}
-    name, params = cheapest(n, z, live.rows, **options)
-    return Count(params, 0.0, 0.0, name, int(live.inputs.sum()), live.rows, n, z)
+    name, params = cheapest(n, z, rows, **options)
+    return replace(found, params=params, format=name if n or not found.weights else "shared")
+
+
+def stored_values(record: Record, live: Tensor | None, stored: StoredOnce) -> int:
+    """Values beside weights that a record is the first to store; of one for each channel only those
+    of channels that are `live`, bool (c,)."""
+    found = 0
+    for tensor in record.stores:
+        wanted = torch.ones(tensor.shape, dtype=torch.bool)
+        at = tensor.dim() - len(record.out_shape) + 1  # broadcasting aligns the last dimensions
+        if live is not None and 0 <= at < tensor.dim() and tensor.shape[at] == len(live) > 1:
+            wanted &= live.reshape([-1 if d == at else 1 for d in range(tensor.dim())])
+        found += int(stored.new(tensor, wanted).sum())
+    return found
 
 
 def positions(record: Record) -> int:
@@ -90,15 +117,18 @@ def scaled(adds: float, mults: float, settings: Settings) -> dict[str, float]:
 
 def elementwise(record: Record, elements: float, settings: Settings) -> dict[str, float]:
     """Cost of `elements` outputs of an operation without weights."""
-    mults, adds = PER_ELEMENT.get(record.kind, (0, 0))
-    window, out = record.window, elements
-    costs = {
-        "avgpool": ((window - 1) * out, out),  # challenge: c mults, (h w - 1) c adds
-        "sum": ((window - 1) * out, 0),
-        "maxpool": (0, (window - 1) * out),  # comparisons
-        "matmul": ((window - 1) * out, window * out),
+    window = record.window
+    windows = {  # as PER_ELEMENT
+        "avgpool": (1, window - 1),  # challenge: c mults, (h w - 1) c adds
+        "sum": (0, window - 1),
+        "maxpool": (window - 1, 0),  # comparisons
+        "matmul": (window, window - 1),
+        "variance": (window + 2, 3 * window - 2),  # mean, differences, their squares' mean
+        "length": (window + 1, window - 1),  # root of a sum of squares
     }
-    return scaled(*costs.get(record.kind, (adds * out, mults * out)), settings)
+    mults, adds = windows.get(record.kind) or PER_ELEMENT.get(record.kind, (0, 0))
+    mults, adds = mults + record.extra[0], adds + record.extra[1]
+    return scaled(adds * elements, mults * elements, settings)
 
 
 def channels(shape: tuple[int, ...]) -> int:

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from model_scoring.counting import costs
 from model_scoring.counting.costs import Count, Live
 from model_scoring.counting.settings import WORD, Settings
+from model_scoring.counting.stored_once import StoredOnce, identity
 from model_scoring.counting.weight_formats import tree_bits
 from model_scoring.tracing.operation_record import Trace
 
@@ -27,6 +29,7 @@ class Structure:
 
     trace: Trace
     family: str
+    stored: StoredOnce
 
     @cached_property
     def skipped(self) -> set[int]:
@@ -78,6 +81,10 @@ class Structure:
         filters = None if source is None else self.live[source].filters
         return c if filters is None or filters.numel() != c else int(filters.sum())
 
+    def vector(self, bias: Tensor, live: Tensor) -> int:
+        """Entries of a bias that are live and not stored yet."""
+        return int(self.stored.new(bias, live.reshape(bias.shape)).sum())
+
     def second_conv(self, i: int) -> int | None:
         """In a MicroNet, the second convolution of the block whose first BatchNorm this is."""
         name = self.trace.records[i].name
@@ -92,33 +99,40 @@ def conv(i: int, structure: Structure, settings: Settings) -> Count:
     """2 mults an output if ternary, else v; v - 1 adds, v the average nonzeros of a filter."""
     records, live = structure.trace.records, structure.live[i]
     record, users = records[i], structure.trace.consumers[i]
-    count = costs.stored_layer(record.weights, live, settings, whole=True)
+    count = costs.stored_layer(record, live, settings, structure.stored, whole=True)
     outputs = costs.positions(record) * live.rows
     v = count.nonzeros / live.rows if live.rows else 1.0
     # a bias before a BatchNorm becomes part of the BatchNorm's
-    bias = record.bias and not any(j >= 0 and records[j].kind == "batchnorm" for j in users)
+    bias = any(j >= 0 and records[j].folds for j in users)
+    bias = record.bias is not None and not bias
+    stored = structure.vector(record.bias, live.filters.flatten()) if bias else 0
     ternary = record.weights.ternary
     adds = (v - 1) * settings.add_bits / WORD
     if ternary and settings.tree_adder:
         adds = tree_bits(v - 1, settings.value_bits) / WORD
+    more = record.extra  # an operand that it adds
     return replace(
         count,
-        params=count.params + bias * live.rows * settings.value_bits / WORD,
-        adds=outputs * (adds + bias * settings.add_bits / WORD),
-        mults=outputs * (2 if ternary else v) * settings.mul_bits / WORD,
+        params=count.params + stored * settings.value_bits / WORD,
+        adds=outputs * (adds + (bias + more[1]) * settings.add_bits / WORD),
+        mults=outputs * ((2 if ternary else v) + more[0]) * settings.mul_bits / WORD,
     )
 
 
 def linear(i: int, structure: Structure, settings: Settings) -> Count:
     """A mult per nonzero weight, one add less per output; ternary or not."""
     record = structure.trace.records[i]
-    count = costs.stored_layer(record.weights, structure.live[i], settings, whole=True)
-    biases, rows = record.bias * count.live_out, costs.positions(record)
-    adds = max(count.nonzeros - count.live_out, 0) + biases
+    live, rows = structure.live[i], costs.positions(record)
+    count = costs.stored_layer(record, live, settings, structure.stored, whole=True)
+    bias, more = record.bias is not None, record.extra
+    stored = structure.vector(record.bias, live.filters.flatten()) if bias else 0
+    stored += costs.stored_values(record, None, structure.stored)
+    adds = max(count.nonzeros - count.live_out, 0) + (bias + more[1]) * count.live_out
+    mults = count.nonzeros + more[0] * count.live_out
     return replace(
         count,
-        params=count.params + biases * settings.value_bits / WORD,
-        **costs.scaled(adds * rows, count.nonzeros * rows, settings),
+        params=count.params + stored * settings.value_bits / WORD,
+        **costs.scaled(adds * rows, mults * rows, settings),
     )
 
 
@@ -126,13 +140,17 @@ def batchnorm(i: int, structure: Structure, settings: Settings) -> Count:
     """A bias per live channel and an add per element; the scale counts as merged. A MicroNet's
     second convolution carries two: the block's first BatchNorm counts with its inputs (parameters)
     and outputs (additions)."""
+    if not structure.trace.records[i].folds:
+        return plain(i, structure, settings)
     live, second = structure.live_channels(i), structure.second_conv(i)
     adds = costs.elements(structure.trace.records[i].out_shape, live)
     if second is not None:
         kept = structure.live[second]
         live = int(kept.inputs.sum())
         adds = costs.positions(structure.trace.records[second]) * kept.rows
-    params = live * settings.value_bits / WORD
+    key = tuple(map(identity, structure.trace.records[i].state))
+    first = structure.stored.new_entries(key, torch.ones(1, dtype=torch.bool))
+    params = first * live * settings.value_bits / WORD
     return Count(params, **costs.scaled(adds, 0, settings), live_in=live, live_out=live)
 
 
@@ -145,7 +163,7 @@ def plain(i: int, structure: Structure, settings: Settings) -> Count:
     late = late and not records[source].name.endswith("conv1")
     if late and record.kind in ("relu", "swish", "sigmoid"):
         return Count(live_in=live, live_out=live)
-    params = record.stored * settings.value_bits / WORD
+    params = costs.stored_values(record, None, structure.stored) * settings.value_bits / WORD
     operations = costs.elementwise(record, costs.elements(record.out_shape, live), settings)
     return Count(params, **operations, live_in=live, live_out=live)
 
@@ -159,13 +177,12 @@ RULES: dict[str, Callable[[int, Structure, Settings], Count]] = {
 
 def count(trace: Trace, settings: Settings, *, family: str = "other") -> list[Count]:
     """Cost of each record of a trace; `family` as in the registry."""
-    structure = Structure(trace, family)
+    structure = Structure(trace, family, StoredOnce(trace.records))
     counts = []
     for i, record in enumerate(trace.records):
         if i in structure.skipped:
             c = costs.channels(record.out_shape)
             counts.append(Count(format="not counted", live_in=c, live_out=c))
             continue
-        cost = RULES.get(record.kind, plain)(i, structure, settings)
-        counts.append(replace(cost, params=0.0, format="shared") if record.shared else cost)
+        counts.append(RULES.get(record.kind, plain)(i, structure, settings))
     return counts

@@ -2,7 +2,7 @@
 
 from model_compound_scaling.command_line import tables
 from model_scoring.counting.costs import Count
-from model_scoring.counting.scoring import Score, layers, ternary_layers
+from model_scoring.counting.scoring import Score, layers, quantized_zeros, ternary_layers
 from model_scoring.counting.settings import RULE_SETS
 from model_scoring.tracing.aten_operations import UNKNOWN
 from model_scoring.tracing.operation_record import Record
@@ -60,8 +60,11 @@ def summary(score: Score, packed_bytes: int | None = None) -> list[str]:
         rows.append([label, *(format(value, text) for value in values)])
         if field == "bytes" and packed_bytes:
             rows.append(["bytes, packed file", *len(RULE_SETS) * [f"{packed_bytes:,}"]])
+    zeros, quantized = f"{100 * score.zeros:.2f} % of all parameters", quantized_zeros(score)
+    if quantized is not None:
+        zeros += f", {100 * quantized:.2f} % of the quantized weights"
     return [
-        f"{score.parameters:,} parameters, {100 * score.zeros:.2f} % zeros; "
+        f"{score.parameters:,} parameters; zeros: {zeros}; "
         f"{len(ternary_layers(score))} of {len(layers(score))} layers ternary",
         *tables.aligned(rows),
         f"score relative to {baselines[score.reference]}",

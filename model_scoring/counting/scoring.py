@@ -4,12 +4,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from data.errors import UserError
+from model_compound_scaling.networks.few_values import few_values, zero_share
 from model_scoring.counting import published_rules, strict_rules
 from model_scoring.counting.costs import Count
 from model_scoring.counting.settings import RULE_SETS, WORD, Settings
+from model_scoring.counting.stored_once import memory
 from model_scoring.dead_channels.dead_code import dead_channels
 from model_scoring.tracing.forward_pass import one_thread, trace
 from model_scoring.tracing.operation_record import Record, Trace
@@ -54,7 +56,7 @@ class Score:
     counts: dict[str, list[Count]]  # by rule set
     totals: dict[str, Total]
     parameters: int
-    zeros: float  # share of all parameters
+    zeros: float  # share of all parameters, as the pass uses them
     reference: str
     settings: Settings
     shape: tuple[int, int, int]  # of the image: channels, height, width
@@ -100,18 +102,32 @@ def score(
         for name, tensor in network.named_parameters():
             if not bool(tensor.isfinite().all()):
                 raise UserError(f"{name} holds NaN or infinite values: nothing to count")
-        sizes = [(p.numel(), int(p.count_nonzero())) for p in network.parameters()]
     traced = trace(network, shape)
     counts = {}
     with one_thread():
         if "published" in rules:
             counts["published"] = published_rules.count(traced, settings, family=family)
         if "strict" in rules:
-            counts["strict"] = strict_rules.count(traced, settings, dead_channels(traced).gone)
-    parameters, nonzeros = (sum(column) for column in zip(*sizes, strict=True))
+            gone = dead_channels(traced, buildable=False).gone
+            counts["strict"] = strict_rules.count(traced, settings, gone)
+        zeros = zero_share(used_values(network, traced))
+    parameters = sum(p.numel() for p in network.parameters())
     totals = {name: total(c, settings, reference) for name, c in counts.items()}
-    zeros = 1 - nonzeros / parameters
     return Score(traced, counts, totals, parameters, zeros, reference, settings, shape)
+
+
+def used_values(network: nn.Module, traced: Trace) -> list[Tensor]:
+    """What stands for the parameters in the pass, each place in memory once: under masks or
+    another parametrization what is made of them; parameters that the pass never touches."""
+    unused = [network.get_parameter(name) for name in traced.unused]
+    found = (t for r in traced.records for t in (r.weight, r.bias, *r.stores) if t is not None)
+    return list({(memory(t), t.storage_offset(), t.numel()): t for t in (*found, *unused)}.values())
+
+
+def quantized_zeros(result: Score) -> float | None:
+    """Share of zeros among the weights of layers of few values; None if there is no such layer."""
+    weights = [r.weight for r in layers(result) if few_values(r.weight) is not None]
+    return zero_share(weights) if weights else None
 
 
 def layers(result: Score) -> list[Record]:

@@ -41,16 +41,20 @@ def mixing(trace: Trace) -> list[int]:
     return [i for i, known in reads if known and not known.depthwise]
 
 
-def dead_channels(trace: Trace) -> DeadChannels:
+def dead_channels(trace: Trace, *, buildable: bool = True) -> DeadChannels:
     """Find them by a fixed point: in the first round all filters count as needed, in later ones
-    only those that are not dead themselves."""
-    roots = trace.labels.roots()
+    only those that are not dead themselves. `buildable`: only those that layers and code can do
+    without, to be taken out; else all, which need neither be stored nor computed."""
+    roots = trace.labels.roots(buildable=buildable)
     gone, rounds = torch.zeros(len(roots), dtype=torch.bool), 0
     if not trace.followed:
         return DeadChannels(gone, 0)
-    readers = [_reader(trace.records[i]) for i in mixing(trace)]
+    # a depthwise filter and its input can only leave together, and would keep each other
+    readers = [r for r in trace.records if r.reads and not (buildable and r.reads.depthwise)]
+    readers = list(map(_reader, readers))
     made = [part.labels for part in narrowable(trace)]
-    pinned = torch.tensor(sorted(trace.labels.pinned), dtype=torch.int64)
+    pinned = trace.labels.pinned | (trace.labels.fixed if buildable else set())
+    pinned = torch.tensor(sorted(pinned), dtype=torch.int64)
     while True:
         needed = torch.zeros_like(gone)  # by root: labels that are tied live and die together
         needed[roots[pinned]] = True
@@ -58,7 +62,7 @@ def dead_channels(trace: Trace) -> DeadChannels:
             used = (touched & ~gone[outputs][:, :, None]).any(1)
             needed[roots[inputs[used]]] = True
         # an empty layer cannot be built, and parts that the code makes equal have to stay equal
-        while missed := _missed(trace, made, ~needed[roots], before=gone):
+        while buildable and (missed := _missed(trace, made, ~needed[roots], before=gone)):
             for labels in missed:
                 needed[roots[labels]] = True
         found = ~needed[roots]

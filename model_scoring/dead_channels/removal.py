@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from model_compound_scaling.networks.cifar_resnet import OptionA
 from model_compound_scaling.networks.efficientnet import SameConv2d
+from model_compound_scaling.networks.logits import tensors
 from model_compound_scaling.networks.narrowing import resize, sizes_of
 from model_scoring.dead_channels.dead_code import dead_channels, mixing, narrowable
 from model_scoring.tracing.constant_channels import contribution
@@ -33,13 +34,10 @@ class Thin:
 def _fold(network: nn.Module, trace: Trace, i: int, shift: Tensor) -> None:
     """Keep what constant inputs contributed: never in the weights, which may be ternary."""
     record = trace.records[i]
-    layer, after = network.get_submodule(record.layer), trace.batchnorm_after(i)
-    norm = trace.records[after] if after is not None else None
-    if layer.bias is None and norm and norm.layer and torch.equal(norm.labels, record.labels):
-        batchnorm = network.get_submodule(norm.layer)
-        if batchnorm.running_mean is not None:
-            batchnorm.running_mean -= shift
-            return
+    layer, after = network.get_submodule(record.layer), trace.takes_shifts(i)
+    if after is not None:
+        network.get_submodule(trace.records[after].layer).running_mean.sub_(shift)
+        return
     if layer.bias is None:
         resize(layer, sizes_of(layer) | {"bias": 1})
     layer.bias += shift
@@ -99,7 +97,7 @@ def remove(network: nn.Module, trace: Trace, gone: Tensor) -> None:
         record = trace.records[i]
         values = record.reads.constants.nan_to_num(0.0).where(gone[record.reads.labels], 0.0)
         shift = contribution(record.weight, len(record.weights.counts), values)
-        if bool(shift.any()):
+        if bool(shift[~gone[record.labels]].any()):
             _fold(network, trace, i, shift)
     for part in narrowable(trace):
         inputs = ~gone[part.reads.labels if part.reads else part.labels]
@@ -117,7 +115,8 @@ def _same_function(one: nn.Module, other: nn.Module, shape: tuple[int, int, int]
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
     try:
-        expected, found = one(images), other(images)
+        outputs = (tensors(network(images)) for network in (one, other))
+        expected, found = (torch.cat([t.flatten() for t in output]) for output in outputs)
         if expected.shape != found.shape:
             return False
         difference = (expected - found).abs().max() / expected.abs().max().clamp(min=1e-30)
@@ -131,7 +130,10 @@ def thin(network: nn.Module, shape: tuple[int, int, int]) -> Thin:
     """A copy of a network without channels that cannot matter, for evaluation mode and images of
     (channels, height, width). Channels are kept where the network's code is not understood, and all
     of them, with a note, where the result would be another function."""
-    original = deepcopy(network).cpu().double().eval()
+    try:
+        original = deepcopy(network).cpu().double().eval()
+    except RuntimeError:  # pruning's hooks, for one, leave tensors there that torch cannot copy
+        return Thin(network, 0, "hooks compute its weights: make them permanent first")
     with one_thread():
         traced = trace(original, shape)
         dead = dead_channels(traced)

@@ -16,6 +16,7 @@ from data.errors import DataError, UserError, printable
 from data.image_files import SUFFIXES, images_under, read_image
 from data.transforms import Transform, eval_transform
 from model_compound_scaling.machine.devices import evaluation_layout
+from model_compound_scaling.networks.logits import logits_of
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
 from model_scoring.inference import TOP
 
@@ -77,7 +78,8 @@ def _lines(
         if images:
             batch = torch.stack(images).to(device)
             layout = layout or evaluation_layout(network, batch)
-            shares = network(batch.contiguous(memory_format=layout)).softmax(1).cpu()
+            output = network(batch.contiguous(memory_format=layout))
+            shares = logits_of(output, len(images), len(names)).softmax(1).cpu()
             for path, probabilities in zip(paths[start:], shares, strict=False):
                 values, classes = probabilities.topk(top)
                 pairs = zip(classes.tolist(), values.tolist(), strict=True)

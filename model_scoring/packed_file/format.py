@@ -10,8 +10,9 @@ Ternary and other layers of few values go through a context model with logistic 
     sections  one for each layer of few values (quantized_layers.py) and each other large tensor
               (float_tensors.py), then one for all tensors that are left
 
-Numbers without a size are varints, others little-endian. Names and shapes are those of the network
-described, so they take no bytes. Any section can be read without the others.
+Of tied tensors the first is stored; the description names the others. Numbers without a size are
+varints, others little-endian. Names and shapes are those of the network described, so they take no
+bytes. Any section can be read without the others.
 """
 
 import json
@@ -82,6 +83,16 @@ def _signature(tensors: Mapping[str, Tensor]) -> bytes:
     return _crc("".join(lines).encode())
 
 
+def _tied(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names of tensors that share all their memory with one before, with that one's name."""
+    first: dict[tuple, str] = {}
+    places = {
+        n: (t.data_ptr(), t.shape, t.stride(), t.dtype) for n, t in state.items() if t.numel()
+    }
+    owners = {name: first.setdefault(place, name) for name, place in places.items()}
+    return {name: owner for name, owner in owners.items() if owner != name}
+
+
 def _by_kind(tensors: Mapping[str, Tensor], without: Container[str]) -> list[str]:
     """Names of the other tensors: all means, all biases, ... Alike values compress better."""
     others = {name: t for name, t in tensors.items() if name not in without}
@@ -98,6 +109,8 @@ def pack(
     Layers of few values are kept exactly; `half` rounds other floating-point tensors to fp16, but
     not those it cannot hold (beyond 65504).
     """
+    every, tied = state, _tied(state)
+    state = {name: tensor for name, tensor in every.items() if name not in tied}
     arrays = {name: as_array(t) for name, t in state.items()}
     layers = {name: q for name, a in arrays.items() if (q := quantized(a + 0 if half else a))}
     others = {name: t for name, t in state.items() if name not in layers}
@@ -110,7 +123,8 @@ def pack(
     description = {"network": spec.content(), "half": half}
     description |= {"data": data} if data else {}
     description |= {"wide": wide} if wide else {}
-    header = _signature(state) + _table(list(state), sections, set(packed)) + _json(description)
+    description |= {"tied": tied} if tied else {}
+    header = _signature(every) + _table(list(every), sections, set(packed)) + _json(description)
     start = MAGIC + bytes([VERSION]) + len(header).to_bytes(4, "little")
     content = start + _crc(start, header) + header + b"".join(sections.values())
     return Packed(content, {n: len(p) for n, p in packed.items()}, wide)
@@ -150,6 +164,7 @@ class PackedFile:
         limits.check_description(path, network=described, data=self.data, bounds=bounds)
         with self._named():
             self.expected = self._tensors(header[:4])
+            self.stored = self._stored()
             self.sections = self._sections(table)
 
     @contextmanager
@@ -198,10 +213,11 @@ class PackedFile:
             if len(text) != size:
                 raise ValueError(f"{len(text)} bytes instead of {size}")
             found = json.loads(text)
-            if unknown := found.keys() - {"network", "half", "data", "wide"}:
+            if unknown := found.keys() - {"network", "half", "data", "wide", "tied"}:
                 raise ValueError(f"unknown {unknown}")
             self.network, self.data = NetworkSpec(**found["network"]), found.get("data", {})
             self.half, self.wide = bool(found["half"]), set(found.get("wide", []))
+            self.tied = {str(n): str(owner) for n, owner in found.get("tied", {}).items()}
         except DAMAGED as error:
             raise CheckpointError(f"its description is damaged ({str(error)[:120]})") from None
 
@@ -223,11 +239,22 @@ class PackedFile:
             raise CheckpointError(f"{self.network.model} has other tensors here than in the file")
         return expected
 
+    def _stored(self) -> dict[str, Tensor]:
+        """The tensors but for those that are tied to one of them."""
+        stored = {name: t for name, t in self.expected.items() if name not in self.tied}
+        for name, owner in self.tied.items():
+            one, other = self.expected.get(name), stored.get(owner)
+            if one is None or other is None or (one.shape, one.dtype) != (other.shape, other.dtype):
+                raise CheckpointError("it ties tensors that cannot be the same")
+        return stored
+
     def _sections(self, table: list[tuple[int, Section]]) -> dict[str, Section]:
         names, numbers = [*self.expected, REST], [number for number, _ in table]
         if not numbers or numbers[-1] != len(names) - 1 or not table[-1][1].dense:
             raise CheckpointError("its sections are not those of the network")
         sections = {names[number]: section for number, section in table}
+        if sections.keys() & self.tied.keys():
+            raise CheckpointError("it has a section of a tensor that is tied to another")
         for tensor in (self.expected[name] for name, s in sections.items() if not s.dense):
             if tensor.dim() < 2 or tensor.dtype != torch.float32:
                 raise CheckpointError("it has codes where none can be")
@@ -235,7 +262,7 @@ class PackedFile:
 
     def _dense(self, section: str, content: bytes) -> dict[str, Tensor]:
         """The tensors of a section of dense ones, in the types of the network."""
-        names = [section] if section != REST else _by_kind(self.expected, self.sections)
+        names = [section] if section != REST else _by_kind(self.stored, self.sections)
         shapes, types, found = {}, {}, {}
         for name in names:
             expected, half = self.expected[name], self.half and name not in self.wide
@@ -249,9 +276,9 @@ class PackedFile:
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The named tensors. Only the sections that hold them are decoded."""
-        names, contents = list(names), {}
+        owners, contents = {name: self.tied.get(name, name) for name in names}, {}
         with self._named():
-            for name in dict.fromkeys(n if n in self.sections else REST for n in names):
+            for name in dict.fromkeys(n if n in self.sections else REST for n in owners.values()):
                 section = self.sections[name]
                 contents[name] = self._content[section.start : section.start + section.length]
                 if zlib.crc32(contents[name]) != section.crc:
@@ -261,7 +288,7 @@ class PackedFile:
             found = {name: torch.from_numpy(q.weights()) for name, q in unpacked.items()}
             for name, content in contents.items():
                 found |= self._dense(name, content)
-        return {name: found[name] for name in names}
+        return {name: found[owner] for name, owner in owners.items()}
 
 
 def read_any(path: Path, *, trusted: str | None = None) -> Checkpoint:

@@ -27,31 +27,37 @@ def _rows(names: str, kind: str | None, way: str = "") -> dict[str, Operation]:
 # fmt: off
 OPERATIONS: dict[str, Operation] = {
     **_rows("convolution", "conv", "convolution"),
-    **_rows("addmm mm", "linear", "linear"),
-    **_rows("bmm baddbmm", "matmul"),
+    **_rows("addmm mm bmm baddbmm mv addmv", "linear", "product"),
     **_rows("native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
             "_batch_norm_no_update _batch_norm_with_update batch_norm cudnn_batch_norm "
             "miopen_batch_norm", "batchnorm", "batchnorm"),
     **_rows("native_layer_norm native_group_norm", "norm"),
     # one number to one number; with several operands, channel by channel
-    **_rows("relu clamp_min", "relu", "elementwise"),
+    **_rows("relu clamp_min clamp_max threshold", "relu", "elementwise"),
     **_rows("hardtanh relu6 clamp", "relu6", "elementwise"),
-    **_rows("leaky_relu _prelu_kernel", "leaky_relu", "elementwise"),
+    **_rows("leaky_relu _prelu_kernel rrelu_with_noise", "leaky_relu", "elementwise"),
     **_rows("silu", "swish", "elementwise"),
+    **_rows("glu", "swish"),
+    **_rows("celu", "elu", "elementwise"),
+    **_rows("log_sigmoid_forward", "log_sigmoid"),
     **{name: Operation(name, "elementwise") for name in
        ("elu", "sigmoid", "hardswish", "hardsigmoid", "tanh", "gelu", "softplus", "mish")},
-    **_rows("exp log sqrt rsqrt reciprocal pow", "function", "elementwise"),
-    **_rows("maximum minimum", "compare", "elementwise"),
+    **_rows("exp exp2 log log2 log10 erf sin cos atan sqrt rsqrt reciprocal pow", "function",
+            "elementwise"),
+    **_rows("log1p expm1", "shifted_function", "elementwise"),
+    **_rows("maximum minimum gt ge lt le eq ne", "compare", "elementwise"),
     **_rows("add sub rsub", "add", "elementwise"),
-    **_rows("mul div", "scale", "elementwise"),
-    **_rows("neg abs", "sign", "elementwise"),
+    **_rows("mul div addcmul addcdiv lerp", "scale", "elementwise"),
+    **_rows("neg abs sign sgn", "sign", "elementwise"),
     **_rows("_softmax _safe_softmax _log_softmax", "softmax"),
     # many pixels to one, or along given dimensions
     **_rows("_adaptive_avg_pool2d adaptive_avg_pool2d avg_pool2d", "avgpool", "window"),
     **_rows("max_pool2d_with_indices max_pool2d adaptive_max_pool2d", "maxpool", "window"),
     **_rows("mean", "avgpool", "reduction"),
     **_rows("sum", "sum", "reduction"),
-    **_rows("amax", "maxpool", "reduction"),
+    **_rows("amax amin max min", "maxpool", "reduction"),
+    **_rows("var std var_mean std_mean", "variance"),
+    **_rows("linalg_vector_norm", "length"),
     # without arithmetic
     **_rows("clone alias detach lift_fresh _to_copy reflection_pad2d replication_pad2d "
             "native_dropout dropout", None, "same"),
@@ -60,12 +66,14 @@ OPERATIONS: dict[str, Operation] = {
             "split_with_sizes", None, "move"),
     **_rows("cat", None, "concatenation"),
     **_rows("constant_pad_nd", None, "padding"),
+    **_rows("where masked_fill logical_not logical_and logical_or", None, "elementwise"),
     **_rows("copy narrow unsafe_split chunk stack as_strided roll flip index _unsafe_index "
-            "index_select gather where masked_fill fill repeat unfold diagonal pixel_shuffle "
-            "pixel_unshuffle channel_shuffle upsample_nearest2d", None),
+            "index_select gather fill repeat unfold diagonal pixel_shuffle "
+            "pixel_unshuffle channel_shuffle upsample_nearest2d im2col _local_scalar_dense", None),
 }
 
-# Operations that only create values: their result does not depend on the image.
+# Operations that only create values, in the form of a given tensor: their result does not depend on
+# the image.
 FACTORIES = frozenset([
     "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros",
     "new_ones", "new_full", "new_empty", "new_empty_strided",

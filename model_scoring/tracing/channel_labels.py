@@ -2,7 +2,7 @@
 
 A label stands for a channel that some layer makes. Sums and products tie the labels of their
 operands (union-find), as a channel can only leave both; what is not understood pins the labels that
-it sees: these channels stay.
+it sees: these channels are needed. Fixed ones may be dead, but the code has no place to narrow.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,13 @@ from torch import Tensor
 
 @dataclass
 class Labels:
-    """A union-find over labels, with those that are pinned and those that stay in balance."""
+    """A union-find over labels, with those that are pinned, fixed, or stay in balance."""
 
     parents: list[int] = field(default_factory=list)
     pinned: set[int] = field(default_factory=set)
+    fixed: set[int] = field(default_factory=set)
     balanced: list[Tensor] = field(default_factory=list)  # (parts, n): parts stay equally long
+    bound: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # can only leave together
 
     def new(self, count: int, rank: int, *, pinned: bool = False) -> Tensor:
         """Labels (1, count, 1, ...) of `rank` dimensions for an activation's channels."""
@@ -43,12 +45,20 @@ class Labels:
                 self.parents[self.root(a)] = self.root(b)
 
     def pin(self, labels: Tensor) -> None:
-        """These channels stay."""
+        """These channels are needed."""
         self.pinned.update(labels.flatten().tolist())
 
-    def roots(self) -> Tensor:
-        """(labels,) the representative of each."""
-        return torch.tensor([self.root(i) for i in range(len(self.parents))], dtype=torch.int64)
+    def fix(self, labels: Tensor) -> None:
+        """These channels stay, needed or not."""
+        self.fixed.update(labels.flatten().tolist())
+
+    def roots(self, *, buildable: bool) -> Tensor:
+        """(labels,) the representative of each; `buildable`: of those that can only leave
+        together."""
+        sets = Labels([*self.parents])
+        for pair in self.bound if buildable else ():
+            sets.tie(*pair)
+        return torch.tensor([sets.root(i) for i in range(len(sets.parents))], dtype=torch.int64)
 
 
 class Width(int):
@@ -56,26 +66,26 @@ class Width(int):
     leave, and so does a share of it; any other use depends on the number itself, so that the
     channels stay."""
 
-    pin: Callable[[], None]
+    fix: Callable[[], None]
 
-    def __new__(cls, value: int, pin: Callable[[], None]) -> "Width":
+    def __new__(cls, value: int, fix: Callable[[], None]) -> "Width":
         width = super().__new__(cls, value)
-        width.pin = pin
+        width.fix = fix
         return width
 
     def __floordiv__(self, parts: int) -> "Width":
-        return Width(int(self) // parts, self.pin)
+        return Width(int(self) // parts, self.fix)
 
 
-def _pinning(name: str) -> Callable:
+def _fixing(name: str) -> Callable:
     def operation(self: Width, *others: object) -> object:
-        self.pin()
+        self.fix()
         return getattr(int, name)(self, *others)
 
     return operation
 
 
 for _name in ("add", "sub", "mul", "truediv", "mod", "pow"):
-    setattr(Width, f"__{_name}__", _pinning(f"__{_name}__"))
-    setattr(Width, f"__r{_name}__", _pinning(f"__r{_name}__"))
-Width.__float__, Width.__neg__ = _pinning("__float__"), _pinning("__neg__")
+    setattr(Width, f"__{_name}__", _fixing(f"__{_name}__"))
+    setattr(Width, f"__r{_name}__", _fixing(f"__r{_name}__"))
+Width.__float__, Width.__neg__ = _fixing("__float__"), _fixing("__neg__")

@@ -28,6 +28,12 @@ class Caller:
     arguments: tuple = ()
     options: dict = field(default_factory=dict)
 
+    def given(self, position: int, *names: str) -> object:
+        """An argument, by its position or one of its names; None if it is not there."""
+        if position < len(self.arguments):
+            return self.arguments[position]
+        return next((self.options[name] for name in names if name in self.options), None)
+
 
 @dataclass(frozen=True)
 class Call:
@@ -38,7 +44,7 @@ class Call:
     args: tuple
     kwargs: dict
     arguments: dict[str, object]  # both, by their names in the operation's schema
-    inputs: list[Tensor]
+    inputs: list[Tensor]  # without those of `out=`
     tags: list[Tag]  # of the inputs
     in_shapes: list[Shape]  # of the inputs, before an in-place operation changed them
     shapes: list[Shape]  # of the outputs
@@ -77,8 +83,9 @@ def unary(rule: Callable[[Call, Shape, Channels], Known]) -> Rule:
 
 @unary
 def same(call: Call, shape: Shape, known: Channels) -> Known:
-    """Copies, and padding that repeats what is there."""
-    return [known] * len(call.shapes)
+    """Copies, and padding that repeats what is there. Whole numbers would be other constants."""
+    whole = getattr(call.arguments.get("dtype"), "is_floating_point", True) is False
+    return [Channels.varying(known.labels) if whole else known] * len(call.shapes)
 
 
 def elementwise(call: Call) -> Known:
@@ -93,23 +100,36 @@ def elementwise(call: Call) -> Known:
         return None  # one channel meets several
     for other in made[1:]:
         call.labels.tie(made[0], other)
-    if any(not tag.from_image and x.numel() > 1 for x, tag in operands):
-        call.labels.pin(made[0])  # stored values for each channel, which nobody narrows
-    numbers = [tag.channels.constants if tag.from_image else tag.value for _, tag in operands]
+    if any(not (tag.from_image or tag.adapts) and x.numel() > 1 for x, tag in operands):
+        call.labels.fix(made[0])  # stored values for each channel, which nobody narrows
+    numbers = [
+        tag.channels.constants if tag.from_image else _condensed(tag.value) for _, tag in operands
+    ]
     constants = _applied(call, numbers)
     if constants.shape != made[0].shape:  # stored values differ within a channel
         return [Channels.varying(made[0])]
     return [Channels(made[0], constants)]
 
 
+def _condensed(value: Tensor | None) -> Tensor | None:
+    """Stored numbers, of size 1 along dimensions in which they do not differ."""
+    for d in range(0 if value is None else value.dim()):
+        first = value.narrow(d, 0, min(1, value.shape[d]))
+        if value.shape[d] > 1 and bool((value == first).all()):
+            value = first
+    return value
+
+
 def _applied(call: Call, operands: list[Tensor | None]) -> Tensor:
     """The operation on its operands' constants, NaN where one is not known."""
-    numbers = [torch.tensor(NAN) if n is None else n.clone() for n in operands]  # may be in-place
-    rest = iter(numbers)
+    numbers = [torch.tensor(NAN) if n is None else n.clone() for n in operands]
+    varies, zero = (sum(test(n) for n in numbers) > 0 for test in (torch.isnan, torch.logical_not))
+    # of the operands' types, and as large as the result, as the operation may be in-place
+    pairs = zip(numbers, call.inputs, strict=True)
+    rest = iter([n.to(x.dtype).expand(varies.shape).clone() for n, x in pairs])
     args, kwargs = tree_map(
         lambda leaf: next(rest) if isinstance(leaf, Tensor) else leaf, (call.args, call.kwargs)
     )
-    varies, zero = (sum(test(n) for n in numbers) > 0 for test in (torch.isnan, torch.logical_not))
     try:
         result = call.function(*args, **kwargs)
     except RuntimeError:  # not on numbers of these types
@@ -138,27 +158,31 @@ def window(call: Call, shape: Shape, known: Channels) -> Known:
 @unary
 def reduction(call: Call, shape: Shape, known: Channels) -> Known:
     """Mean, sum or largest along dimensions in which the channels do not differ."""
-    dims = {d % len(shape) for d in call.arguments.get("dim") or range(len(shape))}
+    given = call.arguments.get("dim")
+    given = [given] if isinstance(given, int) else given or range(len(shape))
+    dims = {d % len(shape) for d in given}
     if differing(known.labels) & dims:
         return None
     count = math.prod(shape[d] for d in dims) if call.name == "sum" else 1
     kept, keep = sorted(dims), bool(call.arguments.get("keepdim"))
-    parts = known.labels, count * known.constants
-    return [Channels(*(part.amax(kept, keepdim=keep) for part in parts))]
+    parts = (part.amax(kept, keepdim=keep) for part in (known.labels, count * known.constants))
+    made = Channels(*parts)
+    return [made, *[Channels.varying(made.labels)] * (len(call.shapes) - 1)]  # the others: indices
 
 
 @unary
 def move(call: Call, shape: Shape, known: Channels) -> Known:
-    """Dimensions in another order, added, dropped, repeated, or cut where channels do not differ.
-    Channels themselves are only cut by `chunk`, in parts that have to stay equal: parts of a given
-    size would be other channels once some have left."""
+    """Dimensions in another order, added, dropped, repeated, or cut. Where channels are cut, they
+    can only leave parts that `chunk` makes, which have to stay equal: parts of a given size would
+    be other channels once some have left."""
     differs, shapes = differing(known.labels), call.shapes
     cuts = ("slice", "select", "unbind", "split", "split_with_sizes")
     cut = call.name in cuts and shapes != [shape]
     if cut and call.arguments.get("dim", 0) % len(shape) in differs:
         if call.caller.name != "chunk" or len(set(shapes)) > 1 or len(differs) > 1:
-            return None
-        call.labels.balanced.append(known.labels.reshape(len(shapes), -1))
+            call.labels.fix(known.labels)
+        else:
+            call.labels.balanced.append(known.labels.reshape(len(shapes), -1))
     rest = list(call.arguments.values())[1:]
     parts = (call.function(part.expand(shape), *rest) for part in (known.labels, known.constants))
     moved = ([_reduced(leaf) for leaf in tree_leaves(part)] for part in parts)
@@ -192,7 +216,9 @@ def padding(call: Call, shape: Shape, known: Channels) -> Known:
         return [Channels(known.labels, _only(known.constants, value))] if grown else [known]
     if grown != {1} or min(sides[1]) < 0 or differing(known.labels) != {1}:
         return None
-    before, after = (call.labels.new(n, len(shape), pinned=not call.layer) for n in sides[1])
+    before, after = (call.labels.new(n, len(shape)) for n in sides[1])
+    if not call.layer:
+        call.labels.fix(torch.cat([before, after], 1))
     ends = [torch.full(t.shape, value, dtype=known.constants.dtype) for t in (before, after)]
     joined = torch.cat([before, known.labels, after], 1)
     reads = Reads(known.labels.flatten(), known.constants.flatten(), padded=False)
@@ -215,15 +241,14 @@ def view(call: Call, shape: Shape, known: Channels) -> Known:
         if len(free) == 1 and 1 in (len(before), len(after)):
             free_of |= {d: free[0] for d in after if d != free[0]}
         else:
-            call.labels.pin(known.labels)
+            call.labels.fix(known.labels)
         for sizes, full, dims in ((spread, shape, before), (moved, new, after)):
             for d in dims:
                 sizes[d] = full[d]
     result = [part.expand(spread).reshape(moved) for part in (known.labels, known.constants)]
     for d in free_of:  # all parts lose the same channels
         first, *others = result[0].unbind(d)
-        for other in others:
-            call.labels.tie(first, other)
+        call.labels.bound += [(first, other) for other in others]
     return [Channels(*result)]
 
 
@@ -231,9 +256,8 @@ def _adapting(caller: Caller, rank: int) -> set[int]:
     """Dimensions of a view's result whose size follows from its input's, whatever that is."""
     if caller.name not in ("view", "reshape"):  # flatten, or inside a function of torch's
         return set(range(rank))
-    sizes = caller.arguments[1:] or tuple(caller.options.values())[:1]
-    if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
-        sizes = sizes[0]
+    sizes = caller.given(1, "shape", "size")
+    sizes = sizes if isinstance(sizes, tuple | list) else caller.arguments[1:]
     return {d for d, n in enumerate(sizes) if isinstance(n, Width) or (n == -1 and d > 0)}
 
 

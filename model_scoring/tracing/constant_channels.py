@@ -39,8 +39,6 @@ def of_filters(
 def of_batchnorm(constants: Tensor, state: list[Tensor | None], eps: float) -> Tensor:
     """Constants (c,) after BatchNorm; `state` is weight, bias, running mean, running variance."""
     weight, bias, mean, variance = state
-    if mean is None or variance is None:  # it normalises by the image's own statistics
-        return constants.new_full(constants.shape, NAN)
     scale = (variance + eps).rsqrt() if weight is None else weight / (variance + eps).sqrt()
     shift = (0 if bias is None else bias) - mean * scale
     return (constants * scale).where(scale != 0, 0.0) + shift

@@ -20,6 +20,7 @@ from model_scoring.tracing.channel_labels import Width
 from model_scoring.tracing.channel_rules import Caller, differing
 from model_scoring.tracing.operation_record import Channels, Tag, Trace, tag_of
 from model_scoring.tracing.recorder import Recorder
+from model_scoring.tracing.stored_values import Values
 
 SHAPE = torch.Tensor.shape.__get__
 
@@ -39,23 +40,28 @@ class _Callers(TorchFunctionMode):
         if name not in ("view", "reshape"):
             for leaf in tree_leaves((args, kwargs)):
                 if isinstance(leaf, Width):
-                    leaf.pin()
+                    leaf.fix()
         before, self.recorder.caller = self.recorder.caller, Caller(name, args, kwargs)
         try:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
         finally:
             self.recorder.caller = before
+        fresh = name in ("tensor", "as_tensor") and not hasattr(result, "_scoring_tag")
+        if fresh and self.recorder.values.followed:
+            numbers = torch.as_tensor(args[0] if args else kwargs["data"], device="cpu")
+            Tag(False, value=numbers.to(result.dtype)).put(result)
+        return result
 
     def _sizes(self, tensor: Tensor, sizes: object, dim: int | None = None) -> object:
         """Sizes, with those that count channels as a Width."""
         channels = tag_of(tensor).channels
         if channels is None:
             return sizes
-        pin = partial(self.recorder.labels.pin, channels.labels)
+        fix = partial(self.recorder.labels.fix, channels.labels)
         counted = differing(channels.labels)
         if dim is not None:
-            return Width(sizes, pin) if dim % tensor.dim() in counted else sizes
-        return torch.Size(Width(n, pin) if d in counted else n for d, n in enumerate(sizes))
+            return Width(sizes, fix) if dim % tensor.dim() in counted else sizes
+        return torch.Size(Width(n, fix) if d in counted else n for d, n in enumerate(sizes))
 
 
 @contextmanager
@@ -69,7 +75,9 @@ def _watching(recorder: Recorder, network: nn.Module) -> Iterator[None]:
         recorder.stack.pop()
 
     with ExitStack() as stack:
-        for module in network.modules():
+        for module in network.modules():  # hooks may put tensors of the pass there: pruning's do
+            held = {name: t for name, t in vars(module).items() if isinstance(t, Tensor)}
+            stack.callback(vars(module).update, held)
             stack.callback(module.register_forward_pre_hook(enter).remove)
             stack.callback(module.register_forward_hook(leave).remove)
         was_training = [m for m in network.modules() if m.training]
@@ -81,7 +89,7 @@ def _watching(recorder: Recorder, network: nn.Module) -> Iterator[None]:
         yield
 
 
-def _state(network: nn.Module, device: torch.device) -> dict[str, Tensor]:
+def _state(network: nn.Module, device: torch.device, values: Values) -> dict[str, Tensor]:
     """The network's tensors on a device, each tagged with its name and numbers; tied ones once."""
     state, first = {}, {}
     for prefix, module in network.named_modules():
@@ -92,14 +100,15 @@ def _state(network: nn.Module, device: torch.device) -> dict[str, Tensor]:
                 continue
             state[name] = tensor.detach().to(device, copy=True)
             owner = frozenset({name} if isinstance(tensor, nn.Parameter) else ())
-            numbers = tensor.detach().cpu()
-            Tag(False, parameters=owner, value=numbers, source=name).put(state[name])
+            numbers = values.copy(tensor.detach())
+            stores = (numbers,) if owner else ()
+            Tag(False, parameters=owner, value=numbers, stores=stores, source=name).put(state[name])
     return state
 
 
 def _run(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Trace:
-    recorder = Recorder(network)
-    state = _state(network, device)
+    recorder = Recorder(network, followed=device.type == "meta")
+    state = _state(network, device, recorder.values)
     dtypes = (p.dtype for p in network.parameters() if p.is_floating_point())
     image = torch.zeros((1, *shape), dtype=next(dtypes, torch.float32), device=device)
     pixels = recorder.labels.new(shape[0], image.dim(), pinned=True)
@@ -110,7 +119,7 @@ def _run(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Tr
             stack.enter_context(context)
         # ties are in the state: of a module that is called twice, torch would restore the copy
         output = functional_call(network, state, (image,), tie_weights=False)
-    return recorder.trace(output, followed=device.type == "meta")
+    return recorder.trace(output)
 
 
 @contextmanager
@@ -126,7 +135,8 @@ def one_thread() -> Iterator[None]:
 
 def trace(network: nn.Module, shape: tuple[int, int, int]) -> Trace:
     """Records of one forward pass in evaluation mode of an image of (channels, height, width).
-    Raises UserError if the network cannot take such an image."""
+    Raises UserError if the network cannot take such an image, TracingError for mistakes of the
+    rules themselves."""
     try:
         with one_thread():
             return _run(network, shape, torch.device("meta"))

@@ -1,11 +1,11 @@
 """What the rules need to know of a layer's weights: where they are not zero, and if ternary."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from model_compound_scaling.networks.few_values import ternary_values
+from model_compound_scaling.networks.few_values import ternary_values, without_subnormals
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,18 @@ def grouped(weight: Tensor, groups: int) -> Tensor:
 
 def examine(weight: Tensor, groups: int) -> Weights:
     """Count a convolution's (c_out, c_in / groups, ...) or linear layer's (out, in) weights."""
+    weight = without_subnormals(weight)
     parts = grouped(weight, groups)
-    values = ternary_values(weight)
-    return Weights(
-        counts=_count(parts != 0),
-        high=None if values is None else _count((parts == values[1]) & (parts != 0)),
-        kernel=parts.shape[-1],
-        same_magnitude=values is not None and values[0] == -values[1],
-    )
+    weights = Weights(counts=_count(parts != 0), high=None, kernel=parts.shape[-1])
+    return with_values(weights, parts, ternary_values(weight))
+
+
+def with_values(weights: Weights, parts: Tensor, values: tuple[float, float] | None) -> Weights:
+    """Weights, `grouped` in parts, that have these two values beside 0. None: they have others."""
+    if values is None:
+        return replace(weights, high=None, same_magnitude=False)
+    high = _count((parts == values[1]) & (parts != 0))
+    return replace(weights, high=high, same_magnitude=values[0] == -values[1])
 
 
 def _count(mask: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What a forward pass leaves behind: records of its operations, and tags on its tensors."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,7 +49,7 @@ class Reads:
     labels: Tensor  # (c_in,)
     constants: Tensor  # (c_in,)
     padded: bool  # with zeros, which tell a constant's border from its inside
-    depthwise: bool = False  # each output is made of the input that has its label
+    depthwise: bool = False  # each output is made of one input
 
     @cached_property
     def folds(self) -> Tensor | None:
@@ -68,20 +69,29 @@ class Record:
     out_shape: Shape
     inputs: tuple[int, ...]  # records whose results it uses; copies are seen through
     parameters: tuple[str, ...] = ()
-    stored: int = 0  # values in those parameters, 0 if an earlier record has them
+    stores: tuple[Tensor, ...] = ()  # values made of parameters, beside weight and bias
     weight: Tensor | None = None  # convolutions and linear layers: (c_out, c_in / groups, ...)
     weights: Weights | None = None  # the same, counted
-    bias: bool = False
+    bias: Tensor | None = None  # (c_out,)
+    shared: bool = False  # an earlier record has the same weight
     reads: Reads | None = None  # of convolutions and linear layers
+    state: tuple[Tensor | None, ...] = ()  # of BatchNorm: weight, bias, running mean and variance
     labels: Tensor | None = None  # (c_out,) of its result; None: not one for each channel
     constants: Tensor | None = None  # (c_out,) see constant_channels; None: no channel is constant
     layer: str = ""  # name of the layer that can be narrowed, if it is one
     window: float = 1  # pooling: input elements per output element; matmul: length of the products
+    extra: tuple[float, float] = (0, 0)  # (mults, adds) per output element beyond its kind's
 
     @property
-    def shared(self) -> bool:
-        """Its weights are stored with an earlier record."""
-        return bool(self.parameters) and self.stored == 0
+    def stored(self) -> int:
+        """Number of values it needs, whoever else needs them, too."""
+        tensors = (*self.stores, self.weight, self.bias)
+        return sum(tensor.numel() for tensor in tensors if tensor is not None)
+
+    @property
+    def folds(self) -> bool:
+        """A BatchNorm by stored statistics, scale and shift, which can become part of a layer."""
+        return self.kind == "batchnorm" and bool(self.state)
 
     @property
     def ternary(self) -> bool:
@@ -94,12 +104,21 @@ class Record:
         return self.reads and self.reads.folds
 
     @property
-    def folded(self) -> bool:
-        """Whether constants other than 0, times their weights, belong to the bias."""
+    def folded(self) -> Tensor:
+        """bool (c_out,): filters with constants other than 0, whose products belong to the bias."""
+        counts = self.weights.counts
         if self.free_inputs is None or self.reads.padded:
-            return False
-        touched = (self.weights.counts > 0).any(1).flatten()
-        return bool((self.free_inputs & (self.reads.constants != 0) & touched).any())
+            return torch.zeros(self.weights.filters, dtype=torch.bool)
+        constants = self.free_inputs & (self.reads.constants != 0)
+        return ((counts > 0) & constants.reshape(len(counts), 1, -1)).any(-1).flatten()
+
+    def same_channels(self, other: "Record") -> bool:
+        """Whether nothing happens on the way from this record's result to the input of another."""
+        if self.out_shape == other.in_shape:
+            return True
+        aligned = None not in (self.labels, other.labels)
+        as_many = math.prod(self.out_shape) == math.prod(other.in_shape)
+        return aligned and as_many and torch.equal(self.labels, other.labels)
 
 
 @dataclass(frozen=True)
@@ -140,10 +159,20 @@ class Trace:
         return users
 
     def batchnorm_after(self, i: int) -> int | None:
-        """The BatchNorm that alone takes a record's result."""
+        """The BatchNorm that alone takes a record's result, and nothing but that."""
         users = self.consumers[i]
-        alone = len(users) == 1 and users[0] >= 0
-        return users[0] if alone and self.records[users[0]].kind == "batchnorm" else None
+        norm = self.records[users[0]] if len(users) == 1 and users[0] >= 0 else None
+        alone = norm is not None and norm.folds and norm.inputs == (i,)
+        return users[0] if alone and self.records[i].same_channels(norm) else None
+
+    def takes_shifts(self, i: int) -> int | None:
+        """The BatchNorm after a layer without bias that subtracts what constants add to it: from
+        the mean of the same channel, so that nothing has to be added."""
+        record, after = self.records[i], self.batchnorm_after(i)
+        norm = None if after is None else self.records[after]
+        aligned = norm and norm.layer and None not in (norm.labels, record.labels)
+        fits = aligned and record.bias is None and torch.equal(norm.labels, record.labels)
+        return after if fits and record.out_shape == norm.in_shape else None
 
 
 @dataclass
@@ -153,8 +182,11 @@ class Tag:
     from_image: bool = True  # False: made of parameters and constants only, so precomputed
     producers: frozenset[int] = frozenset()  # records that it comes from; copies are seen through
     parameters: frozenset[str] = frozenset()  # that it is made of, if it is not from the image
+    stores: tuple[Tensor, ...] = ()  # values to store for it: its own, or what it is made of
     value: Tensor | None = None  # numbers, if it does not depend on the image
     channels: Channels | None = None
+    adapts: bool = False  # made in the form of an activation, whatever that is
+    selects: bool = False  # true or false, perhaps as numbers
     source: str = ""  # the parameter or buffer that it is, or the transpose of
     writes: int = 0  # in-place operations on any tensor before it was tagged
 

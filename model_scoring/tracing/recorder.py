@@ -5,22 +5,40 @@ carry a `Tag` with what is known about them: constants and labels of their chann
 """
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
+from model_compound_scaling.networks.logits import tensors
 from model_compound_scaling.networks.narrowing import NARROWINGS
 from model_scoring.tracing.aten_operations import FACTORIES, NO_RULE, OPERATIONS, STORED, UNKNOWN
 from model_scoring.tracing.channel_labels import Labels
 from model_scoring.tracing.channel_rules import RULES, Call, Caller
 from model_scoring.tracing.layer_records import LAYERS, Fields, window
+from model_scoring.tracing.operation_kinds import kind_of
 from model_scoring.tracing.operation_record import Channels, Padding, Record, Tag, Trace, tag_of
+from model_scoring.tracing.stored_values import Values
 
 TRANSPOSES = ("t", "transpose")
+
+
+class TracingError(Exception):
+    """A mistake of these rules, not of the network."""
+
+
+@contextmanager
+def our_own(operation: str) -> Iterator[None]:
+    """What fails here is not the network's fault."""
+    try:
+        yield
+    except Exception as error:
+        raise TracingError(f"{operation}: {type(error).__name__}: {error}") from error
 
 
 @cache
@@ -28,10 +46,16 @@ def _argument_names(function: object) -> tuple[str, ...]:
     return tuple(argument.name for argument in function._schema.arguments)
 
 
+@cache
+def _results(function: object) -> frozenset[str]:
+    """Names of the arguments that only take a result: those of `out=`."""
+    return frozenset(argument.name for argument in function._schema.arguments if argument.is_out)
+
+
 class Recorder(TorchDispatchMode):
     """Sees every operation of the pass."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, followed: bool) -> None:
         super().__init__()
         self.names = {module: name for name, module in network.named_modules()}
         self.sizes = {name: p.numel() for name, p in network.named_parameters()}
@@ -45,13 +69,16 @@ class Recorder(TorchDispatchMode):
         self.taken: Counter[str] = Counter()  # names of records
         self.owned: set[str] = set()  # parameters that a record has
         self.uses: Counter[str] = Counter()  # of parameters and buffers
+        self.values = Values(followed)
+        self.seen: set[tuple[int, ...]] = set()  # memory of weights that a record has
         self.written: dict[int, Tag] = {}  # memory an image was written to -> the last write
         self.writes = 0  # in-place operations so far
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
         name = func._schema.name.rpartition("::")[2].rstrip("_")  # aten::relu_ -> relu
-        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        options = {k: v for k, v in kwargs.items() if k not in _results(func)}
+        inputs = [t for t in tree_leaves((args, options)) if isinstance(t, Tensor)]
         # both before an in-place operation changes them
         tags, in_shapes = [self.tag(t) for t in inputs], [tuple(t.shape) for t in inputs]
         if name not in TRANSPOSES:
@@ -65,15 +92,17 @@ class Recorder(TorchDispatchMode):
                 result = (torch.empty_like(inputs[0]), *statistics)
             else:
                 result = func(*args, **kwargs)
-            outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-            shapes = [tuple(t.shape) for t in outputs]
-            arguments = dict(zip(_argument_names(func), args, strict=False)) | kwargs
-            call = Call(func, name, args, kwargs, arguments, inputs, tags, in_shapes, shapes,
-                        self.caller, self._layer(tags), self.labels, self.paddings)  # fmt: skip
-            if name in FACTORIES or not any(tag.from_image for tag in tags):
-                self._precompute(call, outputs)
-            else:
-                self._note(call, outputs)
+            with our_own(name):
+                outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+                shapes = [tuple(t.shape) for t in outputs]
+                arguments = dict(zip(_argument_names(func), args, strict=False)) | options
+                # without `out=`: of the same name, chosen by its arguments
+                plain = func.overloadpacket if len(options) < len(kwargs) else func
+                call = Call(plain, name, args, options, arguments, inputs, tags, in_shapes, shapes,
+                            self.caller, self._layer(tags), self.labels, self.paddings)  # fmt: skip
+                note = self._note if any(tag.from_image for tag in tags) else self._precompute
+                note = self._precompute if name in FACTORIES else note
+                note(call, outputs, writes=func._schema.is_mutable)
         return result
 
     def _layer(self, tags: list[Tag]) -> str:
@@ -93,58 +122,86 @@ class Recorder(TorchDispatchMode):
         for channels in (tag.channels, write.channels):
             if channels is not None:  # part of one may now be part of the other
                 self.labels.pin(channels.labels)
+        if not (tag.from_image or write.from_image):  # stored, but nobody knows what
+            return replace(write, parameters=tag.parameters | write.parameters)
         producers = tag.producers | write.producers
         channels = tag.channels and Channels.varying(tag.channels.labels)
         return Tag(producers=producers, parameters=tag.parameters, channels=channels)
 
-    def _precompute(self, call: Call, outputs: list[Tensor]) -> None:
+    def _precompute(self, call: Call, outputs: list[Tensor], *, writes: bool) -> None:
         """An operation on stored values alone: its result is known before any image comes."""
         tags = [] if call.name in FACTORIES else call.tags
         parameters = frozenset().union(*(tag.parameters for tag in tags))
-        known = tags and all(tag.value is not None for tag in tags)
-        value = None
-        if known and not call.function._schema.is_mutable:  # the network's weights stay as they are
-            args = tree_map(lambda a: tag_of(a).value if isinstance(a, Tensor) else a, call.args)
-            options = {k: v for k, v in call.kwargs.items() if k != "device"}
-            value = call.function(*args, **options)
-        values = [t for t in tree_leaves(value) if isinstance(t, Tensor)] or [None] * len(outputs)
+        values = self.values.of(call, writes=writes)
         source = tags[0].source if call.name in TRANSPOSES else ""
-        for output, number in zip(outputs, values, strict=False):
-            Tag(from_image=False, parameters=parameters, value=number, source=source,
-                writes=self.writes).put(output)  # fmt: skip
+        for output, number in zip(outputs, values or [None] * len(outputs), strict=False):
+            tag = Tag(
+                from_image=False,
+                parameters=parameters,
+                stores=_cheapest(number, tags),
+                value=number,
+                adapts=call.name.endswith("_like"),
+                source=source,
+                writes=self.writes,
+            )
+            tag.put(output)
+            if writes and number is None:
+                self.written[output.untyped_storage()._cdata] = tag
 
-    def _note(self, call: Call, outputs: list[Tensor]) -> None:
+    def _note(self, call: Call, outputs: list[Tensor], *, writes: bool) -> None:
         """Record an operation that costs something, and tag its outputs."""
         operation = OPERATIONS.get(call.name, NO_RULE)
+        kind, extra = kind_of(call, operation)
         parameters = frozenset().union(*(tag.parameters for tag in call.tags))
         producers = frozenset().union(*(tag.producers for tag in call.tags))
-        stored = {name: self.sizes[name] for name in sorted(parameters - self.owned)}
         self.owned |= parameters
         special, channels = self._channels(call, operation.way)
-        if operation.kind is None:
-            for name, n in stored.items():
-                self.records.append(Record(name, STORED, "parameter", (n,), (n,), (), (name,), n))
+        if kind is None:
+            self._note_copies(call)
         else:
             own = channels[0].vectors(call.shapes[0]) if channels else None
             fields = {
-                "kind": operation.kind,
+                "kind": kind,
                 "operation": call.name,
                 "in_shape": call.in_shapes[0],
                 "out_shape": call.shapes[0] if call.shapes else (),
                 "inputs": tuple(sorted(producers)),
                 "parameters": tuple(sorted(parameters)),
-                "stored": sum(stored.values()),
+                "stores": tuple(t for tag in call.tags for t in tag.stores),
                 "labels": own and own.labels,
                 "constants": own and own.constants,
-                "window": window(call, special.get("kind", operation.kind)),
+                "window": window(call, kind),
+                "extra": extra,
             } | special
             producers = frozenset({len(self.records)})
-            self.records.append(Record(name=self._name(fields), **fields))
+            shared = self._shared(fields.get("weight"))
+            self.records.append(Record(name=self._name(fields), shared=shared, **fields))
+        chosen = operation.way == "same" and any(tag.selects for tag in call.tags)
         for output, known in zip(outputs, channels, strict=True):
-            tag = Tag(producers=producers, channels=known, writes=self.writes)
+            selects = chosen or output.dtype == torch.bool
+            tag = Tag(producers=producers, channels=known, selects=selects, writes=self.writes)
             tag.put(output)
-            if call.function._schema.is_mutable:
+            if writes:
                 self.written[output.untyped_storage()._cdata] = tag
+
+    def _note_copies(self, call: Call) -> None:
+        """Parameters that join an image without arithmetic are stored all the same."""
+        for tag in call.tags:
+            if tag.stores and not tag.from_image:
+                n, names = sum(t.numel() for t in tag.stores), tuple(sorted(tag.parameters))
+                name = self._unique(names[0])
+                self.records.append(
+                    Record(name, STORED, "parameter", (n,), (n,), (), names, tag.stores)
+                )
+
+    def _shared(self, weight: Tensor | None) -> bool:
+        """Whether an earlier record has this weight, perhaps transposed."""
+        if weight is None:
+            return False
+        memory = weight.untyped_storage()._cdata, weight.storage_offset(), weight.numel()
+        known = memory in self.seen
+        self.seen.add(memory)
+        return known
 
     def _channels(self, call: Call, way: str) -> tuple[Fields, list[Channels]]:
         """What a layer's record says of it, and the channels of each output."""
@@ -171,12 +228,15 @@ class Recorder(TorchDispatchMode):
         elif module is None or next(module.children(), None) is not None or not name:
             label = fields["operation"] if fields["kind"] == UNKNOWN else fields["kind"]
             name = f"{name}.{label}".lstrip(".")
+        return self._unique(name)
+
+    def _unique(self, name: str) -> str:
         self.taken[name] += 1
         return name if self.taken[name] == 1 else f"{name}#{self.taken[name]}"
 
-    def trace(self, output: object, *, followed: bool) -> Trace:
+    def trace(self, output: object) -> Trace:
         """What was written down of the pass, now that it has ended with this output."""
-        tags = [tag_of(t) for t in tree_leaves(output) if isinstance(t, Tensor)]
+        tags = [tag_of(tensor) for tensor in tensors(output)]
         for tag in tags:
             if tag.channels is not None:
                 self.labels.pin(tag.channels.labels)
@@ -185,11 +245,21 @@ class Recorder(TorchDispatchMode):
         for i, record in enumerate(self.records):
             names, prefix = record.parameters, f"{record.layer}."
             own = record.layer and all(n.startswith(prefix) and self.uses[n] == 1 for n in names)
-            if names and record.labels is not None and not own:
-                self.labels.pin(record.labels)
+            if (names or record.reads) and record.labels is not None and not own:
+                self.labels.fix(record.labels)
                 if record.reads:
-                    self.labels.pin(record.reads.labels)
+                    self.labels.fix(record.reads.labels)
                 self.records[i] = replace(record, layer="")
         outputs = frozenset().union(*(tag.producers for tag in tags))
         unused = tuple(sorted(self.sizes.keys() - self.owned))
+        followed = self.values.followed
         return Trace(self.records, outputs, unused, self.labels, self.paddings, followed)
+
+
+def _cheapest(value: Tensor | None, tags: list[Tag]) -> tuple[Tensor, ...]:
+    """What to store for a result of stored values: itself, or what it is made of, if that is
+    less."""
+    parts = {id(t): t for tag in tags for t in tag.stores}
+    if value is not None and parts and value.numel() <= sum(t.numel() for t in parts.values()):
+        return (value,)
+    return tuple(parts.values())

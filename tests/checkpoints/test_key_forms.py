@@ -280,7 +280,7 @@ def test_networks_of_ones_own_go_through_the_stages(images, tmp_path, capsys, na
         assert sum("made permanent: " in line for line in lines) == expected
         return next(line for line in lines if line.startswith("evaluated"))
 
-    said(run_compound_scaling.main, *training, tmp_path / "1")
+    said(run_compound_scaling.main, *training, tmp_path / "1", "--ema", "0.9")
     expected = permanent is not None
     best, thin, packed = tmp_path / "1" / "best_model.pt", tmp_path / "thin.pt", tmp_path / "a.ec2t"
     forms = ("--thin", thin, "--export", packed, "--export-precision", "fp32")

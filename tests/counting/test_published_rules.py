@@ -167,3 +167,18 @@ def test_a_layer_of_zeros_costs_nothing(rules):
     conv.weight.data.zero_()
     assert score(nn.Sequential(conv), (4, 5, 5)).totals[rules].ops == 0
     assert score(nn.Sequential(conv), (4, 5, 5)).totals[rules].params == 0
+
+
+def test_weights_below_every_precision_count_as_zeros():
+    """A subnormal value is flushed by hardware, and 16 bit hold none: it is no weight."""
+    totals = []
+    for small in (1e-42, -1e-39, 0.0):
+        torch.manual_seed(0)
+        conv = nn.Conv2d(4, 8, 3, bias=False)
+        choice = torch.randint(3, conv.weight.shape)
+        conv.weight.data = torch.tensor([-0.5, 0.0, small])[choice]
+        result = score(nn.Sequential(conv), (4, 5, 5))
+        totals.append((result.totals, result.zeros))
+        assert result.zeros == pytest.approx(float((choice > 0).double().mean()))
+        assert result.records[0].ternary
+    assert totals[0] == totals[1] == totals[2]

@@ -20,6 +20,7 @@ from model_quantization.ec2t.flat_layers import Segments
 from model_quantization.ec2t.multilevel_layers import MultiLevelLayers
 from model_quantization.ec2t.ternarizer import Ternarizer
 from model_quantization.gamma_search import Goal, solve_gamma
+from model_quantization.layer_selection import ternarized_names
 
 DEGENERATE = {
     "equal": [0.3] * 7,
@@ -429,3 +430,121 @@ def test_levels_train_freeze_and_restore(levels):
     train(network, ternarizer, 5)
     assert codes_of(ternarizer) == codes
     assert not all(map(torch.equal, before, ternarizer.weights))
+
+
+METHODS = [
+    {},
+    {"prune": True},
+    {"kmeans": True},
+    {"levels": 5},
+    {"levels": 15, "kmeans": True},
+    {"ttq_threshold": 0.0},
+    {"ttq_threshold": 0.05},
+    {"ttq_threshold": 1.0},
+]
+LAYERS = {
+    "zeros": torch.zeros(8, 4),
+    "one weight of many": F.one_hot(torch.tensor([3]), 32).float().view(8, 4) * -0.2,
+    "constant": torch.full((8, 4), 0.3),
+    "subnormal": torch.tensor([0.0, 1e-42, -1e-42, 5e-39]).repeat(8, 1),
+    "tiny": torch.tensor([0.0, 1e-30, -1e-30, 2e-30]).repeat(8, 1),
+    "a single weight": torch.zeros(1, 1),
+    "depthwise with a zero filter": torch.linspace(-1, 1, 36).view(4, 1, 3, 3)
+    * torch.tensor([1, 0, 1, 1]).view(4, 1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-42, 0.3])
+@pytest.mark.parametrize("settings", METHODS)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_weight_of_zero_stays_zero(layer, settings, scale):
+    """Whatever the method and the first centroids; and no value is too small to be a weight."""
+    network = nn.Module()
+    network.a, network.b = (nn.Parameter(LAYERS[layer].clone()) for _ in range(2))
+    with torch.no_grad():
+        network.b[0] = 0.1  # another layer beside it
+    before = network.a.detach().clone()
+    ternarizer = Ternarizer(network, ["a", "b"], initial_scale=scale, gamma=0.15, **settings)
+    for _ in range(2):
+        assert not network.a[before == 0].any()
+        assert not ((network.a != 0) & (network.a.abs() < 1e-37)).any()
+        for figures in ternarizer.figures():
+            assert all(math.isfinite(v) for v in figures.values() if isinstance(v, float))
+        ternarizer.freeze()
+        ternarizer.finish_step()
+
+
+def test_centroids_that_become_subnormal_are_zeros():
+    for settings in ({"ttq_threshold": 0.1}, {"levels": 5}, {}):
+        _, ternarizer = tiny(**settings)
+        ternarizer.freeze()
+        ternarizer.centroids.data.fill_(1e-42)
+        ternarizer.finish_step()
+        assert ternarizer.zeros() == 100 and not any(w.any() for w in ternarizer.weights)
+
+
+def test_ttq_keeps_to_its_rule_at_its_limit():
+    """|W| > t max|W|: the largest weight itself is not above all of it, on either side."""
+    network = nn.Module()
+    network.a = nn.Parameter(torch.tensor([-0.5, 0.5, 0.25, -0.25, 0.0]))
+    for threshold, codes in (
+        (1.0, [0, 0, 0, 0, 0]),
+        (0.5, [-1, 1, 0, 0, 0]),
+        (0, [-1, 1, 1, -1, 0]),
+    ):
+        network.a.data = torch.tensor([-0.5, 0.5, 0.25, -0.25, 0.0])
+        ternarizer = Ternarizer(network, ["a"], initial_scale=1, gamma=0, ttq_threshold=threshold)
+        assert codes_of(ternarizer) == [codes]
+
+
+class Tied(nn.Module):
+    """One parameter under two names, in two modules or as a view; or the same, written once."""
+
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(6)
+        self.how, self.first = how, nn.Conv2d(2, 4, 3, padding=1)
+        self.a, self.last = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 3, 1)
+        if how == "module":
+            self.b = self.a
+        elif how == "parameter":
+            self.b = nn.Conv2d(4, 4, 3, padding=1)
+            self.b.weight, self.b.bias = self.a.weight, self.a.bias
+
+    def forward(self, x):
+        x = torch.tanh(self.a(torch.tanh(self.first(x))))
+        if self.how == "view":
+            weight = self.a.weight.reshape(4, 36).view(4, 4, 3, 3)
+            x = F.conv2d(x, weight, self.a.bias, padding=1)
+        else:
+            x = (self.b if self.how in ("module", "parameter") else self.a)(x)
+        return self.last(torch.tanh(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize("settings", [{}, {"levels": 5}, {"prune": True}, {"ttq_threshold": 0.2}])
+@pytest.mark.parametrize("how", ["module", "parameter", "view"])
+def test_tied_layers_are_one_layer(how, settings):
+    found = []
+    for kind in (how, "once"):
+        network = Tied(kind)
+        names = ternarized_names(network, family="other")
+        assert names == ["a.weight", "last.weight"]
+        if kind == "parameter":  # also for a caller that names both
+            names.insert(1, "b.weight")
+        ternarizer = Ternarizer(network, names, initial_scale=0.4, gamma=0.2, **settings)
+        optimizer = torch.optim.Adam([ternarizer.latent, ternarizer.centroids], lr=1e-2)
+        for i in range(5):
+            generator = torch.Generator().manual_seed(i)
+            network.zero_grad()
+            images = torch.randn(4, 2, 6, 6, generator=generator)
+            F.cross_entropy(network(images), torch.tensor([0, 1, 2, 0])).backward()
+            ternarizer.prepare_step()
+            optimizer.step()
+            ternarizer.finish_step()
+        state, weight = ternarizer.state_dict(), network.a.weight.detach()
+        found.append([weight, *(t for layer in state.values() for t in layer.values())])
+        if kind == "parameter":
+            assert network.b.weight is network.a.weight
+        assert list(ternarizer.state_dict()) == ["a.weight", "last.weight"]
+        assert ternarizer.latent.numel() == 4 * 4 * 9 + 3 * 4
+    assert all(map(torch.equal, *found))

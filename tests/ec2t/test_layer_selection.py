@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from data.errors import UserError
 from model_compound_scaling.networks.building import build
@@ -78,3 +79,31 @@ def test_binary_layers_are_not_pruned():
     network = build(NetworkSpec("lenet-5", 10))
     network.fc1.weight.data.sign_().mul_(0.2)
     assert pruned_names(network, families=["fc"]) == ["fc2.weight", "fc3.weight"]
+
+
+class Shared(nn.Module):
+    """Convolutions tied by parameter, modules under two names, tied linear layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b = (nn.Conv2d(8, 8, 3, groups=8) for _ in range(3))
+        self.again, self.fc, self.head = self.a, nn.Linear(8, 8), nn.Linear(8, 8)
+        self.b.weight, self.head.weight = self.stem.weight, self.fc.weight
+
+
+def test_tied_layers_are_named_once_and_share_their_rules():
+    network = Shared()
+    # what is tied to the first convolution stays as that does
+    assert ternarized_names(network, family="other") == ["a.weight"]
+    assert ternarized_names(network, family="other", pattern=".") == [
+        "stem.weight", "a.weight", "fc.weight"
+    ]  # fmt: skip
+    for pattern, name in (("^b", "stem.weight"), ("again", "a.weight"), ("head", "fc.weight")):
+        assert ternarized_names(network, family="other", pattern=pattern) == [name]
+    assert pruned_names(network, families=["fc"]) == ["fc.weight"]
+    assert pruned_names(network, families=["dw", "fc"]) == ["stem.weight", "a.weight", "fc.weight"]
+    network.stem.weight.data.sign_()
+    assert freeze_quantized(network) == ["stem.weight"] and not network.b.weight.requires_grad
+    network.a = network.again = nn.Identity()
+    with pytest.raises(UserError, match="no second convolution"):
+        ternarized_names(network, family="other")

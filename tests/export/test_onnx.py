@@ -1,11 +1,13 @@
 """ONNX files: codes, codebooks, and the same logits as with plain weights, bit for bit."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
 import torch
-from helpers import call, few_values, ternary_micronet
+from helpers import call, few_values, save_network, ternary_micronet
+from structured_networks import FORMS, Structured, images
 from torch import nn
 
 import run_scoring
@@ -199,3 +201,83 @@ def test_absent_packages_are_named(checkpoint, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
     assert "no_such_package: pip install -r requirements-export.txt" in captured.err
+
+
+def quick(cases, *names):
+    """All cases, those not named only among the slow tests."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in cases]
+
+
+@pytest.mark.parametrize("opset", [25, 17])
+@pytest.mark.parametrize("form", quick(FORMS, "features_first"))
+def test_the_logits_of_networks_that_return_more(form, opset):
+    torch.manual_seed(0)
+    network = Structured(form, 5).eval()
+    exported = onnx_file.export(network, (3, 8, 8), opset=opset, properties={"num_classes": 5})
+    model = onnx.load_from_string(exported.content)
+    assert [output.name for output in model.graph.output] == ["logits"]
+    names = {t.name.removesuffix(".codes") for t in model.graph.initializer}
+    assert {"first.weight", "head.bias"} <= names
+    network.form = "plain"
+    found = torch.from_numpy(onnx_file.run(exported.content, images(4).numpy()))
+    assert torch.allclose(found, network(images(4)), atol=1e-5)
+    assert not network._forward_hooks
+
+
+class Unwritable(nn.Module):
+    """What the exporters cannot write, or write as another function."""
+
+    WAYS = {  # noqa: RUF012
+        "operator": lambda x: torch.linalg.eigvals(x[:, :, None] * x[:, None]).real,
+        "branch": lambda x: x if x.sum() > 0 else -x,
+        "loop": lambda x: sum(x for _ in range(int(x[0, 0].abs() * 4) + 2)),
+        "its own error": lambda x: (_ for _ in ()).throw(
+            KeyError("\x1b[31mred\x1b[0m\n\nand more")
+        ),
+        "numpy": lambda x: torch.from_numpy(np.sin(x.detach().numpy())),
+        "random": lambda x: x + torch.multinomial(x.softmax(1), 4),
+    }
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.linear = way, nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.linear(self.WAYS[self.way](x.flatten(1)))
+
+
+@pytest.mark.parametrize("opset", quick([1, 7, 13, 17, 18, 25, 99], 17, 25))
+@pytest.mark.parametrize("way", quick(Unwritable.WAYS, "operator", "branch"))
+def test_every_failure_is_one_plain_line(way, opset, capfd):
+    network = Unwritable(way).eval()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            onnx_file.export(network, (1, 2, 2), opset=opset, properties={"num_classes": 2})
+    except UserError as error:
+        text = str(error)
+        assert "\n" not in text and "\x1b" not in text and len(text) < 300
+        assert text.startswith("--onnx")
+    else:
+        assert way == "numpy" and opset in (18, 25)  # which torch.export understands
+    assert not caught and capfd.readouterr() == ("", "")
+
+
+def test_a_failed_export_writes_nothing_and_says_why_in_a_line(tmp_path, capfd, monkeypatch):
+    """Also not the files that could be written, as ever."""
+    eigenvalues = lambda f, g, y, a: torch.linalg.eigvals(y[:, :, None] * y[:, None]).real  # noqa: E731
+    monkeypatch.setitem(FORMS, "plain", eigenvalues)
+    model = "structured_networks:plain"
+    network, data = Structured("plain", 5), {"image_size": 8}
+    source = save_network(tmp_path / "net.pt", network, NetworkSpec(model, 5), **data)
+    before = {path.name for path in tmp_path.iterdir()}
+    for opset in (25, 17):
+        names = ("--onnx", "a.onnx", "--thin", "a.pt", "--json", "a.json", "--export", "a.ec2t")
+        files = [tmp_path / name if "." in name else name for name in names]
+        flags = ["--t-model", source, "--model", model, "--onnx-opset", opset, "--no-cuda", *files]
+        code, out, err = call(run_scoring.main, capfd, *flags)
+        *warned, said = err.splitlines()
+        assert code == 2 and "cannot be exported" in said and "linalg_eig" in said
+        assert all(line.startswith("warning: ") for line in warned)
+        assert "graph" not in out and "\x1b" not in out + err
+        assert {path.name for path in tmp_path.iterdir()} == before

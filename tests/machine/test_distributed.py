@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import structured_networks
 import torch
 from helpers import MICRONET
 
@@ -22,6 +23,9 @@ from model_compound_scaling.machine.devices import for_processes, lay_out
 from model_compound_scaling.machine.place import Place, find_place, rendezvous
 from model_compound_scaling.machine.processes import checksum
 from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.logits import Logits
+from model_compound_scaling.networks.registry import NetworkSpec
+from model_compound_scaling.training.optimizers import make_sgd
 from model_compound_scaling.training.step import TrainStep
 from model_quantization.ec2t.ternarizer import Ternarizer
 from model_quantization.layer_selection import ternarized_names
@@ -160,8 +164,8 @@ def alone(flags, tmp_path_factory):
     return folder
 
 
-def last(folder):
-    return torch.load(folder / "lenet-5" / "last.pt", weights_only=True)
+def last(folder, network="lenet-5"):
+    return torch.load(folder / network / "last.pt", weights_only=True)
 
 
 def assert_as_one(found, expected):
@@ -217,6 +221,79 @@ def test_a_mistake_is_said_under_torchrun(flags, tmp_path):
     assert done.returncode != 0
     assert "run_compound_scaling.py: error: --batch-size 7" in done.stderr
     assert not (tmp_path / "x").exists()
+
+
+def stepped(rank, form, steps=6):
+    """Steps of a network of one's own with all images, or one of two processes' half of them."""
+    device, world = torch.device("cpu"), processes.world_size()
+    torch.manual_seed(0)
+    network = lay_out(build(NetworkSpec(f"structured_networks:{form}", 5)), device)
+    sgd = make_sgd(network, lr=0.1, momentum=0.9, weight_decay=1e-2)
+    step = TrainStep(for_processes(Logits(network, 5), device), network=network, optimizer=sgd,
+                     classes=5)  # fmt: skip
+    for number in range(steps):
+        batch = structured_networks.images(8, seed=number)
+        labels = torch.arange(8) % 5
+        step(batch[rank::world], labels[rank::world], seed=number, number=number)
+    processes.require_equal(list(network.parameters()), "weights")
+    assert int(step.first_bad) == -1
+    return network.state_dict()
+
+
+EVERYWHERE = ("always", "never", "at_first", "later")  # used in all processes or in none
+WAYS = [*EVERYWHERE, "in_one_process", "in_turns", "logits_first", "in_a_list", "in_an_object"]
+
+
+def test_parameters_without_gradients_are_as_in_one_process(fork, tmp_path):
+    """Weight decay and momentum leave them alone; who does not use one hears from who does."""
+    expected = {form: stepped(0, form) for form in WAYS}
+
+    def work(rank):
+        processes.start(torch.device("cpu"))
+        found = {form: stepped(rank, form) for form in WAYS}
+        torch.save(found, tmp_path / f"{rank}.pt")
+        processes.stop()
+        return 0
+
+    two = Together(fork, tmp_path, work)
+    assert two.codes() == [0, 0], two.shown("err")
+    assert two.shown("err") == ["", ""]
+    found = torch.load(tmp_path / "0.pt", weights_only=True)
+    for form, state in expected.items():
+        for name, value in state.items():
+            if "extra" not in name or form in EVERYWHERE:
+                assert (found[form][name] - value).abs().max() <= 1e-6, (form, name)
+    at_first = build_again("at_first")
+    for form, changed in (("never", False), ("at_first", True), ("in_turns", True)):
+        extra = found[form]["extra.weight"]
+        assert torch.equal(extra, at_first["extra.weight"]) != changed
+
+
+def build_again(form):
+    torch.manual_seed(0)
+    return build(NetworkSpec(f"structured_networks:{form}", 5)).state_dict()
+
+
+@pytest.mark.parametrize("form", ["in_a_list", "later"])
+def test_two_processes_train_a_network_with_unused_parameters(form, images, fork, tmp_path):
+    flags = [*SCALING.split(), "--data-path", str(images), "--epochs", "1"]
+    flags += ["--model", f"structured_networks:{form}", "--image-size", "16", "--output"]
+    assert run_compound_scaling.main([*flags, str(tmp_path / "1")]) == 0
+    command = [*flags, str(tmp_path / "2")]
+    two = Together(fork, tmp_path, lambda _: run_compound_scaling.main(command))
+    assert two.codes() == [0, 0], two.shown("err")
+    assert two.shown("err") == ["", ""]
+    one, other = (last(tmp_path / name, f"structured_networks-{form}") for name in ("1", "2"))
+    assert_as_one(other, one)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+def test_two_processes_train_googlenet_with_its_auxiliary_heads(images, fork, tmp_path):
+    flags = [*SCALING.split(), "--data-path", str(images), "--epochs", "1"]
+    flags += ["--model", "torchvision:googlenet", "--image-size", "32", "--output", str(tmp_path)]
+    two = Together(fork, tmp_path, lambda _: run_compound_scaling.main(flags))
+    assert two.codes() == [0, 0], two.shown("err")
 
 
 def agree(rank, folder):

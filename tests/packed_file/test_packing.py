@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import call, save_images, save_network, ternary_micronet
+from helpers import call, few_values, save_images, save_network, ternary_micronet
 from torch import nn
 
 import run_scoring
@@ -323,6 +323,50 @@ def test_a_layer_is_read_without_the_others(tmp_path):
     assert torch.equal(PackedFile(path).read([name])[name], network.state_dict()[name])
     with pytest.raises(CheckpointError, match="damaged"):
         read_any(path)
+
+
+TIED = "test_packing:tied"
+
+
+def tied(num_classes: int) -> nn.Module:
+    """A module under two names, one parameter in two modules, tied biases; ternary or not."""
+    network = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(4)))
+    network.append(network[0])
+    network[1].weight, network[3].bias = network[2].weight, network[2].bias
+    return network.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes)])
+
+
+def test_tied_tensors_are_stored_once(tmp_path):
+    """And come back under all their names, as do those of a file that holds them twice."""
+    network, spec = tied(3), NetworkSpec(TIED, 3)
+    few_values(network, part="1")
+    state = network.state_dict()
+    untied = {name: tensor.clone() for name, tensor in state.items()}
+    packed, whole = (pack(s, spec, {}, half=False) for s in (state, untied))
+    assert "2.weight" not in packed.quantized and "2.weight" in whole.quantized
+    assert len(packed.content) < len(whole.content) - whole.quantized["2.weight"]
+    for content in (packed.content, whole.content):
+        path = write(tmp_path, content)
+        found = read_any(path, trusted=TIED).state
+        assert list(found) == list(state)
+        assert all(torch.equal(found[name], state[name]) for name in state)
+        for name in state:
+            only = PackedFile(path, trusted=TIED).read([name])
+            assert list(only) == [name] and torch.equal(only[name], state[name])
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [{"2.weight": "no such"}, {"no such": "0.weight"}, {"0.bias": "0.weight"}, {"2.bias": "2.bias"},
+     {"2.weight": "1.weight", "1.weight": "0.weight"}, ["2.weight"], {"2.weight": [1]}, 3],
+)  # fmt: skip
+def test_false_ties_are_errors(tmp_path, monkeypatch, claim):
+    json = format._json
+    monkeypatch.setattr(format, "_json", lambda description: json(description | {"tied": claim}))
+    path = write(tmp_path, pack(tied(3).state_dict(), NetworkSpec(TIED, 3), {}).content)
+    with pytest.raises(CheckpointError) as error:
+        read_any(path, trusted=TIED)
+    assert_one_line(error.value)
 
 
 def test_values_beyond_fp16_stay_as_they_are(tmp_path):

@@ -15,6 +15,7 @@ import run_quantization
 import run_scoring
 from model_compound_scaling.checkpoints.atomic_save import write_file
 from model_compound_scaling.runs.history import Configuration, History, copy_best
+from model_quantization.grid import Row, results_csv, results_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,6 +130,45 @@ def scored_params(checkpoint, folder):
     return json.loads(report.read_text())["published"]["params"]
 
 
+def test_zeros_say_of_what_and_agree_wherever_they_are(images, trained, tmp_path, capsys):
+    flags = ("--epochs", "1", "--retrain-epochs", "1", "--eval")
+    assert quantize(images, tmp_path, trained / "best_model.pt", *flags) == 0
+    out = capsys.readouterr().out
+    weights = tensors(tmp_path / "Ternary_best_acc.pt")
+    quantized = torch.cat([w.flatten() for name, w in weights.items() if ".conv" in name])
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    every = torch.cat([w.flatten() for name, w in weights.items() if not name.endswith(buffers)])
+    share, of_all = (100 * float((w == 0).double().mean()) for w in (quantized, every))
+    best = final_figures(tmp_path)
+    assert (best["zeros"], best["zeros_all"]) == (pytest.approx(share), pytest.approx(of_all))
+    row = (tmp_path / "results.csv").read_text().splitlines()[1].split(",")
+    assert (row[2], row[4]) == (f"{share:.4f}", f"{of_all:.4f}")
+    line = f"zeros {share:.4g} % of quantized weights  zeros_all {of_all:.4g} % of all parameters"
+    header, cells = out.splitlines()[-3:-1]
+    assert line in out and "zeros, % of quantized weights  zeros, % of all parameters" in header
+    assert cells.split()[3:7] == [f"{share:.2f}", "%", f"{of_all:.2f}", "%"]
+    (untrained,) = (line for line in out.splitlines() if "not trained" in line)
+    assert (
+        untrained.count(" % of quantized weights, ")
+        == untrained.count(" % of all parameters)")
+        == 1
+    )
+    report = tmp_path / "report.json"
+    source = ["--t-model", str(tmp_path / "Ternary_best_acc.pt"), "--json", str(report)]
+    assert run_scoring.main([*source, "--no-cuda"]) == 0
+    assert 100 * json.loads(report.read_text())["zeros"] == pytest.approx(of_all)
+
+
+def test_a_table_with_runs_of_earlier_versions():
+    figures = {"val_top1": 90.0, "zeros": 50.0, "scoring_params": 1000.0}
+    rows = [Row("old", figures), Row("new", figures | {"zeros_all": 40.0})]
+    _, old, new = results_table(rows).splitlines()
+    assert old.split()[-2:] == ["1,000", "-"] and new.split()[-3:] == ["1,000", "40.00", "%"]
+    assert results_csv(rows).splitlines()[1:] == [
+        "old,90.0000,50.0000,1000,", "new,90.0000,50.0000,1000,40.0000"
+    ]  # fmt: skip
+
+
 def test_an_impossible_goal_is_said(images, trained, tmp_path, capsys):
     flags = ("--epochs", "1", "--retrain-epochs", "0", "--target-sparsity", "1")
     assert quantize(images, tmp_path, trained / "best_model.pt", *flags) == 0
@@ -147,7 +187,7 @@ def test_methods_side_by_side(images, trained, tmp_path):
             == 0
         )
     table = (tmp_path / "results.csv").read_text().splitlines()
-    names = "network,top1_percent,zeros_percent,scoring_params,operations,score"
+    names = "network,top1_percent,zeros_percent,scoring_params,zeros_all_percent,operations,score"
     assert table[0] == names
     zeros = [float(line.split(",")[2]) for line in table[1:]]
     assert len(zeros) == 2 and zeros[0] < zeros[1]  # a higher threshold, more zeros

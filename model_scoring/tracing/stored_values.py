@@ -1,0 +1,74 @@
+"""The numbers behind stored tensors during a pass, whose own tensors may be shapes without memory:
+copies of parameters and buffers, what is made of them, and what the network writes to them."""
+
+import torch
+from torch import Tensor, UntypedStorage
+from torch.utils._pytree import tree_leaves, tree_map
+
+from model_scoring.tracing.aten_operations import FACTORIES
+from model_scoring.tracing.channel_rules import Call
+from model_scoring.tracing.constant_channels import NAN
+from model_scoring.tracing.operation_record import tag_of
+
+
+class Values:
+    """Computes what the network computes of stored values alone. The same of the same is computed
+    once, so that it has one place in memory, as its parameters have."""
+
+    def __init__(self, followed: bool) -> None:
+        self.followed = followed  # False: numbers in the code may come from the image
+        self.copies: dict[int, UntypedStorage] = {}  # of the network's memory, to be written to
+        self.results: dict[tuple, tuple[object, list[Tensor]]] = {}
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """A parameter or buffer on the CPU. Tensors that share memory share it here, too."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.copies:
+            self.copies[storage._cdata] = storage.cpu().clone()
+        copy = torch.empty(0, dtype=tensor.dtype)
+        place = tensor.storage_offset(), tensor.size(), tensor.stride()
+        return copy.set_(self.copies[storage._cdata], *place)
+
+    def of(self, call: Call, *, writes: bool) -> list[Tensor]:
+        """Results of a call; none where they are not known."""
+        form = call.name in FACTORIES
+        if (form or not call.tags) and not self.followed:
+            return []
+        if not form and any(tag.value is None for tag in call.tags):
+            return []
+        tags = getattr(call.function, "tags", ())
+        if torch.Tag.nondeterministic_seeded in tags or "rand" in call.name:
+            return []
+        if writes:
+            self.results.clear()
+            return self._compute(call, form)
+        leaves = tree_leaves((call.args, call.kwargs))
+        key = (call.function, *(_identity(leaf, form) for leaf in leaves))
+        if key not in self.results:
+            self.results[key] = leaves, self._compute(call, form)  # keeps what is identified alive
+        return self.results[key][1]
+
+    def _compute(self, call: Call, form: bool) -> list[Tensor]:
+        args, options = tree_map(
+            lambda leaf: tag_of(leaf).value if isinstance(leaf, Tensor) and not form else leaf,
+            (call.args, call.kwargs),
+        )
+        if form or "device" in options:
+            options = options | {"device": torch.device("cpu")}
+        try:
+            result = call.function(*args, **options)
+        except (RuntimeError, NotImplementedError):  # not on this machine's CPU
+            return []
+        if "empty" in call.name:  # whatever is there: not known
+            return [torch.full_like(result, NAN)] if result.is_floating_point() else []
+        return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+def _identity(leaf: object, form: bool) -> object:
+    """What makes two arguments the same."""
+    if not isinstance(leaf, Tensor):
+        return type(leaf), repr(leaf)
+    if form:
+        return tuple(leaf.shape), leaf.dtype
+    value = tag_of(leaf).value
+    return value.data_ptr(), value.dtype, value.shape, value.stride(), value.storage_offset()
