@@ -93,9 +93,9 @@ def test_a_target_is_reached_by_the_same_command_again_without_training(
     code, out, err = quantize(capsys, images, trained, tmp_path, *flags)
     assert (code, err) == (0, "")
     table = (tmp_path / "results.csv").read_text().splitlines()
-    assert table[0].endswith("scoring_params,operations,score,packed_bytes") and len(table) == 4
+    assert table[0].endswith(",zeros_all_percent,operations,score,packed_bytes") and len(table) == 4
     chosen = torch.load(tmp_path / "Ternary_best_acc.pt", weights_only=True)
-    scores = {float(line.split(",")[5]) for line in table[1:] if float(line.split(",")[1]) >= 50}
+    scores = {float(line.split(",")[6]) for line in table[1:] if float(line.split(",")[1]) >= 50}
     assert float(f"{chosen['figures']['score']:.6g}") == min(scores)
     assert chosen["figures"]["val_top1"] >= 50
     warm = sorted(tmp_path.glob("*_from_*"))
