@@ -63,11 +63,17 @@ stage ${LAUNCH:-} "$python" -u "$root/run_quantization.py" --model-dict "$output
     "${both[@]}" "${quantization[@]}"
 [ -f "$output/quantization/Ternary_best_acc.pt" ] || exit "$code"
 cp "$output/quantization/Ternary_best_acc.pt" "$output/network.pt"
-reached=$code
+reached=$code report=()
+if "$python" -c 'import matplotlib' 2>/dev/null; then
+    report=(--report "$output/report.html" --runs "$output/scaling" "$output/quantization"
+        --question "The smallest network ($objective) with $accuracy % top-1")
+else
+    echo "no report.html: pip install -r requirements-report.txt" >&2
+fi
 stage "$python" -u "$root/run_scoring.py" --t-model "$output/full_precision.pt" --eval "${scoring[@]}" \
     --json "$output/full_precision.json" > "$output/full_precision.txt"
 stage "$python" -u "$root/run_scoring.py" --t-model "$output/network.pt" --eval "${scoring[@]}" \
     --json "$output/network.json" --export "$output/network.ec2t" \
-    --thin "$output/network_thin.pt" > "$output/network.txt"
+    --thin "$output/network_thin.pt" "${report[@]}" > "$output/network.txt"
 answer show "$output" "$accuracy" "$((SECONDS - started))"
 exit "$reached"
