@@ -99,7 +99,7 @@ def default_model(dataset: str, image_size: int | None) -> str:
 
 def check(args: argparse.Namespace, family: str) -> None:
     """UserError for flags that contradict each other; fills in the recipe's defaults."""
-    scaling = ("grid", "phi", "scale_resolution", "target_accuracy")
+    scaling = ("grid", "phi", "scale_resolution")
     given = [f"--{name.replace('_', '-')}" for name in scaling if getattr(args, name)]
     if family != "micronet" and given:
         raise UserError(f"{given[0]} scales MicroNets; {args.model} has one size")

@@ -12,8 +12,10 @@ Examples:
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data.errors import UserError, require_packages
 from model_compound_scaling.command_line import entry, inputs, shared_flags
@@ -21,8 +23,27 @@ from model_compound_scaling.command_line import flag_values as kind
 from model_compound_scaling.command_line.parser import ON_OFF, SWITCH, Parser, flag
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
 from model_compound_scaling.training.recipe import from_flags
-from model_quantization.grid import grid_points, results, results_csv, results_table
+from model_quantization.grid import (
+    OBJECTIVES,
+    Point,
+    grid_points,
+    results,
+    results_csv,
+    results_table,
+)
+from model_quantization.quality_search import search, smallest, warm_epochs
+from model_scoring.counting.settings import REFERENCE_OF
 
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from data import Data
+    from model_compound_scaling.checkpoints import Checkpoint
+    from model_compound_scaling.runs import History
+    from model_quantization.gamma_search import Sizes, Total
+
+STRENGTHS = [0.125, 0.15, 0.175]
 STAGE = Path(__file__).parent / "model_quantization"
 SOURCES, OUTPUT = STAGE / "trained_fp_models", STAGE / "saved_models"
 
@@ -55,12 +76,24 @@ def build_parser() -> Parser:
     add, goal = partial(flag, strength), partial(flag, strength.add_mutually_exclusive_group())
     add("--ini-c-divrs", kind.non_negative, [0.15, 0.3, 0.5], "S", "first centroids, as a share of "
         "each layer's largest and smallest weight", nargs="+", incidental=True)
-    add("--lambda-max-divrs", kind.non_negative, [0.125, 0.15, 0.175], "GAMMA", "strength of the "
-        "entropy constraint, as a share of each layer's largest lambda", nargs="+", incidental=True)
+    add("--lambda-max-divrs", kind.non_negative, None, "GAMMA", "strength of the entropy "
+        "constraint, as a share of each layer's largest lambda (default: 0.125 0.15 0.175; with "
+        "--target-accuracy 0.15, and larger ones)", nargs="+", incidental=True)
     goal("--target-sparsity", kind.percent, None, "P",
         "find gamma instead: so that P percent (+-1) of the quantized weights are zero")
     goal("--target-params", kind.non_negative, None, "N",
         "find gamma instead: so that the network has N (+-2 %) published scoring parameters")
+    goal("--target-bytes", kind.positive, None, "N",
+        "find gamma instead: so that the packed file (--export of stage 3) has N (+-2 %) bytes")
+    goal("--target-accuracy", kind.percent, None, "A", "find the smallest network with A percent "
+        "top-1: from each first centroids gamma is raised until one misses it, then bisected; each "
+        "network but the first starts from the strongest that has A", incidental=True)
+    add("--objective", tuple(OBJECTIVES), "score", None, "what smallest means: parameters, "
+        "operations, score (published rules) or bytes of the packed file", incidental=True)
+    add("--trials", kind.positive, 6, "N",
+        "with --target-accuracy: networks to make, from each first centroids", incidental=True)
+    add("--trial-epochs", kind.positive, None, "N", "epochs of a network that starts from another, "
+        "with moving and then with frozen codes (default: a third of those of the first)")
     add("--centroids", int, 0, "K", "if not 0, find the first K centroids, K as --levels, by "
         "k-means that starts from --ini-c-divrs")
     add = parser.section("training (Adam)")
@@ -92,7 +125,8 @@ def check(args: argparse.Namespace) -> None:
         args.prune = ["se", "fc"]
     if args.epochs + args.retrain_epochs == 0:
         raise UserError("--epochs and --retrain-epochs are both 0: nothing to do")
-    has_goal = args.target_sparsity is not None or args.target_params is not None
+    goals = (args.target_sparsity, args.target_params, args.target_bytes, args.target_accuracy)
+    has_goal = any(goal is not None for goal in goals)
     if has_goal and not args.epochs:
         raise UserError("targets are met in ternary epochs: --epochs must be at least 1")
     if args.method != "ec2t" and (has_goal or args.prune):
@@ -103,62 +137,149 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--levels is for quantization: pruned weights keep their own values")
     if args.centroids not in (0, args.levels):
         raise UserError(f"--centroids {args.centroids} does not go with --levels {args.levels}")
+    if args.target_accuracy is None and args.trial_epochs:
+        raise UserError("--trial-epochs takes effect with --target-accuracy: add it")
     if args.plot_ternarization or args.plot_pareto:
         require_packages("plots need", "matplotlib", fix="pip install matplotlib")
 
 
-def count_parameters(spec: NetworkSpec, size: int) -> Callable:
-    """network -> its published scoring parameters, at the precision of stage 3's defaults."""
+def sizes(args: argparse.Namespace, spec: NetworkSpec, data: "Data") -> "Sizes":
+    """How networks are measured: as stage 3 does by default."""
+    from model_quantization.gamma_search import Sizes
     from model_scoring.counting.scoring import score
+    from model_scoring.packed_file.format import pack
 
-    # stage 2 imports nothing of stage 3; its script hands the count over
-    row, published = table_row(spec.model), "published"
-    count = partial(score, shape=(row.channels, size, size), family=row.family, rules=(published,))
-    return lambda network: count(network).totals[published].params
+    # stage 2 imports nothing of stage 3; its script hands the counts over
+    row, reference = table_row(spec.model), REFERENCE_OF.get(data.name)
+    shape = (row.channels, data.image_size, data.image_size)
+    options = {"family": row.family, "reference": reference, "rules": ("published",)}
+    known = inputs.describe(data)
+
+    def file_size(network: "nn.Module") -> int:
+        return len(pack({k: v.cpu() for k, v in network.state_dict().items()}, spec, known).content)
+
+    def total(network: "nn.Module") -> "Total":
+        return score(network, shape, **options).totals["published"]
+
+    needed = (args.target_bytes, args.target_accuracy) != (None, None)
+    return Sizes(total, file_size if needed else None)
+
+
+def quantizer(
+    args: argparse.Namespace,
+    incidental: frozenset[str],
+    device: "torch.device",
+    checkpoint: "Checkpoint",
+    spec: NetworkSpec,
+    data: "Data",
+) -> "Callable[[Point], History]":
+    """What makes a run, in a folder of its own, of a point."""
+    from model_compound_scaling.checkpoints import load_network, read_checkpoint
+    from model_compound_scaling.machine import processes
+    from model_quantization.plots import plot_ternarization
+    from model_quantization.two_phases import Quantizing, quantize_point
+
+    measure, classes = sizes(args, spec, data), inputs.fingerprint(data.class_names)
+    method = "ecp_" + "_".join(args.prune) if args.prune else "ec2t"
+    method += f"_levels{args.levels}" if args.levels > 3 else ""
+    prefix = f"{spec.model.replace(':', '-')}_{data.name}_{method}"
+
+    def quantize(point: Point) -> "History":
+        flags = {"model": spec.model, "point": point.name, "classes": classes}
+        settings = from_flags(Quantizing, vars(args), point=point, start=None)
+        if point.start:
+            moving, frozen = warm_epochs(args.trial_epochs, args.epochs, args.retrain_epochs)
+            epochs = {"epochs": moving, "retrain_epochs": frozen}
+            flags |= {"start": point.start, **epochs}
+            start = args.output / f"{prefix}_{point.start}" / "last.pt"
+            settings = replace(settings, start=start, **epochs)
+        folder = args.output / f"{prefix}_{point.name}"
+        request = entry.run_request(args, incidental, folder, device, **flags)
+        run = quantize_point(settings, request, checkpoint, spec, data, device, measure)
+        if measure.packed and "packed_bytes" not in run.best:  # of a grid, where nobody asked
+            best = read_checkpoint(run.folder / "best.pt")
+            run.best.update(measure.figures(load_network(best, spec)))
+        if args.plot_ternarization and processes.is_main():
+            plot_ternarization(run)
+        return run
+
+    return quantize
+
+
+def require_accuracy(
+    checkpoint: "Checkpoint",
+    spec: NetworkSpec,
+    data: "Data",
+    device: "torch.device",
+    accuracy: float,
+) -> None:
+    """TargetMissed if the network that is given does not have the accuracy itself."""
+    from model_compound_scaling.checkpoints import load_network
+    from model_compound_scaling.machine import lay_out
+    from model_compound_scaling.runs.history import TargetMissed
+    from model_compound_scaling.training.evaluation import evaluate, require_fit
+
+    network = load_network(checkpoint, spec)
+    require_fit(network, data)
+    top1 = evaluate(lay_out(network, device), data.val.epoch(0), classes=data.classes).top1
+    if top1 < accuracy:
+        raise TargetMissed(
+            f"--target-accuracy {accuracy:g}: {checkpoint.path} itself has {top1:.2f} % top-1; "
+            "name a lower one, or a better network"
+        )
+
+
+def conclude(args: argparse.Namespace, runs: "list[History]") -> None:
+    """Print and write the table, and copy the best network, or the smallest that has the target
+    accuracy. TargetMissed, at last, if there is such a target and no network has it."""
+    from model_compound_scaling.checkpoints.atomic_save import write_text
+    from model_compound_scaling.machine import Log, processes
+    from model_compound_scaling.runs import copy_best, turn
+    from model_compound_scaling.runs.history import TargetMissed
+    from model_quantization.plots import plot_pareto
+
+    log, table, goal, target = Log(args.output), results(runs), args.target_accuracy, None
+    chosen = None if goal is None else smallest(table, args.objective, goal)
+    log(*results_table(table, chosen).splitlines())
+    with turn(args.output):
+        if processes.is_main():
+            write_text(results_csv(table), args.output / "results.csv")
+        target = args.output / "Ternary_best_acc.pt"
+        winner = copy_best(runs if chosen is None else [runs[chosen]], target)
+    if args.plot_pareto and processes.is_main():
+        plot_pareto(table, args.plot_pareto, chosen)
+    if winner is None:
+        return
+    log(f"best network: {target}")
+    if goal is not None:
+        name, top1 = winner.folder.name, f"top-1 {winner.best['val_top1']:.2f} %"
+        if chosen is None:
+            missed = f"--target-accuracy {goal:g} is not reached"
+            raise TargetMissed(f"{missed}: the best, {name}, has {top1}")
+        log(f"* {name} has the least {args.objective} of those with {goal:g} %: {top1}")
 
 
 def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
     check(args)
-    grid = (args.ini_c_divrs, args.lambda_max_divrs, args.ttq_threshold)
-    targets = {"sparsity": args.target_sparsity, "params": args.target_params}
+    strengths = args.lambda_max_divrs or ([0.15] if args.target_accuracy else STRENGTHS)
+    grid = (args.ini_c_divrs, strengths, args.ttq_threshold)
+    targets = {name: getattr(args, f"target_{name}") for name in ("sparsity", "params", "bytes")}
     points = grid_points(args.method, *grid, targets)
-    entry.require_single(args.resume, len(points))
+    entry.require_single(args.resume, len(points) if args.target_accuracy is None else args.trials)
     entry.require_names(args)
     device = entry.start(args)
-
-    from model_compound_scaling.checkpoints.atomic_save import write_text
-    from model_compound_scaling.machine import Log, processes
-    from model_compound_scaling.runs import copy_best, turn
-    from model_quantization.plots import plot_pareto, plot_ternarization
-    from model_quantization.two_phases import Quantizing, quantize_point
-
     checkpoint, spec = inputs.open_checkpoint(args, flag="--model-dict", folder=SOURCES)
     if not args.dataset and "dataset" not in checkpoint.data:
         args.dataset = "CIFAR100"
     data = inputs.open_data(args, spec=spec, recorded=checkpoint.data, device=device)
-    classes, count = inputs.fingerprint(data.class_names), count_parameters(spec, data.image_size)
-    method = "ecp_" + "_".join(args.prune) if args.prune else "ec2t"
-    method += f"_levels{args.levels}" if args.levels > 3 else ""
-    runs = []
-    for point in points:
-        name = f"{spec.model.replace(':', '-')}_{data.name}_{method}_{point.name}"
-        flags = {"model": spec.model, "point": point.name, "classes": classes}
-        settings = from_flags(Quantizing, vars(args), point=point)
-        request = entry.run_request(args, incidental, args.output / name, device, **flags)
-        run = quantize_point(settings, request, checkpoint, spec, data, device, count)
-        if args.plot_ternarization and processes.is_main():
-            plot_ternarization(run)
-        runs.append(run)
-    log, table = Log(args.output), results(runs)
-    log(*results_table(table).splitlines())
-    with turn(args.output):
-        if processes.is_main():
-            write_text(results_csv(table), args.output / "results.csv")
-        winner = copy_best(runs, args.output / "Ternary_best_acc.pt")
-    if args.plot_pareto and processes.is_main():
-        plot_pareto(table, args.plot_pareto)
-    if winner:
-        log(f"best network: {args.output / 'Ternary_best_acc.pt'}")
+    quantize = quantizer(args, incidental, device, checkpoint, spec, data)
+    if args.target_accuracy is None:
+        runs = [quantize(point) for point in points]
+    else:
+        require_accuracy(checkpoint, spec, data, device, args.target_accuracy)
+        options = {"accuracy": args.target_accuracy, "trials": args.trials, "run": quantize}
+        runs = [r for scale in args.ini_c_divrs for r in search(scale, strengths, **options)]
+    conclude(args, runs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,7 +24,7 @@ from model_compound_scaling.command_line import entry, inputs, shared_flags
 from model_compound_scaling.command_line import flag_values as kind
 from model_compound_scaling.command_line.parser import ON_OFF, Parser
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
-from model_scoring.counting.settings import RULE_SETS, Settings
+from model_scoring.counting.settings import REFERENCE_OF, RULE_SETS, Settings
 from model_scoring.export import onnx_code_types
 from model_scoring.inference import TOP
 
@@ -36,12 +36,14 @@ if TYPE_CHECKING:
     from model_compound_scaling.checkpoints import Checkpoint
     from model_scoring.counting import Score
     from model_scoring.packed_file import Packed
+    from model_scoring.report_page import Trial
 
 STAGE = Path(__file__).parent / "model_scoring"
 SOURCES, SAVED_LAYERS = STAGE / "trained_t_models", STAGE / "saved_layers"
-FILE_FLAGS = ("json", "csv", "plot", "thin", "onnx", "export")
-NEEDS = {"pt_sparse": "save", "export_precision": "export", "onnx_opset": "onnx", "top": "predict"}
-REFERENCES = {"ImageNet": "imagenet", "CIFAR10": "cifar", "CIFAR100": "cifar"}
+FILE_FLAGS = ("json", "csv", "plot", "thin", "onnx", "export", "report")
+NEEDS = {"pt_sparse": "save", "export_precision": "export", "onnx_opset": "onnx", "top": "predict",
+         "question": "report", "runs": "report"}  # fmt: skip
+FORMS = {"export": "packed file", "thin": "thin network", "onnx": "ONNX"}
 
 
 # fmt: off
@@ -74,6 +76,12 @@ def build_parser() -> Parser:
         "write each ternary layer's two bit masks, 8 weights a byte, and centroids")
     add("--pt-sparse", ON_OFF, False, None, "with --save: as sparse COO tensors instead")
     add("--output --slurm-save", Path, SAVED_LAYERS, "DIR", "folder of --save")
+    add = parser.section("a page for people")
+    add("--report", Path, None, "FILE.html", "everything in one page that needs nothing else; "
+        "needs requirements-report.txt")
+    add("--question", None, None, "TEXT", "its headline (default: network and data set)")
+    add("--runs", Path, None, "DIR", "--output folders of stages 1 and 2, whose networks it "
+        "compares", nargs="+")
     add = parser.section("the network in other forms")
     add("--thin", Path, None, "FILE.pt",
         "write the network without its dead channels: a checkpoint for all stages")
@@ -103,6 +111,9 @@ def check(args: argparse.Namespace) -> list[Path]:
     if args.plot:
         fix = "install it with `pip install matplotlib`"
         require_packages("--plot needs", "matplotlib", fix=fix)
+    if args.report:
+        fix = "pip install -r requirements-report.txt"
+        require_packages("--report needs", "matplotlib", fix=fix)
     if args.onnx:
         fix = "pip install -r requirements-export.txt"
         require_packages("--onnx needs", *onnx_code_types.PACKAGES, fix=fix)
@@ -124,8 +135,11 @@ def settings(args: argparse.Namespace) -> Settings:
     return Settings(bits, args.mul_bits or bits, args.add_bits, args.tree_adder, args.formats)
 
 
-def measure(network: "nn.Module", data: "Data", *, device: "torch.device", half: bool) -> float:
-    """Top-1 accuracy on the validation images in percent, in 16 bit if asked for."""
+def measure(
+    network: "nn.Module", data: "Data", *, device: "torch.device", half: bool
+) -> tuple[float, str]:
+    """Top-1 accuracy on the validation images in percent, in 16 bit if asked for; on which images,
+    in words."""
     import torch
 
     from model_compound_scaling.training.evaluation import evaluate
@@ -140,7 +154,7 @@ def measure(network: "nn.Module", data: "Data", *, device: "torch.device", half:
         f"evaluated on {data.val.samples:,} images in {how}: "
         f"top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %, loss {result.loss:.4f}"
     )
-    return result.top1
+    return result.top1, f"{data.val.samples:,} validation images of {data.name}, in {how}"
 
 
 def packed_network(network: "nn.Module", spec: NetworkSpec, known: dict, *, half: bool) -> "Packed":
@@ -175,6 +189,40 @@ def outputs(
     if args.save:
         files |= layer_files(ternary_layers(result), args.output, sparse=args.pt_sparse)
     return files
+
+
+def read_runs(args: argparse.Namespace) -> "list[Trial]":
+    """What was tried in the folders that --runs names."""
+    from model_scoring.report_page import published_parameters, read_trials
+
+    return read_trials(args.runs or (), partial(published_parameters, trusted=args.model))
+
+
+def report_page(
+    args: argparse.Namespace,
+    result: "Score",
+    checkpoint: "Checkpoint",
+    content: dict,
+    measured: tuple[float | None, str],
+    files: dict[Path, bytes],
+    trials: "Sequence[Trial]",
+) -> bytes:
+    """What --report writes: the page about a score and the trials before it."""
+    from model_scoring.report_page import Subject, render
+
+    sizes = {"checkpoint": (checkpoint.path, checkpoint.path.stat().st_size)}
+    paths = {form: getattr(args, name) for name, form in FORMS.items() if getattr(args, name)}
+    sizes |= {form: (path, len(files[path])) for form, path in paths.items()}
+    data = args.dataset or checkpoint.data.get("dataset", "unknown images")
+    figures = checkpoint.content.get("figures") if args.prune_threshold == 1 else None
+    figures = figures if isinstance(figures, dict) else {}
+    figures = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+    other = args.eval or args.dataset or args.image_size or args.normalize
+    if not other and "val_top1" in figures:
+        measured = figures["val_top1"], f"validation images of {data}, measured in training"
+    subject = Subject(args.question or f"{content['model']} on {data}", content["model"], result,
+                      *measured, figures, sizes, content["environment"], args.seed)  # fmt: skip
+    return render(subject, trials)
 
 
 def show(result: "Score", rules: str, packed: "Packed | None") -> None:
@@ -214,6 +262,7 @@ def body(args: argparse.Namespace) -> None:
     from model_scoring.counting.scoring import prune_depthwise
     from model_scoring.export import other_forms, write_all
 
+    trials = read_runs(args)
     torch.manual_seed(args.seed)
     device = choose_device(args.cuda)
     checkpoint, spec, network = open_network(args, written)
@@ -231,16 +280,17 @@ def body(args: argparse.Namespace) -> None:
         known = inputs.describe(data)
     if args.export:
         packed = packed_network(network, spec, known, half=args.export_precision != "fp32")
-    shape, reference = (row.channels, size, size), REFERENCES.get(known.get("dataset"))
+    shape, reference = (row.channels, size, size), REFERENCE_OF.get(known.get("dataset"))
     result = score(network, shape, family=row.family, settings=settings(args), reference=reference)
     source = printable(checkpoint.path)
     print(f"{spec.model} from {source}, {row.channels}x{size}x{size} input")
     if args.prune_threshold != 1:
         print(f"pruned {len(pruned)} depthwise layers below {args.prune_threshold:g} x largest")
     show(result, args.rules, packed)
-    top1 = measure(network, data, device=device, half=args.halfprecision) if data else None
+    half = args.halfprecision
+    measured = measure(network, data, device=device, half=half) if data else (None, "")
     facts = {"model": spec.model, "checkpoint": str(checkpoint.path), "image_size": size}
-    content = to_dict(result, **facts, rules=args.rules, top1=top1)
+    content = to_dict(result, **facts, rules=args.rules, top1=measured[0])
     content["environment"] = environment(device)
     files = outputs(args, result, content, packed)
     opset = args.onnx_opset or onnx_code_types.OPSETS[-1]
@@ -249,7 +299,11 @@ def body(args: argparse.Namespace) -> None:
     )
     for line in lines:
         print(line)
-    write_all(files := files | forms)
+    files |= forms
+    if args.report:
+        known = (checkpoint, content, measured, files, trials)
+        files[args.report] = report_page(args, result, *known)
+    write_all(files)
     for path in files:
         print(f"wrote {printable(path)}")
     for line in predictions:  # each as soon as it is known

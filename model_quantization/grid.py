@@ -1,18 +1,57 @@
 """The grid over what EC2T is started with: its points, and the table of what became of them."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from model_compound_scaling.command_line import tables
 
 if TYPE_CHECKING:  # the grid is read off the flags before torch is loaded
     from model_compound_scaling.runs.history import History
 
-# name, top-1 %, zeros in % of the quantized weights, scoring parameters, zeros in % of all
-# parameters: None in a run that an earlier version began
-Row = tuple[str, float, float, float, float | None]
 # what a run records of zeros, and what it says of them
 ZEROS = {"zeros": " % of quantized weights", "zeros_all": " % of all parameters"}
+
+
+class Row(NamedTuple):
+    """A network that was made, and the figures of its best epoch."""
+
+    name: str
+    figures: dict
+
+
+class Column(NamedTuple):
+    """A figure in the table and in the CSV."""
+
+    key: str
+    title: str
+    shown: str
+    field: str
+    value: str
+
+
+COLUMNS = (
+    Column("val_top1", "best top-1", "{:.2f} %", "top1_percent", "{:.4f}"),
+    Column("zeros", "zeros," + ZEROS["zeros"], "{:.2f} %", "zeros_percent", "{:.4f}"),
+    Column("scoring_params", "scoring params", "{:,.0f}", "scoring_params", "{:g}"),
+    Column("zeros_all", "zeros," + ZEROS["zeros_all"], "{:.2f} %", "zeros_all_percent", "{:.4f}"),
+    Column("operations", "operations", "{:,.0f}", "operations", "{:g}"),
+    Column("score", "score", "{:.6f}", "score", "{:.6g}"),
+    Column("packed_bytes", "packed bytes", "{:,}", "packed_bytes", "{}"),
+)
+# what "smallest" may mean -> the figure that says it
+OBJECTIVES = {"params": "scoring_params", "ops": "operations", "score": "score",
+              "bytes": "packed_bytes"}  # fmt: skip
+
+
+def _columns(rows: list[Row]) -> list[Column]:
+    """Those that some row has a figure for."""
+    return [column for column in COLUMNS if any(column.key in row.figures for row in rows)]
+
+
+def _cells(figures: dict, columns: list[Column], text: str, absent: str | None) -> list[str | None]:
+    """The figures as `text` ("shown" or "value") has them, `absent` where there is none."""
+    formats = ((getattr(column, text), column.key) for column in columns)
+    return [form.format(figures[key]) if key in figures else absent for form, key in formats]
 
 
 @dataclass(frozen=True)
@@ -23,6 +62,7 @@ class Point:
     initial_scale: float = 1.0
     gamma: float = 0.0
     ttq_threshold: float | None = None
+    start: str = ""  # name of the point whose network it starts from, "" for the one given
 
 
 def grid_points(
@@ -42,28 +82,21 @@ def grid_points(
 
 def results(runs: "list[History]") -> list[Row]:
     """The best epoch of each run."""
-    keys = ("val_top1", "zeros", "scoring_params")
-    return [
-        (run.folder.name, *(run.best[key] for key in keys), run.best.get("zeros_all"))
-        for run in runs
-        if run.epochs
-    ]
+    return [Row(run.folder.name, run.best) for run in runs if run.epochs]
 
 
-def results_table(rows: list[Row]) -> str:
-    """The grid's networks with accuracy, zeros and published scoring parameters, aligned."""
-    cells = [("network", "best top-1", *(f"zeros,{of}" for of in ZEROS.values()), "scoring params")]
-    for name, top1, zeros, params, zeros_all in rows:
-        shares = ("-" if share is None else f"{share:.2f} %" for share in (zeros, zeros_all))
-        cells.append((name, f"{top1:.2f} %", *shares, f"{params:,.0f}"))
+def results_table(rows: list[Row], chosen: int | None = None) -> str:
+    """The networks with accuracy and size, aligned; the one that is chosen has a star."""
+    columns = _columns(rows)
+    cells = [("network", *(column.title for column in columns))]
+    for i, (name, figures) in enumerate(rows):
+        cells.append((name + " *" * (i == chosen), *_cells(figures, columns, "shown", "-")))
     return "\n".join(tables.aligned(cells))
 
 
 def results_csv(rows: list[Row]) -> str:
     """The same as CSV."""
-    header = ("network", "top1_percent", "zeros_percent", "scoring_params", "zeros_all_percent")
-    cells = (
-        (name, f"{top1:.4f}", f"{zeros:.4f}", f"{n:g}", of_all and f"{of_all:.4f}")
-        for name, top1, zeros, n, of_all in rows
-    )
+    columns = _columns(rows)
+    header = ("network", *(column.field for column in columns))
+    cells = ((name, *_cells(figures, columns, "value", None)) for name, figures in rows)
     return tables.to_csv(header, cells)

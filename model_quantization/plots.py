@@ -22,14 +22,16 @@ def plot_ternarization(run: History) -> None:
     Log(run.folder)(f"{len(layers)} plots in {folder}")
 
 
-def plot_pareto(results: list[Row], path: Path) -> None:
-    """Accuracy over zeros of the quantized weights, as thesis figure 5.3."""
+def plot_pareto(results: list[Row], path: Path, chosen: int | None = None) -> None:
+    """Accuracy over zeros of the quantized weights, as thesis figure 5.3; a star is the choice."""
     from matplotlib.figure import Figure  # an optional package, and slow to import
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
-    for name, top1, zeros, params, _ in sorted(results, key=lambda row: row[2]):
-        axis.plot(zeros, top1, "o", label=f"{name}: {params:,.0f} params")
+    for i in sorted(range(len(results)), key=lambda i: results[i].figures["zeros"]):
+        name, best = results[i]
+        label = f"{name}: {best['scoring_params']:,.0f} params"
+        axis.plot(best["zeros"], best["val_top1"], "*" if i == chosen else "o", label=label)
     axis.set(xlabel="zeros, % of the quantized weights", ylabel="top-1, %")
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")

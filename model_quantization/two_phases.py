@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from data import Data, UserError
 from model_compound_scaling.checkpoints import Checkpoint, load_network, network_content
+from model_compound_scaling.checkpoints.atomic_save import read_file
 from model_compound_scaling.checkpoints.errors import CheckpointError
 from model_compound_scaling.command_line import inputs
 from model_compound_scaling.machine import for_processes, lay_out, processes
@@ -20,7 +23,7 @@ from model_compound_scaling.training import Phase, TrainStep, load_optimizer, ru
 from model_compound_scaling.training.evaluation import evaluate, require_fit
 from model_quantization.ec2t.latent_layers import MIN_CENTROID
 from model_quantization.ec2t.ternarizer import Ternarizer
-from model_quantization.gamma_search import Goal, solve_gamma
+from model_quantization.gamma_search import Goal, Sizes, smaller, solve_gamma
 from model_quantization.grid import ZEROS, Point
 from model_quantization.layer_selection import freeze_quantized, pruned_names, ternarized_names
 
@@ -43,7 +46,9 @@ class Quantizing:
     eval: bool  # measure the accuracy before quantization and before training, too
     target_sparsity: float | None  # percent of zeros to find gamma for
     target_params: float | None  # or scoring parameters
-    ignore_class_names: bool = False  # of a run that is gone on from
+    target_bytes: float | None  # or bytes of the packed file
+    start: Path | None  # last.pt of the run whose network it starts from
+    ignore_class_names: bool  # of a run that is gone on from
 
 
 def make_optimizer(
@@ -104,7 +109,7 @@ class Quantization:
     settings: Quantizing
     spec: NetworkSpec
     data: Data
-    scoring_params: Callable[[nn.Module], float]  # counts a network
+    sizes: Sizes
 
     def __post_init__(self) -> None:
         self.forward = for_processes(
@@ -115,14 +120,20 @@ class Quantization:
         self.phase, self.optimizer = "", None
         self.codes: list[Tensor] = []  # before the epoch
         self.reported: set[tuple[str, str]] = set()
-        self.goal = None
-        zeros, params = self.settings.target_sparsity, self.settings.target_params
-        if zeros is not None:
-            self.goal = Goal(f"zeros {zeros:g}{ZEROS['zeros']}", zeros, 1.0, self.ternarizer.zeros)
-        elif params is not None:  # fewer with more gamma, hence the signs
-            count, network = self.scoring_params, self.network
-            name = f"{params:,.0f} scoring parameters"
-            self.goal = Goal(name, -params, 0.02 * params, lambda: -count(network))
+        self.goal = self.find_goal()
+
+    def find_goal(self) -> Goal | None:
+        """What gamma is to be found for, if for anything."""
+        settings, sizes, network = self.settings, self.sizes, self.network
+        if (zeros := settings.target_sparsity) is not None:
+            return Goal(f"zeros {zeros:g}{ZEROS['zeros']}", zeros, 1.0, self.ternarizer.zeros)
+        if (params := settings.target_params) is not None:
+            text = "{:,.0f} scoring parameters"
+            return smaller(text, params, lambda: sizes.total(network).params)
+        if settings.target_bytes is not None:
+            packed = partial(sizes.packed, network)  # each takes a while
+            return smaller("{:,.0f} bytes", settings.target_bytes, packed, rounds=8)
+        return None
 
     def prepare(self, epoch: int) -> dict:
         """Before an epoch: gamma for the goal, if there is one."""
@@ -181,9 +192,9 @@ class Quantization:
         for ailment, suffers in AILMENTS.items():
             suffering = (layer["layer"] for layer in layers if suffers(layer))
             self.warn(ailment, [name.removesuffix(".weight") for name in suffering])
-        zeros, params = self.zeros(), self.scoring_params(self.network)
+        sizes = self.sizes.figures(self.network)
         reached = {"on_target": self.goal.reached()} if self.goal else {}
-        return {**zeros, "scoring_params": params, **reached, "layers": layers}
+        return {**self.zeros(), **sizes, **reached, "layers": layers}
 
     def zeros(self) -> dict[str, float]:
         """Under the names of ZEROS."""
@@ -206,6 +217,15 @@ def log_accuracy(what: str, network: nn.Module, data: Data, run: Run) -> None:
     run.log(f"{what}: top-1 {scores.top1:.2f} %, top-5 {scores.top5:.2f} %")
 
 
+def warm_start(path: Path, network: nn.Module, ternarizer: Ternarizer, run: Run) -> None:
+    """Begin with latents, centroids and other weights of another run's `last.pt`."""
+    state = read_file(path)
+    network.load_state_dict(state["state_dict"])
+    ternarizer.load_state_dict(state["resume"]["ternarizer"])
+    ternarizer.set_gamma(ternarizer.gamma)
+    run.log(f"starting from {path.parent.name}")
+
+
 def quantize_point(
     settings: Quantizing,
     request: RunRequest,
@@ -213,7 +233,7 @@ def quantize_point(
     spec: NetworkSpec,
     data: Data,
     device: torch.device,
-    scoring_params: Callable[[nn.Module], float],
+    sizes: Sizes,
 ) -> History:
     """Ternarize (or prune) the network of a checkpoint, in the folder of the request. The result in
     `best.pt` is an ordinary network with ordinary keys."""
@@ -240,10 +260,12 @@ def quantize_point(
     ternarizer = Ternarizer(network, names, initial_scale=point.initial_scale, gamma=point.gamma,
                             kmeans=settings.centroids > 0, prune=bool(settings.prune),
                             ttq_threshold=point.ttq_threshold, levels=settings.levels)  # fmt: skip
+    if settings.start and not run.state:
+        warm_start(settings.start, network, ternarizer, run)
     weights = f"{len(names)} layers with {ternarizer.latent.numel():,} weights"
     stay = f", {len(fixed)} quantized layers stay as they are" if fixed else ""
     run.log(f"{request.folder.name}: {weights}{stay}, on {device}")
-    job = Quantization(run, network, ternarizer, settings, spec, data, scoring_params)
+    job = Quantization(run, network, ternarizer, settings, spec, data, sizes)
     if measure:
         zeros = ", ".join(f"{share:.2f}{ZEROS[name]}" for name, share in job.zeros().items())
         log_accuracy(f"quantized, not trained (zeros: {zeros})", network, data, run)

@@ -5,8 +5,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.errors import UserError
 from model_compound_scaling.checkpoints.atomic_save import read_file, write_file
 from model_compound_scaling.machine import processes
+
+
+class TargetMissed(UserError):
+    """No network has the accuracy that was asked for; what there is, is written."""
+
+    exit_code = 8
+    shared = True
 
 
 def rank(figures: dict) -> tuple[bool, float]:

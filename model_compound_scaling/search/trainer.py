@@ -12,6 +12,7 @@ from model_compound_scaling.checkpoints.errors import DiskError
 from model_compound_scaling.command_line.tables import to_csv
 from model_compound_scaling.machine import Log, processes
 from model_compound_scaling.runs import History, RunRequest, copy_best, finished, turn
+from model_compound_scaling.runs.history import TargetMissed
 from model_compound_scaling.search.points import Point
 from model_compound_scaling.search.results_table import HEADER, rows, to_text
 from model_compound_scaling.search.search import Search
@@ -57,7 +58,7 @@ class Trainer:
 
     def conclude(self, search: Search, found: Point | None) -> None:
         """Print and write the table, and copy the best network, or `found`, that reached the
-        target."""
+        target. TargetMissed if there is a target and none has reached it."""
         histories = [search.trained[found]] if found else list(search.trained.values())
         output = self.request.folder
         try:
@@ -76,8 +77,10 @@ class Trainer:
             self.log(f"not trained yet: {names}; once they are, call this again to go on")
         if winner is None:
             return
-        if search.target and not search.missing:
-            outcome = "reaches" if found else "is the best; none reaches"
-            top1 = winner.best["val_top1"]
-            self.log(f"{winner.folder.name} {outcome} {search.target:g} %: top-1 {top1:.2f} %")
+        name, top1 = winner.folder.name, f"top-1 {winner.best['val_top1']:.2f} %"
+        if found:
+            self.log(f"{name} reaches {search.target:g} %: {top1}")
         self.log(f"best network: {output / 'best_model.pt'}")
+        if search.target and not found and not search.missing:
+            goal = f"--target-accuracy {search.target:g} is not reached"
+            raise TargetMissed(f"{goal}: the best, {name}, has {top1}")

@@ -16,4 +16,6 @@ class Settings:
     formats: bool = True  # CSR, CER and the denser ternary format too
 
 
+# the reference network of the score, for data sets that have one whatever the size of the images
+REFERENCE_OF = {"ImageNet": "imagenet", "CIFAR10": "cifar", "CIFAR100": "cifar"}
 RULE_SETS = ("published", "strict")

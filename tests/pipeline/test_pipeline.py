@@ -15,7 +15,7 @@ import run_quantization
 import run_scoring
 from model_compound_scaling.checkpoints.atomic_save import write_file
 from model_compound_scaling.runs.history import Configuration, History, copy_best
-from model_quantization.grid import results_csv, results_table
+from model_quantization.grid import Row, results_csv, results_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -145,8 +145,10 @@ def test_zeros_say_of_what_and_agree_wherever_they_are(images, trained, tmp_path
     assert (row[2], row[4]) == (f"{share:.4f}", f"{of_all:.4f}")
     line = f"zeros {share:.4g} % of quantized weights  zeros_all {of_all:.4g} % of all parameters"
     header, cells = out.splitlines()[-3:-1]
-    assert line in out and "zeros, % of quantized weights  zeros, % of all parameters" in header
-    assert cells.split()[3:7] == [f"{share:.2f}", "%", f"{of_all:.2f}", "%"]
+    assert line in out
+    for what, percent in (("quantized weights", share), ("all parameters", of_all)):
+        end = header.index(f"zeros, % of {what}") + len(f"zeros, % of {what}")
+        assert cells[:end].endswith(f" {percent:.2f} %")
     (untrained,) = (line for line in out.splitlines() if "not trained" in line)
     assert (
         untrained.count(" % of quantized weights, ")
@@ -160,11 +162,12 @@ def test_zeros_say_of_what_and_agree_wherever_they_are(images, trained, tmp_path
 
 
 def test_a_table_with_runs_of_earlier_versions():
-    rows = [("old", 90.0, 50.0, 1000.0, None), ("new", 91.0, 51.0, 1001.0, 40.0)]
+    figures = {"val_top1": 90.0, "zeros": 50.0, "scoring_params": 1000.0}
+    rows = [Row("old", figures), Row("new", figures | {"zeros_all": 40.0})]
     _, old, new = results_table(rows).splitlines()
-    assert old.split()[-2:] == ["-", "1,000"] and new.split()[-3:] == ["40.00", "%", "1,001"]
+    assert old.split()[-2:] == ["1,000", "-"] and new.split()[-3:] == ["1,000", "40.00", "%"]
     assert results_csv(rows).splitlines()[1:] == [
-        "old,90.0000,50.0000,1000,", "new,91.0000,51.0000,1001,40.0000"
+        "old,90.0000,50.0000,1000,", "new,90.0000,50.0000,1000,40.0000"
     ]  # fmt: skip
 
 
@@ -186,7 +189,8 @@ def test_methods_side_by_side(images, trained, tmp_path):
             == 0
         )
     table = (tmp_path / "results.csv").read_text().splitlines()
-    assert table[0] == "network,top1_percent,zeros_percent,scoring_params,zeros_all_percent"
+    names = "network,top1_percent,zeros_percent,scoring_params,zeros_all_percent,operations,score"
+    assert table[0] == names
     zeros = [float(line.split(",")[2]) for line in table[1:]]
     assert len(zeros) == 2 and zeros[0] < zeros[1]  # a higher threshold, more zeros
     assert pareto.read_bytes().startswith(b"\x89PNG")

@@ -205,7 +205,7 @@ MISTAKES = [
     ("--phi 1 1", "--phi"),
     ("--shard 3/2", "--shard"),
     ("--batch-size 20000", "--batch-size 20000"),
-    ("--model resnet20 --target-accuracy 90", "--target-accuracy"),
+    ("--model resnet20 --grid 1 1", "--grid"),
     ("--warmup-epochs 5 --epochs 5", "--warmup-epochs 5"),
     ("--checkpoint-every 5", "--checkpoint-every"),
 ]
