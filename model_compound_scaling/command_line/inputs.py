@@ -91,7 +91,7 @@ def open_data(
         image_size=image_size or input_size(args, spec.model, recorded),
         channels=row.channels,
         normalize=args.normalize or _recorded_statistics(recorded) or "dataset",
-        eval_crop="full" if row.family == "efficientnet" else "standard",
+        eval_crop=row.eval_crop,
         class_names=() if args.ignore_class_names else _recorded_classes(recorded, spec),
         sharing=place.find_place().here,
         worker_init=signals.ignore_in_worker,

@@ -43,6 +43,7 @@ class Row:
     classifier: str  # the layer whose rows are the classes
     channels: int = 3
     arguments: dict = field(default_factory=dict)  # beside those of a NetworkSpec
+    eval_crop: str = "standard"  # of large images, see data.transforms.eval_transform
 
 
 HERE = __package__
@@ -56,8 +57,11 @@ REGISTRY: dict[str, Row] = {
     **{name: Row(f"torchvision:{name}", "resnet", 224, "fc")
        for name in ("resnet18", "resnet34", "resnet50")},
     **{f"efficientnet-b{i}": Row(f"{HERE}.efficientnet:efficientnet", "efficientnet", size,
-                                 "classifier.1", arguments={"variant": f"b{i}"})
+                                 "classifier.1", arguments={"variant": f"b{i}"}, eval_crop="full")
        for i, size in enumerate((224, 240, 260, 300, 380, 456, 528, 600))},
+    **{f"efficientnet-lite{i}": Row(f"{HERE}.efficientnet:efficientnet", "efficientnet", size,
+                                    "classifier.1", arguments={"variant": f"lite{i}"})
+       for i, size in enumerate((224, 240, 260, 280, 300))},
     "lenet-5": Row(f"{HERE}.lenet:LeNet5", "lenet", 28, "fc3", channels=1),
 }
 # fmt: on

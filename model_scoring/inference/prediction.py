@@ -35,9 +35,8 @@ class Preparation:
         return normalize(to_float(pixels), *self.stats)[0]
 
 
-def choose_transform(dataset: str | None, *, image_size: int, family: str) -> Transform:
+def choose_transform(dataset: str | None, *, image_size: int, crop: str) -> Transform:
     """The evaluation transform of a data set; of folders of images if none is named."""
-    crop = "full" if family == "efficientnet" else "standard"
     cached = find_dataset(dataset or "ImageFolder", image_size).cached
     return eval_transform(image_size, "fit" if cached else crop)
 
@@ -112,7 +111,7 @@ def predict(
         )
     row = table_row(spec.model)
     transform = choose_transform(
-        data.get("dataset"), image_size=data["image_size"], family=row.family
+        data.get("dataset"), image_size=data["image_size"], crop=row.eval_crop
     )
     prepare = Preparation(transform, row.channels, (tuple(data["mean"]), tuple(data["std"])))
     names = data.get("class_names", ())
