@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from torch import nn
 
 from data import Data, UserError
 from model_compound_scaling.checkpoints.network_checkpoint import network_content
@@ -54,12 +55,28 @@ def require_memory(point: Point, device: torch.device, *, averaged: bool) -> Non
         )
 
 
+def take_weights(network: nn.Module, other: nn.Module) -> str:
+    """Start with another network's tensors, but for those of its number of classes; a line that
+    names these, if there are any."""
+    own, found = network.state_dict(), other.state_dict()
+    new = [key for key, tensor in own.items() if tensor.shape != found[key].shape]
+    network.load_state_dict(found | {key: own[key] for key in new})
+    return f"{' and '.join(new)} begin anew, for other classes" if new else ""
+
+
 def train_point(
-    point: Point, training: Training, request: RunRequest, *, data: Data, device: torch.device
+    point: Point,
+    training: Training,
+    request: RunRequest,
+    *,
+    data: Data,
+    device: torch.device,
+    init: nn.Module | None = None,
 ) -> History:
-    """Train one network with SGD."""
+    """Train one network with SGD, from the weights of `init` if there is one."""
     torch.manual_seed(training.seed)
     network = build(point.spec)
+    line = take_weights(network, init) if init else ""
     require_fit(network, data)
     require_trainable(network)
     network = lay_out(network, device, channels_last=training.channels_last)
@@ -92,6 +109,8 @@ def train_point(
     world = processes.world_size()
     where = f"on {device}" + (f", {world} processes" if world > 1 else "")
     parameters = sum(p.numel() for p in network.parameters())
+    if line:
+        run.log(line)
     run.log(f"{point.name}: {parameters:,} parameters, {data.classes} classes, {where}")
 
     def prepare(epoch: int) -> dict:
