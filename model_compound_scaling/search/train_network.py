@@ -55,13 +55,20 @@ def require_memory(point: Point, device: torch.device, *, averaged: bool) -> Non
         )
 
 
-def take_weights(network: nn.Module, other: nn.Module) -> str:
-    """Start with another network's tensors, but for those of its number of classes; a line that
-    names these, if there are any."""
-    own, found = network.state_dict(), other.state_dict()
-    new = [key for key, tensor in own.items() if tensor.shape != found[key].shape]
-    network.load_state_dict(found | {key: own[key] for key in new})
-    return f"{' and '.join(new)} begin anew, for other classes" if new else ""
+def first_network(
+    point: Point, training: Training, data: Data, init: nn.Module | None
+) -> tuple[nn.Module, list[str]]:
+    """The network before the first step, random or with the tensors of `init`, but for those of its
+    number of classes, which a line names."""
+    torch.manual_seed(training.seed)
+    network, new = build(point.spec), []
+    if init:
+        own, found = network.state_dict(), init.state_dict()
+        new = [key for key, tensor in own.items() if tensor.shape != found[key].shape]
+        network.load_state_dict(found | {key: own[key] for key in new})
+    require_fit(network, data)
+    require_trainable(network)
+    return network, [f"{' and '.join(new)} begin anew, for other classes"] * bool(new)
 
 
 def train_point(
@@ -74,11 +81,7 @@ def train_point(
     init: nn.Module | None = None,
 ) -> History:
     """Train one network with SGD, from the weights of `init` if there is one."""
-    torch.manual_seed(training.seed)
-    network = build(point.spec)
-    line = take_weights(network, init) if init else ""
-    require_fit(network, data)
-    require_trainable(network)
+    network, line = first_network(point, training, data, init)
     network = lay_out(network, device, channels_last=training.channels_last)
     ignore = training.ignore_class_names or request.override
     check = partial(inputs.require_same_classes, data=data, ignore=ignore)
@@ -109,9 +112,7 @@ def train_point(
     world = processes.world_size()
     where = f"on {device}" + (f", {world} processes" if world > 1 else "")
     parameters = sum(p.numel() for p in network.parameters())
-    if line:
-        run.log(line)
-    run.log(f"{point.name}: {parameters:,} parameters, {data.classes} classes, {where}")
+    run.log(*line, f"{point.name}: {parameters:,} parameters, {data.classes} classes, {where}")
 
     def prepare(epoch: int) -> dict:
         schedule, warmup = training.schedule, training.warmup_epochs
