@@ -86,16 +86,12 @@ def train_point(
     ignore = training.ignore_class_names or request.override
     check = partial(inputs.require_same_classes, data=data, ignore=ignore)
     run = Run(request, spec=point.spec, phases=(PHASE,), check=check)
-    lr, momentum = training.lr, training.momentum
-    optimizer = make_sgd(network, lr=lr, momentum=momentum, weight_decay=training.weight_decay)
+    rates = {name: getattr(training, name) for name in ("lr", "momentum", "weight_decay")}
+    optimizer = make_sgd(network, **rates)
     averaged = Average(network, training.ema) if training.ema else None
+    options = {"uses_all": point.spec.model in REGISTRY, "compiled": training.compile}
     step = TrainStep(
-        for_processes(
-            Logits(network, data.classes),
-            device,
-            uses_all=point.spec.model in REGISTRY,
-            compiled=training.compile,
-        ),
+        for_processes(Logits(network, data.classes), device, **options),
         network=network,
         optimizer=optimizer,
         classes=data.classes,
