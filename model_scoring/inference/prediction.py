@@ -13,8 +13,7 @@ from data.augmentation import normalize, to_float
 from data.batches import evaluation_batch, to_channels
 from data.datasets import Stats, find_dataset
 from data.errors import DataError, UserError, printable
-from data.image_files import SUFFIXES, images_under, read_image
-from data.transforms import Transform, eval_transform
+from data.image_files import SUFFIXES, Transform, eval_transform, images_under, read_image
 from model_compound_scaling.machine.devices import evaluation_layout
 from model_compound_scaling.networks.logits import logits_of
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
