@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from data.errors import some
 from model_compound_scaling.networks import efficientnet_keys
 from model_compound_scaling.networks.permanent_weights import computed
 
@@ -30,12 +31,10 @@ class Form(NamedTuple):
 def forms(state: State) -> Iterator[Form]:
     """All forms, the keys as they are first."""
     for unwrapped, lines in _unwrapped(state):
-        versions = [(unwrapped, lines)]
         plain, names = computed(unwrapped)
-        if names:
-            line = f"{some(names)} computed from masks or norms, which are left out"
-            versions.append((plain, (*lines, line)))
-        for tensors, said in versions:
+        line = f"{some(names)} computed from masks or norms, which are left out"
+        versions = [(unwrapped, lines), (plain, (*lines, line))]
+        for tensors, said in versions if names else versions[:1]:
             style = efficientnet_keys.key_style(set(tensors))
             yield Form(tensors, style, said)
             renamed = efficientnet_keys.to_torchvision_keys(tensors)
@@ -65,12 +64,6 @@ def _unwrapped(state: State, depth: int = DEEPEST) -> Iterator[tuple[State, tupl
         yield without, ()
 
 
-def some(names: list[str]) -> str:
-    """Names in a line: the first three, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
-
-
 def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     """How a state dict differs from a network's, one phrase each; empty if it fits."""
     needed = (key for key in expected if not key.endswith("num_batches_tracked"))
@@ -80,6 +73,7 @@ def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     return phrases + [f"{key} is {found}, not {own}" for key, found, own in shapes if found != own]
 
 
-def fitting(state: State, expected: Mapping[str, Tensor]) -> Form:
-    """The form that differs least from a network's state dict, the first of equals."""
-    return min(forms(state), key=lambda form: len(differences(form.state, expected)))
+def fitting(state: State, expected: Mapping[str, Tensor]) -> tuple[Form, list[str]]:
+    """The form that differs least from a network's state dict, the first of equals, and how."""
+    fits = ((form, differences(form.state, expected)) for form in forms(state))
+    return min(fits, key=lambda fit: len(fit[1]))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from model_compound_scaling.checkpoints.atomic_save import read_file
 from model_compound_scaling.checkpoints.errors import CheckpointError
-from model_compound_scaling.checkpoints.key_forms import differences, fitting
+from model_compound_scaling.checkpoints.key_forms import fitting
 from model_compound_scaling.checkpoints.untrusted import Bounds, check_description
 from model_compound_scaling.networks.building import build, skeleton
 from model_compound_scaling.networks.narrowing import WidthsError
@@ -129,8 +129,8 @@ def load_network(checkpoint: Checkpoint, spec: NetworkSpec) -> nn.Module:
     except WidthsError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from None
     own = network.state_dict()
-    form = fitting(checkpoint.state, own)
-    if spec.permanent and differences(form.state, own):  # as the builder's hooks have them
+    form, wrong = fitting(checkpoint.state, own)
+    if spec.permanent and wrong:  # as the builder's hooks have them
         network = load_network(checkpoint, replace(spec, permanent=False))
         make_permanent(network)
         return network
