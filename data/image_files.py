@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 from torch import Tensor
 
 from data.errors import DataError
@@ -100,9 +101,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
         raise DataError(f"cannot follow the link {entry.path}: {error.strerror}") from error
 
 
-# TIFF tags
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
-WHITE_IS_ZERO, SIGNED = 0, 2
+WHITE_IS_ZERO, SIGNED = 0, 2  # values of TIFF tags
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
@@ -110,7 +109,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     its values; others as they are. ValueError if the file declares none."""
     tags = getattr(image, "tag_v2", {})
     wide = image.mode == "I" and image.format not in ("PNG", "PPM")  # which hold 16 bits
-    if wide or SIGNED in tags.get(SAMPLE_FORMAT, ()):
+    if wide or SIGNED in tags.get(SAMPLEFORMAT, ()):
         raise ValueError("integers of 32 bits or with a sign have no agreed range: save as 16 bits")
     if image.mode[0] not in "IF":
         return image
@@ -120,8 +119,8 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
             raise ValueError("floating-point values must be from 0 to 1")
         grey = np.rint(255 * values)
     else:
-        grey = values >> (tags.get(BITS_PER_SAMPLE, (16,))[0] - 8)
-    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # which Pillow heeds up to 8 bits
+        grey = values >> (tags.get(BITSPERSAMPLE, (16,))[0] - 8)
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO:  # which Pillow heeds up to 8 bits
         grey = 255 - grey
     return Image.fromarray(grey.astype(np.uint8))
 

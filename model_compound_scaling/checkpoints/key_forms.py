@@ -1,6 +1,6 @@
-"""The forms a state dict's keys may take on: as saved, without what wrapped the network, in this
-project's style, with weights in place of what they are computed from. A network says which one
-fits."""
+"""Where a file keeps a state dict, and the forms its keys may take on: as saved, without what
+wrapped the network, in this project's style, with weights in place of what they are computed from.
+A network says which one fits."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -13,8 +13,13 @@ from model_compound_scaling.networks.permanent_weights import computed
 
 # attributes in which DDP and averages, torch.compile, FSDP, activation checkpoints keep a network
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# and those in which a training program does, beside other tensors of its own
-HOLDERS = (*WRAPPERS, "model", "net", "network", "backbone")
+NAMES = ("model", "net", "network")  # what training programs call it
+HOLDERS = (*WRAPPERS, *NAMES, "backbone")  # as attributes, beside other tensors of their own
+# keys of files, the first that is there is taken; then those that hold an average
+STATE_DICTS = ("state_dict", "model_state_dict", *NAMES, "weights", "params")
+AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model",
+            "ema", "params_ema", "averaged_model", "swa_model", "swa_state_dict")  # fmt: skip
+NESTED = 3  # dicts in dicts
 DEEPEST = 8  # wrappers around wrappers
 
 State = dict[str, Tensor]
@@ -26,6 +31,24 @@ class Form(NamedTuple):
     state: State
     style: str | None
     lines: tuple[str, ...] = ()
+
+
+def state_dict(content: dict) -> tuple[State, list[str]]:
+    """A file's state dict, empty if it holds none, and what is to be said of averages in it."""
+    state, held = _held(content)
+    others = [key for key in AVERAGES if key != held and _held(content.get(key))[0]]
+    lines = [f"taken are the weights in {held!r}, not those in {key!r}" for key in others]
+    return state, lines or [f"taken are the averaged weights in {held!r}"] * (held in AVERAGES)
+
+
+def _held(content: object, depth: int = NESTED) -> tuple[State, str]:
+    """The state dict and the key that holds it, "" if it is the content itself."""
+    if not isinstance(content, dict) or not depth:
+        return {}, ""
+    for key in (*STATE_DICTS, *AVERAGES):
+        if inner := _held(content.get(key), depth - 1)[0]:
+            return inner, key
+    return {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}, ""
 
 
 def forms(state: State) -> Iterator[Form]:

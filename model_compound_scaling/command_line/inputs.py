@@ -78,7 +78,6 @@ def open_data(
     classes must be the checkpoint's, and get their numbers."""
     from data.batches import WHOLE, Part
     from data.loading import DataOptions, load_data
-    from model_compound_scaling.machine.log import Log
 
     name = args.dataset or recorded.get("dataset")
     if name is None:

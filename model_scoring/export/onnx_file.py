@@ -166,13 +166,6 @@ class Exported:
     difference: float  # of its logits to PyTorch's, relative to the largest
 
 
-def _only_logits(classes: int | None, _: nn.Module, images: tuple, output: object) -> Tensor:
-    """A forward hook: files hold the logits, whatever else the network returns."""
-    if isinstance(output, Tensor) and output.dim() == 2:
-        return output
-    return logits_of(output, images[0].shape[0], classes)
-
-
 @torch.no_grad()
 def export(
     network: nn.Module, shape: tuple[int, int, int], *, opset: int, properties: dict[str, object]
@@ -186,8 +179,13 @@ def export(
 
     images = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     tries = (images, -images)  # which go other ways through code that depends on their values
-    hook = partial(_only_logits, properties.get("num_classes"))
-    with network.register_forward_hook(hook):
+
+    def only_logits(_: nn.Module, images: tuple, output: object) -> Tensor:
+        if isinstance(output, Tensor) and output.dim() == 2:
+            return output
+        return logits_of(output, images[0].shape[0], properties.get("num_classes"))
+
+    with network.register_forward_hook(only_logits):
         plain = float_model(network, shape, opset)
         with _exporting():
             expected = torch.cat([network(batch) for batch in tries])
