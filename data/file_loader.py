@@ -110,8 +110,7 @@ class EpochBatches:
 
 
 class QuietDataLoader(DataLoader):
-    """torch's loader without its warning about more workers than cores: their number is the user's
-    wish, or `worker_count`."""
+    """torch's loader without its warning about more workers than cores: the user asked for them."""
 
     def check_worker_number_rationality(self) -> None:
         pass

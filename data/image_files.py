@@ -23,9 +23,8 @@ EXPECTED = "--data-path: expected images in {}/<class>/*.jpg, but {}"
 
 @dataclass(frozen=True)
 class Tree:
-    """The files of one split, sorted by class and name. `paths` is one array of bytes: a million
-    Path objects would be copied into every worker process as soon as their reference counts are
-    touched."""
+    """The files of one split, sorted by class and name. `paths` is one array of bytes: reference
+    counts of a million objects would make every worker process copy them (copy on write)."""
 
     paths: np.ndarray
     labels: Tensor

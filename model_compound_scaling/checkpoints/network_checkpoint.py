@@ -71,9 +71,8 @@ def _require_tensors(state: dict, content: dict, path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """A file of ours or a foreign state dict, raw or wrapped. Raises CheckpointError if it cannot
-    be read, or for no tensors, NaN, infinite values, or a description that does not belong to
-    them."""
+    """A file of ours or a foreign state dict, raw or wrapped. CheckpointError if it cannot be read,
+    for no tensors, NaN, infinite values, or a description that does not belong to them."""
     content = read_file(path)
     state, lines = state_dict(content)
     _require_tensors(state, content, path)

@@ -94,9 +94,8 @@ def _named(
 
 
 def held_classes(model: str, state: dict[str, Tensor]) -> int:
-    """How many classes a network of unknown layers has: that number with which its builder makes
-    the shapes that are found. Where the builder does not tell, as many as the last matrix has rows,
-    which is a guess."""
+    """How many classes a network of unknown layers has: with which its builder makes the shapes
+    found. Where the builder does not tell, a guess: as many as the last matrix has rows."""
     try:
         few, many = (expected_tensors(default_spec(model, n)) for n in PROBES)
     except UserError:  # it takes other numbers
@@ -139,9 +138,8 @@ def network_spec(
     num_classes: int | None = None,
     origin: str | None = None,
 ) -> NetworkSpec:
-    """Which network a checkpoint holds: what the file says, else the flags, else its shapes.
-    `num_classes` (the data set's) must agree. Raises CheckpointError with the first mismatches and
-    the flags that would fit."""
+    """Which network a checkpoint holds: what the file says, else the flags, else its shapes; with
+    `num_classes` (the data set's). CheckpointError with the first mismatches and fitting flags."""
     found = checkpoint.network or (None if model else recognise(checkpoint, origin=origin))
     if model is None and found and runs_foreign_code(found.model):
         raise CheckpointError(

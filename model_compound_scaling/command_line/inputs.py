@@ -124,8 +124,7 @@ def known_input(args: argparse.Namespace, spec: NetworkSpec, recorded: dict) -> 
 
 
 def require_classes(args: argparse.Namespace, spec: NetworkSpec, recorded: dict) -> None:
-    """DataError if --data-path holds folders of other classes than the checkpoint's. For what is
-    done without opening a data set."""
+    """DataError if --data-path holds folders of other classes; for where no data set is opened."""
     from data.image_files import class_folders
     from data.loading import match_classes
 
@@ -137,8 +136,7 @@ def require_classes(args: argparse.Namespace, spec: NetworkSpec, recorded: dict)
 
 
 def require_same_classes(state: dict, data: "Data", *, ignore: bool) -> None:
-    """DataError, unless they are to be ignored, if the classes that a run's last.pt was trained on
-    have other names or numbers."""
+    """DataError if a run's last.pt was trained on classes of other names or numbers."""
     from data.loading import match_classes
 
     known = state.get("data")
@@ -161,8 +159,7 @@ def _recorded_statistics(recorded: dict) -> tuple | None:
 
 
 def fingerprint(class_names: Sequence[str]) -> str:
-    """The classes in a few characters, for a run's configuration: it must not go on with others,
-    but where the images lie may change."""
+    """A hash of the classes, for a run's configuration: images may move, classes may not change."""
     digest = hashlib.sha256("\n".join(class_names).encode(errors="surrogateescape")).hexdigest()
     return f"{len(class_names)} ({digest[:8]})"
 

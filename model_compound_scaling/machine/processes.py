@@ -22,8 +22,7 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def silent(*descriptors: int) -> Iterator[None]:
-    """Inside, nothing reaches these file descriptors (1: stdout, 2: stderr), whether Python or C++
-    prints it."""
+    """Inside, nothing reaches these file descriptors (1: stdout, 2: stderr), from C++ either."""
     streams, kept = [stream for stream in (sys.stdout, sys.stderr) if stream], {}
     for stream in streams:
         stream.flush()

@@ -19,8 +19,7 @@ def without_subnormals(weight: Tensor) -> Tensor:
 
 
 def zero_share(tensors: Iterable[Tensor]) -> float:
-    """How much of all values is 0: of layers as they count, of vectors (BatchNorm's, biases)
-    exactly."""
+    """Sparsity: of layers as their weights count, of vectors (BatchNorm's, biases) exactly."""
     sizes = nonzeros = 0
     for tensor in tensors:
         values = without_subnormals(tensor) if tensor.dim() > 1 else tensor
@@ -42,9 +41,8 @@ def few_values(weight: Tensor) -> Tensor | None:
 
 
 def ternary_values(weight: Tensor) -> tuple[float, float] | None:
-    """Smallest and largest nonzero value of a ternary weight: at most one negative and one positive
-    value, or two of one sign, and a 0. None if it is not; (0, 0) if all are zero. Linear in the
-    number of weights, no sorting."""
+    """Smallest and largest nonzero value of a ternary weight: 0 and at most two others, of any
+    sign. None if it is not; (0, 0) if all are zero. In linear time, without sorting."""
     flat, low, high = weight.flatten(), 0.0, 0.0
     for part in (flat[:PROBE], flat):
         values = part[part != 0]

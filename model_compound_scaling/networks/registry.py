@@ -83,8 +83,7 @@ def canonical_name(name: str) -> str:
 
 
 def table_row(model: str) -> Row:
-    """Row of a network; networks from elsewhere get one of their own. UserError if there is no such
-    builder."""
+    """Row of a network; one from elsewhere gets its own. UserError if there is no such builder."""
     if model in REGISTRY:
         return REGISTRY[model]
     importable(model)

@@ -98,12 +98,9 @@ def predict(
     top: int | None,
     device: torch.device,
 ) -> Iterator[str]:
-    """One line per image: its path, and the `top` most probable classes with their probabilities;
-    by default five, or all of fewer.
-
+    """One line per image: its path, and the `top` (by default up to five) most probable classes.
     `data`: what is known of the network's images, as checkpoints record it. Mistakes show at once,
-    as UserError, or DataError if there are no images; an unreadable image when its turn comes.
-    """
+    as UserError, or DataError if there are no images; an unreadable image when its turn comes."""
     if "mean" not in data:
         raise UserError(
             "--predict needs --normalize or --dataset: the checkpoint does not say how its images "
