@@ -81,8 +81,7 @@ def _unwrapped(state: State, depth: int = DEEPEST) -> Iterator[tuple[State, tupl
             said = (f"only what is below {name!r} is taken, not {some(others)}",) if others else ()
             for inner, more in _unwrapped(below, depth - 1):
                 yield inner, (*said, *more)
-    parts = {key: [part for part in key.split(".") if part not in WRAPPERS] for key in state}
-    without = {".".join(parts[key]): value for key, value in state.items()}
+    without = {".".join(p for p in k.split(".") if p not in WRAPPERS): v for k, v in state.items()}
     if len(without) == len(state) and without.keys() != state.keys():
         yield without, ()
 

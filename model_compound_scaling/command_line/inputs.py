@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.class_names import match_classes
 from data.datasets import choose_stats, find_dataset
 from data.errors import DataError, UserError
 from model_compound_scaling.machine import place, signals
@@ -126,7 +127,6 @@ def known_input(args: argparse.Namespace, spec: NetworkSpec, recorded: dict) -> 
 def require_classes(args: argparse.Namespace, spec: NetworkSpec, recorded: dict) -> None:
     """DataError if --data-path holds folders of other classes; for where no data set is opened."""
     from data.image_files import class_folders
-    from data.loading import match_classes
 
     name = args.dataset or recorded.get("dataset") or "ImageFolder"
     folders = args.data_path and find_dataset(name, args.image_size or 1).source == "folders"
@@ -137,15 +137,12 @@ def require_classes(args: argparse.Namespace, spec: NetworkSpec, recorded: dict)
 
 def require_same_classes(state: dict, data: "Data", *, ignore: bool) -> None:
     """DataError if a run's last.pt was trained on classes of other names or numbers."""
-    from data.loading import match_classes
-
     known = state.get("data")
     names = known.get("class_names") if isinstance(known, dict) else None
     if ignore or not isinstance(names, list | tuple):
         return
-    classes = match_classes(data.class_names, [str(name) for name in names])
-    if classes.renumbered():
-        raise DataError(f"{classes.renumbered()}; go on all the same with --ignore-class-names")
+    if said := match_classes(data.class_names, [str(name) for name in names]).renumbered():
+        raise DataError(f"{said}; go on all the same with --ignore-class-names")
 
 
 def _recorded_classes(recorded: dict, spec: NetworkSpec) -> Sequence[str]:

@@ -1,6 +1,7 @@
 """Where networks are trained, and how they are laid out there."""
 
 import os
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -53,11 +54,9 @@ def evaluation_layout(network: nn.Module, images: Tensor) -> torch.memory_format
     """The memory format in which images are evaluated fastest: on a CPU, whose convolutions (and
     depthwise ones above all) like the channels last, if the network's code takes them so."""
     if images.device.type == "cpu":
-        try:
+        with suppress(RuntimeError):  # a `view` that counts on channels coming first
             network(images[:1].contiguous(memory_format=torch.channels_last))
             return torch.channels_last
-        except RuntimeError:  # a `view` that counts on channels coming first
-            pass
     return torch.contiguous_format
 
 

@@ -20,11 +20,9 @@ def without_subnormals(weight: Tensor) -> Tensor:
 
 def zero_share(tensors: Iterable[Tensor]) -> float:
     """Sparsity: of layers as their weights count, of vectors (BatchNorm's, biases) exactly."""
-    sizes = nonzeros = 0
-    for tensor in tensors:
-        values = without_subnormals(tensor) if tensor.dim() > 1 else tensor
-        sizes, nonzeros = sizes + tensor.numel(), nonzeros + int(values.count_nonzero())
-    return 1 - nonzeros / max(1, sizes)
+    counted = [without_subnormals(t) if t.dim() > 1 else t for t in tensors]
+    nonzeros = sum(int(values.count_nonzero()) for values in counted)
+    return 1 - nonzeros / max(1, sum(values.numel() for values in counted))
 
 
 def few_values(weight: Tensor) -> Tensor | None:

@@ -68,12 +68,11 @@ def _lines(
     network, layout = network.to(device).eval(), None
     for start in range(0, len(paths), at_once):
         images, unreadable = [], None
-        for path in paths[start : start + at_once]:
-            try:
+        try:
+            for path in paths[start : start + at_once]:
                 images.append(prepare(read_image(str(path))))
-            except DataError as error:  # those before it have been worth their time
-                unreadable = error
-                break
+        except DataError as error:  # those before it have been worth their time
+            unreadable = error
         if images:
             batch = torch.stack(images).to(device)
             layout = layout or evaluation_layout(network, batch)
