@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
-from data.errors import UserError
+from data.errors import UserError, choose
 from model_compound_scaling.networks.micronet_scaling import scaled_shape
 
 Widths = dict[str, dict[str, int]]  # layer -> attribute -> value, see narrowing
@@ -82,18 +82,12 @@ def canonical_name(name: str) -> str:
     plain = {row.replace("-", "").replace("_", ""): row for row in REGISTRY}
     key = name.lower().replace("-", "").replace("_", "")
     if key not in plain:
-        close = difflib.get_close_matches(name.lower(), REGISTRY, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(
-            f"unknown --model {name!r}{hint} Choose from {', '.join(REGISTRY)}, "
-            "torchvision:NAME or module:function"
-        )
+        choose("--model", name, (*REGISTRY, "torchvision:NAME", "module:function"))
     return plain[key]
 
 
 def table_row(model: str) -> Row:
-    """Row of a network; networks from elsewhere get one of their own. UserError if there is no such
-    builder."""
+    """Row of a network; one from elsewhere gets its own. UserError if there is no such builder."""
     if model in REGISTRY:
         return REGISTRY[model]
     importable(model)
