@@ -41,6 +41,8 @@ class DataOptions:
     val_batch_size: int | None = None  # of all processes together; None: see evaluation_batch
     part: Part = WHOLE  # the share of each batch that this process gets
     seed: int = 0
+    holdout: float = 0.0  # percent of each class' training images that are `val`, see hold_out
+    holdout_seed: int = 0
     device: str | torch.device = "cpu"
     class_names: Sequence[str] = ()  # labels count in this order; (): in the data set's own
     workers: int | None = None  # processes that decode files; results do not depend on their number

@@ -4,7 +4,7 @@ of them that a network is trained or evaluated on."""
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,10 @@ class Tree:
     paths: np.ndarray
     labels: Tensor
     class_names: list[str]
+
+    def take(self, which: Tensor) -> "Tree":
+        """Those files only; `which`: bool (N,)."""
+        return replace(self, paths=self.paths[which.numpy()], labels=self.labels[which])
 
 
 def class_folders(root: Path | None, split: str) -> list[Path]:

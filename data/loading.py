@@ -19,7 +19,7 @@ from data.datasets import AUGMENT, Dataset, Stat, choose_stats, find_dataset, va
 from data.errors import DataError, UserError, choose
 from data.file_loader import BadImages, FileLoader, decode_all
 from data.image_files import Tree, eval_transform, train_transform
-from data.sources import READERS, Source
+from data.sources import READERS, Source, hold_out
 
 Splits = dict[str, Source | Tree]
 
@@ -38,6 +38,9 @@ class Data:
     train: Loader | None = None
     val: Loader | None = None
     renumbered: str = ""  # in words, if labels are not the data set's own
+    holdout: float = 0.0  # percent of the training images that `val` is made of, 0: it is the set's
+    holdout_seed: int = 0
+    reported: Loader | None = None  # then the set's own validation images, which decide nothing
 
 
 def load_data(name: str, options: DataOptions | None = None, **changes: object) -> Data:
@@ -65,8 +68,9 @@ def load_data(name: str, options: DataOptions | None = None, **changes: object) 
     }
     names, renumbered = classes.names, classes.renumbered()
     return Data(
-        row.name, len(names), names, channels, size, *row.stats, **loaders, renumbered=renumbered
-    )
+        row.name, len(names), names, channels, size, *row.stats, **loaders, renumbered=renumbered,
+        holdout=options.holdout, holdout_seed=options.holdout_seed,
+    )  # fmt: skip
 
 
 def read_splits(row: Dataset, options: DataOptions, bad: BadImages) -> tuple[Splits, Classes]:
@@ -77,6 +81,10 @@ def read_splits(row: Dataset, options: DataOptions, bad: BadImages) -> tuple[Spl
     if classes.renumbered():
         new = torch.tensor(classes.labels)
         sources = {k: replace(source, labels=new[source.labels]) for k, source in sources.items()}
+    if options.holdout and "train" in sources:
+        train, val = sources["train"], sources["val"]
+        held = hold_out(train.labels, options.holdout, options.holdout_seed)
+        sources = {"train": train.take(~held), "val": train.take(held), "reported": val}
     require_batches(row, sources, options)
     trees = [source for source in sources.values() if isinstance(source, Tree)]
     size = 3 * options.image_size**2 * sum(len(tree.paths) for tree in trees)  # bytes

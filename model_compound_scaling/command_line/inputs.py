@@ -85,6 +85,7 @@ def open_data(
         raise UserError("--dataset is needed: the checkpoint does not say what it was trained on")
     row = table_row(spec.model)
     flags = {k: v for k, v in vars(args).items() if k in DataOptions.__dataclass_fields__}
+    flags |= _holdout(args, recorded)
     data = load_data(
         name,
         DataOptions(**flags),
@@ -151,6 +152,19 @@ def _recorded_classes(recorded: dict, spec: NetworkSpec) -> Sequence[str]:
     return names if len(names) == (spec.num_classes or len(names)) else ()
 
 
+def _holdout(args: argparse.Namespace, recorded: dict) -> dict:
+    """Which training images decide: what flags say, else those of the stage before, which have not
+    been trained on."""
+    percent = getattr(args, "holdout", None)
+    known = {"holdout": recorded.get("holdout", 0.0)}
+    known["holdout_seed"] = recorded.get("holdout_seed", args.seed)
+    if percent in (None, known["holdout"]):
+        return known
+    if known["holdout"]:
+        Log()(f"warning: --holdout {percent:g}, but {known['holdout']:g} made the checkpoint")
+    return {"holdout": percent, "holdout_seed": args.seed}
+
+
 def _recorded_statistics(recorded: dict) -> tuple | None:
     return (recorded["mean"], recorded["std"]) if "mean" in recorded else None
 
@@ -164,4 +178,7 @@ def fingerprint(class_names: Sequence[str]) -> str:
 def describe(data: "Data") -> dict:
     """What a checkpoint records of its data, so that later stages need no flags."""
     lists = {"mean": list(data.mean), "std": list(data.std), "class_names": list(data.class_names)}
-    return {"dataset": data.name, "image_size": data.image_size, **lists}
+    known = {"dataset": data.name, "image_size": data.image_size, **lists}
+    if data.holdout:
+        known |= {"holdout": data.holdout, "holdout_seed": data.holdout_seed}
+    return known

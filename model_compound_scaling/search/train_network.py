@@ -17,7 +17,7 @@ from model_compound_scaling.networks.registry import REGISTRY
 from model_compound_scaling.runs import History, Run, RunRequest
 from model_compound_scaling.search.points import Point
 from model_compound_scaling.training import Average, Options, Phase, TrainStep, run_epochs
-from model_compound_scaling.training.evaluation import require_fit
+from model_compound_scaling.training.evaluation import report, require_fit
 from model_compound_scaling.training.optimizers import load_optimizer, make_sgd
 from model_compound_scaling.training.recipe import lr_factor
 
@@ -128,4 +128,5 @@ def train_point(
 
     phase = Phase(PHASE, range(training.start_epoch, training.epochs), training.seed)
     run_epochs(run, phase, step, data, content=content, prepare=prepare, evaluated=best)
+    report(run, network, data)
     return run.close()

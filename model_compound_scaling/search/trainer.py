@@ -48,6 +48,8 @@ class Trainer:
             done = processes.from_main(
                 lambda: finished(request.folder, config=config, epochs=training.epochs)
             )
+        if done and config.values.get("holdout") and not done.reported:
+            done = None  # trained, but not measured
         if done:
             self.log(f"{point.name}: already trained for {done.epochs_done} epochs")
         if done or not mine:
@@ -73,7 +75,7 @@ class Trainer:
             table = rows(search.trained, search.missing)
             self.log(*to_text(table).splitlines())
             if processes.is_main():
-                header = (*HEADER, "epochs", "mean_of_best_5", "best")
+                header = (*HEADER, "epochs", "mean_of_best_5", "best", "validation")
                 write_text(to_csv(header, table), output / "results.csv")
         if search.missing:
             names = ", ".join(point.name for point in search.missing)
