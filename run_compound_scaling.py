@@ -29,7 +29,11 @@ from model_compound_scaling.search.points import Point, parse_grid, possible_poi
 from model_compound_scaling.training.recipe import AMP, SCHEDULES, Options, from_flags
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from data import Data
+    from model_compound_scaling.checkpoints import Checkpoint
+    from model_compound_scaling.networks.registry import NetworkSpec
 
 TARGET_PHIS = [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
 # training recipes: what these flags are unless given; efficientnet is a family of the registry
@@ -44,6 +48,9 @@ def build_parser() -> Parser:
     add = parser.section("network")
     add("--model", None, None, "NAME", shared_flags.MODELS +
         " (default: cifar_micronet, image_micronet or lenet-5, by the images)")
+    add("--init", None, None, "FILE", "start from the weights of a trained network of the same "
+        "architecture, a checkpoint of any origin; its classifier is new if it has other classes "
+        "in number (default: random weights)")
     add = parser.section("search (MicroNets)")
     add("--grid", kind.grid_value, None, "D W", "pairs of depth and width multipliers, one after "
         "the other; auto: all with d w^2 r^2 near 2. More than one pair are trained with phi 1, "
@@ -64,7 +71,8 @@ def build_parser() -> Parser:
         "passes over the training images (default: 200, EfficientNet 90)")
     add("--start-epoch", kind.natural, 0, "N",
         "epochs to leave out, schedule included; a resumed run knows its own")
-    add("--lr", kind.non_negative, 0.1, "X", "first learning rate")
+    add("--lr", kind.non_negative, None, "X",
+        "first learning rate (default: 0.1, with --init 0.01)")
     add("--momentum", kind.non_negative, 0.9, "X", "0 for plain SGD")
     add("--weight-decay", kind.non_negative, None, "X",
         "L2 penalty (default: 5e-4, EfficientNet 1e-4)")
@@ -103,6 +111,10 @@ def check(args: argparse.Namespace, family: str) -> None:
     given = [f"--{name.replace('_', '-')}" for name in scaling if getattr(args, name)]
     if family != "micronet" and given:
         raise UserError(f"{given[0]} scales MicroNets; {args.model} has one size")
+    if args.init and given:
+        raise UserError(f"{given[0]} does not go with --init: the network is the file's")
+    if args.lr is None:
+        args.lr = 0.01 if args.init else 0.1
     if "auto" in (args.grid or []) and len(args.grid) > 1:
         raise UserError("--grid auto stands alone")
     for name, default in RECIPES.get(family, RECIPE).items():
@@ -136,16 +148,35 @@ def class_names(args: argparse.Namespace, dataset: Dataset) -> list[str] | None:
     return [folder.name for folder in class_folders(args.data_path, "train")]
 
 
+def open_init(args: argparse.Namespace) -> "tuple[Checkpoint, NetworkSpec, nn.Module]":
+    """What --init names, with the network that it holds."""
+    from model_compound_scaling.checkpoints import load_network, read_checkpoint
+    from model_compound_scaling.checkpoints.network_checkpoint import find_file
+    from model_compound_scaling.checkpoints.recognition import network_spec
+    from model_compound_scaling.machine import Log
+
+    checkpoint = read_checkpoint(find_file(args.init, folder=OUTPUT, flag="--init"))
+    spec = network_spec(checkpoint, model=args.model and canonical_name(args.model))
+    network = load_network(checkpoint, spec)
+    Log()(*checkpoint.lines)
+    return checkpoint, spec, network
+
+
 def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
     args.dataset = args.dataset or "CIFAR100"
+    init, recorded, spec = None, {}, None
+    if args.init:
+        checkpoint, spec, init = open_init(args)
+        recorded = {k: v for k, v in checkpoint.data.items() if k in ("mean", "std")}
+        args.model = spec.model
     args.model = canonical_name(args.model or default_model(args.dataset, args.image_size))
     family = table_row(args.model).family
     check(args, family)
-    grid, phis = scaling(args, family)
+    grid, phis = scaling(args, "" if args.init else family)
     dataset = find_dataset(args.dataset, args.image_size)
     names, size = class_names(args, dataset), inputs.input_size(args, args.model, {})
     classes = dataset.classes or len(names)
-    point = partial(scaled_point, args.model, num_classes=classes, image_size=size)
+    point = partial(scaled_point, args.model, num_classes=classes, image_size=size, like=spec)
     points = possible_points(point, grid, phis)
     entry.require_single(args.resume, len(points))
     device = entry.start(args)
@@ -164,14 +195,14 @@ def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
         require_memory(possible, device, averaged=args.ema > 0)
 
     def open_data(point: Point) -> "Data":
-        size = point.image_size
-        return inputs.open_data(args, spec=point.spec, recorded={}, device=device, image_size=size)
+        place = {"device": device, "image_size": point.image_size}
+        return inputs.open_data(args, spec=point.spec, recorded=recorded, **place)
 
     training = from_flags(Training, vars(args), options=from_flags(Options, vars(args)))
     known = names and inputs.fingerprint(names)
     request = entry.run_request(args, incidental, args.output, device, classes=known)
     shard, count = map(int, args.shard.split("/"))
-    trainer = Trainer(training, request, open_data, device, Log(args.output), shard, count)
+    trainer = Trainer(training, request, open_data, device, Log(args.output), shard, count, init)
     search = Search(trainer, point, target=args.target_accuracy)
     try:
         found = search.run(grid, phis)

@@ -41,6 +41,8 @@ class DataOptions:
     val_batch_size: int | None = None  # of all processes together; None: see evaluation_batch
     part: Part = WHOLE  # the share of each batch that this process gets
     seed: int = 0
+    holdout: float = 0.0  # percent of each class' training images that are `val`, see hold_out
+    holdout_seed: int = 0
     device: str | torch.device = "cpu"
     class_names: Sequence[str] = ()  # labels count in this order; (): in the data set's own
     workers: int | None = None  # processes that decode files; results do not depend on their number
@@ -77,14 +79,12 @@ class Schedule:
             yield index[self.part.this :: self.part.of]
 
 
-PIXELS_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}  # above them a batch is slower, or takes gigabytes
 AT_ONCE = 512  # images; more are no faster
 
 
 def evaluation_batch(image_size: int, device: str | torch.device, processes: int = 1) -> int:
-    """How many images are evaluated at once, in all processes together: as many as make a good
-    batch for their kind of device."""
-    pixels = PIXELS_AT_ONCE.get(torch.device(device).type, PIXELS_AT_ONCE["cuda"])
+    """The batch size of evaluation, of all processes together, that suits the kind of device."""
+    pixels = 2**20 if torch.device(device).type == "cpu" else 2**25  # with more it is slower
     return processes * max(1, min(AT_ONCE, pixels // image_size**2))
 
 

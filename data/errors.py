@@ -37,6 +37,11 @@ def _escape(match: re.Match) -> str:
     return f"\\x{code - 0xDC00:x}" if 0xDC80 <= code <= 0xDCFF else ascii(match[0])[1:-1]
 
 
+def some(names: Sequence[str], between: str = ", ") -> str:
+    """The first three, and how many more there are."""
+    return between.join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def choose(flag: str, value: str, choices: Sequence[str]) -> None:
     """UserError, with the nearest choice, unless `value` is one of the choices."""
     if value in choices:

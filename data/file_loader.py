@@ -1,18 +1,73 @@
-"""Batches from image files, decoded by worker processes while the network trains."""
+"""Many image files: all read at once into memory, or decoded by worker processes while the network
+trains."""
 
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from data.batches import Batch, DataOptions, Loader, Preparation, Schedule, to_channels
-from data.errors import DataError
-from data.image_files import BadImages, Tree, read_image, usable_cores
+from data.errors import DataError, printable
+from data.image_files import Transform, Tree, eval_transform, read_image
 from data.stateless_random import sample_seed
-from data.transforms import Transform
 
+CHUNK = 128  # files per task of a thread; one each would cost more than decoding a small one
 Item = tuple[Tensor, Tensor, int]  # uint8 (3, H, W), label, index
+
+
+class BadImages:
+    """Unreadable files: up to `limit` of them are left out and, if `shown`, named on stderr."""
+
+    def __init__(self, limit: int = 0) -> None:
+        self.limit, self.names, self.shown = limit, set(), True
+
+    def add(self, errors: Iterable[DataError]) -> None:
+        """Count and name the new ones; DataError for one more than the limit."""
+        for error in errors:
+            if str(error) in self.names:
+                continue
+            if len(self.names) == self.limit:
+                hint = "--skip-bad-images N leaves out up to N such files"
+                hint = f"more than --skip-bad-images {self.limit}" if self.limit else hint
+                raise DataError(f"{error} ({hint})")
+            self.names.add(str(error))
+            if self.shown:
+                count = f"{len(self.names)} of at most {self.limit}"
+                print(f"warning: {printable(error)}; left out ({count})", file=sys.stderr)
+
+
+def decode_all(paths: np.ndarray, size: int, bad: BadImages) -> tuple[Tensor, Tensor]:
+    """Read all files, in threads, into one uint8 tensor (n, 3, size, size); which those n are
+    (bool, one for each path): not those that cannot be read, as far as `bad` allows."""
+    images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+    readable = torch.ones(len(paths), dtype=torch.bool)
+    transform = eval_transform(size, "fit")
+
+    def decode(chunk: range) -> list[DataError]:
+        errors = []
+        for i in chunk:
+            try:
+                images[i] = transform(read_image(paths[i]))
+            except DataError as error:
+                errors.append(error)
+                readable[i] = False
+        return errors
+
+    chunks = [range(len(paths))[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+    with (
+        ThreadPoolExecutor(min(8, usable_cores())) as pool,
+        tqdm(total=len(paths), desc="reading images", unit="img", disable=None) as progress,
+    ):
+        for chunk, errors in zip(chunks, pool.map(decode, chunks), strict=True):
+            bad.add(errors)
+            progress.update(len(chunk))
+    return images if readable.all() else images[readable], readable
 
 
 class FileDataset(Dataset):
@@ -55,11 +110,16 @@ class EpochBatches:
 
 
 class QuietDataLoader(DataLoader):
-    """torch's loader without its warning about more workers than cores: their number is the user's
-    wish, or `worker_count`."""
+    """torch's loader without its warning about more workers than cores: the user asked for them."""
 
     def check_worker_number_rationality(self) -> None:
         pass
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use: of a job or container, not of the machine."""
+    known = hasattr(os, "sched_getaffinity")  # not on macOS
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
 
 
 def worker_count(options: DataOptions) -> int:

@@ -1,63 +1,38 @@
-"""Image files: which there are in a tree of class folders, and how one becomes RGB pixels."""
+"""Image files: which there are in a tree of class folders, how one becomes RGB pixels, and the crop
+of them that a network is trained or evaluated on."""
 
 import os
 import stat
-import sys
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 from torch import Tensor
-from tqdm import tqdm
 
-from data.errors import DataError, printable
-from data.transforms import eval_transform
+from data.errors import DataError
 
+Transform = Callable[[Image.Image], Tensor]  # RGB image -> uint8 (3, size, size)
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
-CHUNK = 128  # files per task of a thread; one each would cost more than decoding a small one
 EXPECTED = "--data-path: expected images in {}/<class>/*.jpg, but {}"
 
 
 @dataclass(frozen=True)
 class Tree:
-    """The files of one split, sorted by class and name. `paths` is one array of bytes: a million
-    Path objects would be copied into every worker process as soon as their reference counts are
-    touched."""
+    """The files of one split, sorted by class and name. `paths` is one array of bytes: reference
+    counts of a million objects would make every worker process copy them (copy on write)."""
 
     paths: np.ndarray
     labels: Tensor
     class_names: list[str]
 
-
-def usable_cores() -> int:
-    """Processor cores that this process may use: of a job or container, not of the machine."""
-    known = hasattr(os, "sched_getaffinity")  # not on macOS
-    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-
-
-class BadImages:
-    """Unreadable files: up to `limit` of them are left out and, if `shown`, named on stderr."""
-
-    def __init__(self, limit: int = 0) -> None:
-        self.limit, self.names, self.shown = limit, set(), True
-
-    def add(self, errors: Iterable[DataError]) -> None:
-        """Count and name the new ones; DataError for one more than the limit."""
-        for error in errors:
-            if str(error) in self.names:
-                continue
-            if len(self.names) == self.limit:
-                hint = "--skip-bad-images N leaves out up to N such files"
-                hint = f"more than --skip-bad-images {self.limit}" if self.limit else hint
-                raise DataError(f"{error} ({hint})")
-            self.names.add(str(error))
-            if self.shown:
-                count = f"{len(self.names)} of at most {self.limit}"
-                print(f"warning: {printable(error)}; left out ({count})", file=sys.stderr)
+    def take(self, which: Tensor) -> "Tree":
+        """Those files only; `which`: bool (N,)."""
+        return replace(self, paths=self.paths[which.numpy()], labels=self.labels[which])
 
 
 def class_folders(root: Path | None, split: str) -> list[Path]:
@@ -91,20 +66,15 @@ def images_under(folder: str | os.PathLike) -> list[str]:
     for those that lead back to a folder they are in. Sorted by path: an index must mean the same
     image on every machine. DataError for a folder that cannot be read."""
     found, folder = [], os.fspath(folder)
-    # beside each folder, where it really is, after the places that links on the way to it were in
-    waiting = [(folder, (os.path.realpath(folder),))]
+    waiting = [(folder, [Path(folder).resolve()])]  # beside each, where all on the way really are
     while waiting:
         folder, places = waiting.pop()
         for entry in _entries(folder):
             if _is_folder(entry):
-                if entry.is_symlink():
-                    target = os.path.realpath(entry.path)
-                    if any(os.path.commonpath([target, place]) == target for place in places):
-                        continue
-                    waiting.append((entry.path, (*places, target)))
-                else:
-                    below = os.path.join(places[-1], entry.name)
-                    waiting.append((entry.path, (*places[:-1], below)))
+                place = Path(entry).resolve() if entry.is_symlink() else places[-1] / entry.name
+                leads_back = any(inner.is_relative_to(place) for inner in places)
+                if not leads_back:
+                    waiting.append((entry.path, [*places, place]))
             elif _is_image(entry.name) and (entry.is_file() or entry.is_symlink()):
                 found.append(entry.path)
     return sorted(found)
@@ -134,9 +104,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
         raise DataError(f"cannot follow the link {entry.path}: {error.strerror}") from error
 
 
-# TIFF tags
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
-WHITE_IS_ZERO, SIGNED = 0, 2
+WHITE_IS_ZERO, SIGNED = 0, 2  # values of TIFF tags
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
@@ -144,7 +112,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     its values; others as they are. ValueError if the file declares none."""
     tags = getattr(image, "tag_v2", {})
     wide = image.mode == "I" and image.format not in ("PNG", "PPM")  # which hold 16 bits
-    if wide or SIGNED in tags.get(SAMPLE_FORMAT, ()):
+    if wide or SIGNED in tags.get(SAMPLEFORMAT, ()):
         raise ValueError("integers of 32 bits or with a sign have no agreed range: save as 16 bits")
     if image.mode[0] not in "IF":
         return image
@@ -154,8 +122,8 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
             raise ValueError("floating-point values must be from 0 to 1")
         grey = np.rint(255 * values)
     else:
-        grey = values >> (tags.get(BITS_PER_SAMPLE, (16,))[0] - 8)
-    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # which Pillow heeds up to 8 bits
+        grey = values >> (tags.get(BITSPERSAMPLE, (16,))[0] - 8)
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO:  # which Pillow heeds up to 8 bits
         grey = 255 - grey
     return Image.fromarray(grey.astype(np.uint8))
 
@@ -175,29 +143,33 @@ def read_image(path: str | bytes) -> Image.Image:
         raise DataError(f"cannot read image {path}: {reason}") from error
 
 
-def decode_all(paths: np.ndarray, size: int, bad: BadImages) -> tuple[Tensor, Tensor]:
-    """Read all files, in threads, into one uint8 tensor (n, 3, size, size); which those n are
-    (bool, one for each path): not those that cannot be read, as far as `bad` allows."""
-    images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
-    readable = torch.ones(len(paths), dtype=torch.bool)
-    transform = eval_transform(size, "fit")
+def train_transform(size: int) -> Transform:
+    """The usual ImageNet augmentation: random resized crop and horizontal flip."""
+    from torchvision.transforms import v2  # takes 1.5 s, which the other crops need not wait for
 
-    def decode(chunk: range) -> list[DataError]:
-        errors = []
-        for i in chunk:
-            try:
-                images[i] = transform(read_image(paths[i]))
-            except DataError as error:
-                errors.append(error)
-                readable[i] = False
-        return errors
+    return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()])
 
-    chunks = [range(len(paths))[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
-    with (
-        ThreadPoolExecutor(min(8, usable_cores())) as pool,
-        tqdm(total=len(paths), desc="reading images", unit="img", disable=None) as progress,
-    ):
-        for chunk, errors in zip(chunks, pool.map(decode, chunks), strict=True):
-            bad.add(errors)
-            progress.update(len(chunk))
-    return images if readable.all() else images[readable], readable
+
+def eval_transform(size: int, crop: str) -> Transform:
+    """The centre crop of an image, the same for evaluation, images held in memory and --predict.
+    crop "standard": 224 of 256 pixels, or in proportion, bilinear; "full" (EfficientNet): the whole
+    shorter side, bicubic; "fit" (small images): the whole shorter side, bilinear."""
+    shorter, resample = {
+        "standard": (round(size * 256 / 224), Image.Resampling.BILINEAR),
+        "full": (size, Image.Resampling.BICUBIC),
+        "fit": (size, Image.Resampling.BILINEAR),
+    }[crop]
+    return partial(_centre, shorter=shorter, size=size, resample=resample)
+
+
+def _centre(image: Image.Image, *, shorter: int, size: int, resample: int) -> Tensor:
+    """Shorter side to `shorter` pixels, then the central square: torchvision's Resize, CenterCrop
+    and PILToTensor, to the bit."""
+    short = min(image.size)
+    width, height = (int(shorter * side / short) for side in image.size)
+    if image.size != (width, height):
+        image = image.resize((width, height), resample)
+    if image.size != (size, size):
+        left, top = (round((side - size) / 2) for side in image.size)
+        image = image.crop((left, top, left + size, top + size))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

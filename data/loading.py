@@ -1,13 +1,7 @@
 """load_data: from a data set's name and the user's wishes to loaders."""
 
-import re
-import reprlib
-import unicodedata
-from collections import Counter
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -20,32 +14,14 @@ from data.batches import (
     evaluation_batch,
     to_channels,
 )
+from data.class_names import Classes, match_classes
 from data.datasets import AUGMENT, Dataset, Stat, choose_stats, find_dataset, variant
 from data.errors import DataError, UserError, choose
-from data.file_loader import FileLoader
-from data.image_files import BadImages, Tree, decode_all
-from data.sources import READERS, Source
-from data.transforms import eval_transform, train_transform
+from data.file_loader import BadImages, FileLoader, decode_all
+from data.image_files import Tree, eval_transform, train_transform
+from data.sources import READERS, Source, hold_out
 
 Splits = dict[str, Source | Tree]
-
-
-class Classes(NamedTuple):
-    """The names of the classes by their numbers, and the number of each class of the data set."""
-
-    names: list[str]
-    labels: list[int]
-
-    def renumbered(self) -> str:
-        """In words, if the numbers are not the data set's own."""
-        moved = [(own, label) for own, label in enumerate(self.labels) if own != label]
-        if not moved:
-            return ""
-        own, label = moved[0]
-        return (
-            f"{len(moved)} of {len(self.labels)} classes are numbered as in the checkpoint, not as "
-            f"in the data set: first {reprlib.repr(self.names[label])}, {label} instead of {own}"
-        )
 
 
 @dataclass(frozen=True)
@@ -62,6 +38,9 @@ class Data:
     train: Loader | None = None
     val: Loader | None = None
     renumbered: str = ""  # in words, if labels are not the data set's own
+    holdout: float = 0.0  # percent of the training images that `val` is made of, 0: it is the set's
+    holdout_seed: int = 0
+    reported: Loader | None = None  # then the set's own validation images, which decide nothing
 
 
 def load_data(name: str, options: DataOptions | None = None, **changes: object) -> Data:
@@ -89,8 +68,9 @@ def load_data(name: str, options: DataOptions | None = None, **changes: object) 
     }
     names, renumbered = classes.names, classes.renumbered()
     return Data(
-        row.name, len(names), names, channels, size, *row.stats, **loaders, renumbered=renumbered
-    )
+        row.name, len(names), names, channels, size, *row.stats, **loaders, renumbered=renumbered,
+        holdout=options.holdout, holdout_seed=options.holdout_seed,
+    )  # fmt: skip
 
 
 def read_splits(row: Dataset, options: DataOptions, bad: BadImages) -> tuple[Splits, Classes]:
@@ -101,6 +81,10 @@ def read_splits(row: Dataset, options: DataOptions, bad: BadImages) -> tuple[Spl
     if classes.renumbered():
         new = torch.tensor(classes.labels)
         sources = {k: replace(source, labels=new[source.labels]) for k, source in sources.items()}
+    if options.holdout and "train" in sources:
+        train, val = sources["train"], sources["val"]
+        held = hold_out(train.labels, options.holdout, options.holdout_seed)
+        sources = {"train": train.take(~held), "val": train.take(held), "reported": val}
     require_batches(row, sources, options)
     trees = [source for source in sources.values() if isinstance(source, Tree)]
     size = 3 * options.image_size**2 * sum(len(tree.paths) for tree in trees)  # bytes
@@ -166,60 +150,3 @@ def common_classes(row: Dataset, sources: Splits) -> list[str]:
             "were found; --dataset ImageFolder takes any number"
         )
     return names[0]
-
-
-def match_classes(found: Sequence[str], network: Sequence[str]) -> Classes:
-    """The classes `found` in a data set, numbered as the network's of the same names; as they are
-    if the network's are not known. Names that only count stand for their numbers, whatever the
-    other names. DataError, with the first differences, if the names are others."""
-    own = list(range(len(found)))
-    if len(network) != len(found) or list(network) == list(found):
-        return Classes(list(found), own)
-    counted = class_numbers(found), class_numbers(network)
-    if any(counted):
-        keys = tuple(numbers or own for numbers in counted)
-    else:
-        keys = tuple([_plain(name) for name in names] for names in (found, network))
-        if any(len(set(plain)) < len(plain) for plain in keys):
-            keys = found, network
-    here, there = _unmatched(found, *keys), _unmatched(network, *keys[::-1])
-    if here or there:
-        raise DataError(
-            f"the data set's classes are not the network's: {here} here, {there} there; choose the "
-            "--dataset or --data-path it was trained on, or number them in the data set's order "
-            "with --ignore-class-names"
-        )
-    number = {key: i for i, key in enumerate(keys[1])}
-    labels = [number[key] for key in keys[0]]
-    if counted[1]:  # the data set knows more
-        network = [found[labels.index(i)] for i in own]
-    return Classes(list(network), labels)
-
-
-def class_numbers(names: Sequence[str]) -> list[int] | None:
-    """Numbers from 0, if the names say no more than that: "0" or "class 1" and so on, from 0 or 1,
-    in any order, with or without leading zeros."""
-    matches = [re.fullmatch(r"([^0-9]*)([0-9]{1,9})", name) for name in names]
-    if not all(matches) or len({match[1] for match in matches}) > 1:
-        return None
-    numbers = [int(match[2]) for match in matches]
-    first = min(numbers)
-    if first > 1 or sorted(numbers) != list(range(first, first + len(names))):
-        return None
-    return [number - first for number in numbers]
-
-
-def _plain(name: str) -> str:
-    """A name without what differs between the spellings of folders and lists, and between machines
-    that take the bytes of folders' names for UTF-8 and those that do not."""
-    name = name.encode(errors="surrogateescape").decode(errors="surrogateescape")
-    return re.sub(r"[\s_/-]+", "", unicodedata.normalize("NFC", name).casefold())
-
-
-def _unmatched(names: Sequence[str], keys: Sequence[Hashable], others: Sequence[Hashable]) -> str:
-    """The first names, and how many more, whose keys are not among the others, or not once."""
-    count, others = Counter(keys), set(others)
-    pairs = zip(names, keys, strict=True)
-    wrong = [name for name, key in pairs if count[key] > 1 or key not in others]
-    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-    return ", ".join(map(reprlib.repr, wrong[:3])) + more

@@ -10,7 +10,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from data.datasets import Dataset
-from data.errors import DataError
+from data.errors import DataError, UserError
 from data.image_files import Tree, list_tree
 from data.shapes import FIGURES, make_shapes
+from data.stateless_random import shuffled
 
+HOLDOUT = -1  # in place of an epoch, so that its draws are nobody else's
 DOWNLOADS = Path(__file__).parent / "downloads"
 
 
@@ -32,6 +34,25 @@ class Source:
     images: Tensor
     labels: Tensor
     class_names: list[str]
+
+    def take(self, which: Tensor) -> "Source":
+        """Those images only; `which`: bool (N,)."""
+        return replace(self, images=self.images[which], labels=self.labels[which])
+
+
+def hold_out(labels: Tensor, percent: float, seed: int) -> Tensor:
+    """Which images decide and are not trained on, bool (N,): of each class so many percent, at
+    least one, drawn by seed. UserError if all of a class would be."""
+    counts = labels.bincount()
+    quota = (counts * percent / 100).round().long().clamp(min=1)
+    if bool((quota >= counts).any()):
+        raise UserError(f"--holdout {percent:g} leaves no training image of a class")
+    order = shuffled(seed, HOLDOUT, len(labels))
+    order = order[labels[order].argsort(stable=True)]  # class by class
+    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    held[order[place < quota[labels[order]]]] = True
+    return held
 
 
 def read_cifar(row: Dataset, split: str, data_path: Path | None) -> Source:

@@ -37,6 +37,7 @@ COLUMNS = (
     Column("operations", "operations", "{:,.0f}", "operations", "{:g}"),
     Column("score", "score", "{:.6f}", "score", "{:.6g}"),
     Column("packed_bytes", "packed bytes", "{:,}", "packed_bytes", "{}"),
+    Column("reported", "validation top-1", "{:.2f} %", "validation_top1_percent", "{:.4f}"),
 )
 # what "smallest" may mean -> the figure that says it
 OBJECTIVES = {"params": "scoring_params", "ops": "operations", "score": "score",
@@ -82,7 +83,12 @@ def grid_points(
 
 def results(runs: "list[History]") -> list[Row]:
     """The best epoch of each run."""
-    return [Row(run.folder.name, run.best) for run in runs if run.epochs]
+
+    def row(run: "History") -> Row:
+        reported = {"reported": run.reported["top1"]} if run.reported else {}
+        return Row(run.folder.name, run.best | reported)
+
+    return [row(run) for run in runs if run.epochs]
 
 
 def results_table(rows: list[Row], chosen: int | None = None) -> str:

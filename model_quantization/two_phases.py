@@ -20,7 +20,7 @@ from model_compound_scaling.networks.logits import Logits
 from model_compound_scaling.networks.registry import REGISTRY, NetworkSpec, table_row
 from model_compound_scaling.runs import History, Run, RunRequest
 from model_compound_scaling.training import Phase, TrainStep, load_optimizer, run_epochs
-from model_compound_scaling.training.evaluation import evaluate, require_fit
+from model_compound_scaling.training.evaluation import evaluate, report, require_fit
 from model_quantization.ec2t.latent_layers import MIN_CENTROID
 from model_quantization.ec2t.ternarizer import Ternarizer
 from model_quantization.gamma_search import Goal, Sizes, smaller, solve_gamma
@@ -273,4 +273,5 @@ def quantize_point(
     if settings.retrain_epochs:
         job.freeze()
         job.train("frozen", range(settings.epochs, settings.epochs + settings.retrain_epochs))
+    report(run, network, data)
     return run.close()

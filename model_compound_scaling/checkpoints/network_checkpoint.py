@@ -13,18 +13,12 @@ from torch import Tensor, nn
 
 from model_compound_scaling.checkpoints.atomic_save import read_file
 from model_compound_scaling.checkpoints.errors import CheckpointError
-from model_compound_scaling.checkpoints.key_forms import differences, fitting
+from model_compound_scaling.checkpoints.key_forms import fitting, state_dict
 from model_compound_scaling.checkpoints.untrusted import Bounds, check_description
 from model_compound_scaling.networks.building import build, skeleton
 from model_compound_scaling.networks.narrowing import WidthsError
 from model_compound_scaling.networks.permanent_weights import make_permanent
 from model_compound_scaling.networks.registry import OPTIONAL_FIELDS, NetworkSpec, table_row
-
-# keys that hold the state dict, the first that is there is taken; then those that hold an average
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
-AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model",
-            "ema", "params_ema", "averaged_model", "swa_model", "swa_state_dict")  # fmt: skip
-NESTED = 3  # wrappers in wrappers
 
 
 @dataclass(frozen=True)
@@ -63,23 +57,6 @@ def require_finite(state: dict[str, Tensor], path: Path) -> None:
             raise CheckpointError(f"{path}: {key} holds NaN or infinite values")
 
 
-def _tensors(content: object, depth: int = NESTED) -> tuple[dict[str, Tensor], str]:
-    """The state dict in a file's content, and the key that holds it; empty if there is none."""
-    if not isinstance(content, dict) or not depth:
-        return {}, ""
-    for key in (*WRAPPERS, *AVERAGES):
-        if inner := _tensors(content.get(key), depth - 1)[0]:
-            return inner, key
-    return {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}, ""
-
-
-def _lines(content: dict, held: str) -> list[str]:
-    """What is to be said of a file with averaged weights, of which `held` are taken."""
-    others = [key for key in AVERAGES if key != held and _tensors(content.get(key))[0]]
-    lines = [f"taken are the weights in {held!r}, not those in {key!r}" for key in others]
-    return lines or [f"taken are the averaged weights in {held!r}"] * (held in AVERAGES)
-
-
 def _require_tensors(state: dict, content: dict, path: Path) -> None:
     """CheckpointError, which says what the file holds instead, if there is no state dict."""
     if state:
@@ -94,11 +71,10 @@ def _require_tensors(state: dict, content: dict, path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """A file of ours or a foreign state dict, raw or wrapped. Raises CheckpointError if it cannot
-    be read, or for no tensors, NaN, infinite values, or a description that does not belong to
-    them."""
+    """A file of ours or a foreign state dict, raw or wrapped. CheckpointError if it cannot be read,
+    for no tensors, NaN, infinite values, or a description that does not belong to them."""
     content = read_file(path)
-    state, held = _tensors(content)
+    state, lines = state_dict(content)
     _require_tensors(state, content, path)
     require_finite(state, path)
     network, data = content.get("network"), content.get("data", {})
@@ -108,7 +84,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         bounds = Bounds(tensors=len(state), width=width)
         check_description(path, network=network, data=data, bounds=bounds)
         spec = NetworkSpec(**network)
-    return Checkpoint(path, state, spec, content, _lines(content, held))
+    return Checkpoint(path, state, spec, content, lines)
 
 
 def network_content(network: nn.Module, spec: NetworkSpec, data: dict, **more: object) -> dict:
@@ -129,8 +105,8 @@ def load_network(checkpoint: Checkpoint, spec: NetworkSpec) -> nn.Module:
     except WidthsError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from None
     own = network.state_dict()
-    form = fitting(checkpoint.state, own)
-    if spec.permanent and differences(form.state, own):  # as the builder's hooks have them
+    form, wrong = fitting(checkpoint.state, own)
+    if spec.permanent and wrong:  # as the builder's hooks have them
         network = load_network(checkpoint, replace(spec, permanent=False))
         make_permanent(network)
         return network

@@ -3,19 +3,17 @@
 import math
 from dataclasses import replace
 from itertools import product
-from typing import NamedTuple
 
 from torch import Tensor
 
-from data.errors import UserError
+from data.errors import UserError, some
 from model_compound_scaling.checkpoints.errors import CheckpointError
-from model_compound_scaling.checkpoints.key_forms import Form, differences, fitting, forms, some
+from model_compound_scaling.checkpoints.key_forms import Form, differences, fitting, forms
 from model_compound_scaling.checkpoints.network_checkpoint import Checkpoint
 from model_compound_scaling.checkpoints.untrusted import runs_foreign_code
 from model_compound_scaling.networks.building import expected_tensors, skeleton
 from model_compound_scaling.networks.efficientnet_keys import KEY_STYLES
 from model_compound_scaling.networks.micronet_scaling import BASELINES, round_channels, scaled_shape
-from model_compound_scaling.networks.narrowing import WidthsError
 from model_compound_scaling.networks.permanent_weights import make_permanent
 from model_compound_scaling.networks.registry import (
     REGISTRY,
@@ -28,17 +26,9 @@ from model_compound_scaling.networks.registry import (
 PROBES = (10, 100)  # numbers of classes that a builder is likely to take
 
 
-def _expected(spec: NetworkSpec) -> dict[str, Tensor]:
-    """The network's state dict, as shapes. CheckpointError for widths that it cannot have."""
-    try:
-        return expected_tensors(spec)
-    except WidthsError as error:
-        raise CheckpointError(str(error)) from None
-
-
 def mismatches(state: dict[str, Tensor], spec: NetworkSpec) -> list[str]:
     """How a state dict differs from a network, one phrase each; empty if it fits as it is."""
-    return differences(state, _expected(spec))
+    return differences(state, expected_tensors(spec))
 
 
 def _micronet_arguments(model: str, state: dict[str, Tensor]) -> dict[str, object] | None:
@@ -104,14 +94,13 @@ def _named(
 
 
 def held_classes(model: str, state: dict[str, Tensor]) -> int:
-    """How many classes a network of unknown layers has: that number with which its builder makes
-    the shapes that are found. Where the builder does not tell, as many as the last matrix has rows,
-    which is a guess."""
+    """How many classes a network of unknown layers has: with which its builder makes the shapes
+    found. Where the builder does not tell, a guess: as many as the last matrix has rows."""
     try:
         few, many = (expected_tensors(default_spec(model, n)) for n in PROBES)
     except UserError:  # it takes other numbers
         few = many = {}
-    found, numbers = fitting(state, few).state, set()
+    found, numbers = fitting(state, few)[0].state, set()
     for key in found.keys() & few.keys() & many.keys():
         for held, low, high in zip(found[key].shape, few[key].shape, many[key].shape, strict=False):
             if low != high:
@@ -123,17 +112,10 @@ def held_classes(model: str, state: dict[str, Tensor]) -> int:
     return [(1,), *(matrices or shapes)][-1][0]
 
 
-class Fit(NamedTuple):
-    """A network beside the form of a checkpoint's tensors that fits it best."""
-
-    spec: NetworkSpec
-    form: Form
-    wrong: list[str]  # how they differ, one phrase each
-
-
-def _fit(checkpoint: Checkpoint, spec: NetworkSpec) -> Fit:
+def _fit(checkpoint: Checkpoint, spec: NetworkSpec) -> tuple[NetworkSpec, Form, list[str]]:
     """The network, or what else a file may hold of it if that fits better: all but the parts that
-    only training needs; with its hooks made permanent."""
+    only training needs; with its hooks made permanent. Beside it the tensors' form that fits best,
+    and how they differ, one phrase each."""
     variants = [spec]
     if without := WITHOUT_PARTS.get(spec.model):
         variants.append(replace(spec, arguments=spec.arguments | without))
@@ -141,12 +123,11 @@ def _fit(checkpoint: Checkpoint, spec: NetworkSpec) -> Fit:
         variants.append(replace(spec, permanent=True))
     fits = []
     for variant in variants:
-        expected = _expected(variant)
-        form = fitting(checkpoint.state, expected)
-        fits.append(Fit(variant, form, differences(form.state, expected)))
-        if not fits[-1].wrong:
-            return fits[-1]
-    return min(fits, key=lambda fit: len(fit.wrong))
+        form, wrong = fitting(checkpoint.state, expected_tensors(variant))
+        if not wrong:
+            return variant, form, wrong
+        fits.append((variant, form, wrong))
+    return min(fits, key=lambda fit: len(fit[2]))
 
 
 def network_spec(
@@ -157,9 +138,8 @@ def network_spec(
     num_classes: int | None = None,
     origin: str | None = None,
 ) -> NetworkSpec:
-    """Which network a checkpoint holds: what the file says, else the flags, else its shapes.
-    `num_classes` (the data set's) must agree. Raises CheckpointError with the first mismatches and
-    the flags that would fit."""
+    """Which network a checkpoint holds: what the file says, else the flags, else its shapes; with
+    `num_classes` (the data set's). CheckpointError with the first mismatches and fitting flags."""
     found = checkpoint.network or (None if model else recognise(checkpoint, origin=origin))
     if model is None and found and runs_foreign_code(found.model):
         raise CheckpointError(
@@ -179,18 +159,17 @@ def network_spec(
             raise UserError(f"--dw-multps scales MicroNets; {spec.model} has one size")
         shape = scaled_shape(spec.model, depth=depth_width[0], width=depth_width[1])
         spec = NetworkSpec(spec.model, spec.num_classes, shape)
-    tried, fit = spec, _fit(checkpoint, spec)
-    if fit.wrong and num_classes:  # perhaps only in the number of classes, which is said below
+    tried, (spec, form, wrong) = spec, _fit(checkpoint, spec)
+    if wrong and num_classes:  # perhaps only in the number of classes, which is said below
         held = held_classes(spec.model, checkpoint.state)
-        again = _fit(checkpoint, replace(spec, num_classes=held))
-        fit = fit if again.wrong else again
-    spec, form, wrong = fit
+        again = _fit(checkpoint, replace(tried, num_classes=held))
+        if not again[2]:
+            spec, form, wrong = again
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         found = found or recognise(checkpoint, origin=origin)
         hint = f"; it fits {fitting_flags(found)}" if found and found != tried else ""
         raise CheckpointError(
-            f"{checkpoint.path} does not fit {spec.model}: {'; '.join(wrong[:3])}{more}{hint}"
+            f"{checkpoint.path} does not fit {spec.model}: {some(wrong, '; ')}{hint}"
         )
     if num_classes not in (None, spec.num_classes):
         raise CheckpointError(
@@ -198,14 +177,10 @@ def network_spec(
             "choose the --dataset it was trained on"
         )
     checkpoint.lines.extend(form.lines)
-    return _permanent(checkpoint, spec) if runs_foreign_code(spec.model) else spec
-
-
-def _permanent(checkpoint: Checkpoint, spec: NetworkSpec) -> NetworkSpec:
-    """The network with the tensors that its builder's hooks compute as parameters, if there are
-    any."""
-    if spec.permanent or not (names := make_permanent(skeleton(spec))):
+    if spec.permanent or not runs_foreign_code(spec.model):
         return spec
-    line = "masks, norms or other parametrizations are made permanent"
-    checkpoint.lines.append(f"{line}: {some(names)}")
-    return replace(spec, permanent=True)
+    names = make_permanent(skeleton(spec))
+    if names:
+        line = "masks, norms or other parametrizations are made permanent"
+        checkpoint.lines.append(f"{line}: {some(names)}")
+    return replace(spec, permanent=bool(names))

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.class_names import match_classes
 from data.datasets import choose_stats, find_dataset
 from data.errors import DataError, UserError
 from model_compound_scaling.machine import place, signals
@@ -78,20 +79,20 @@ def open_data(
     classes must be the checkpoint's, and get their numbers."""
     from data.batches import WHOLE, Part
     from data.loading import DataOptions, load_data
-    from model_compound_scaling.machine.log import Log
 
     name = args.dataset or recorded.get("dataset")
     if name is None:
         raise UserError("--dataset is needed: the checkpoint does not say what it was trained on")
     row = table_row(spec.model)
     flags = {k: v for k, v in vars(args).items() if k in DataOptions.__dataclass_fields__}
+    flags |= _holdout(args, recorded)
     data = load_data(
         name,
         DataOptions(**flags),
         image_size=image_size or input_size(args, spec.model, recorded),
         channels=row.channels,
         normalize=args.normalize or _recorded_statistics(recorded) or "dataset",
-        eval_crop="full" if row.family == "efficientnet" else "standard",
+        eval_crop=row.eval_crop,
         class_names=() if args.ignore_class_names else _recorded_classes(recorded, spec),
         sharing=place.find_place().here,
         worker_init=signals.ignore_in_worker,
@@ -125,10 +126,8 @@ def known_input(args: argparse.Namespace, spec: NetworkSpec, recorded: dict) -> 
 
 
 def require_classes(args: argparse.Namespace, spec: NetworkSpec, recorded: dict) -> None:
-    """DataError if --data-path holds folders of other classes than the checkpoint's. For what is
-    done without opening a data set."""
+    """DataError if --data-path holds folders of other classes; for where no data set is opened."""
     from data.image_files import class_folders
-    from data.loading import match_classes
 
     name = args.dataset or recorded.get("dataset") or "ImageFolder"
     folders = args.data_path and find_dataset(name, args.image_size or 1).source == "folders"
@@ -138,17 +137,13 @@ def require_classes(args: argparse.Namespace, spec: NetworkSpec, recorded: dict)
 
 
 def require_same_classes(state: dict, data: "Data", *, ignore: bool) -> None:
-    """DataError, unless they are to be ignored, if the classes that a run's last.pt was trained on
-    have other names or numbers."""
-    from data.loading import match_classes
-
+    """DataError if a run's last.pt was trained on classes of other names or numbers."""
     known = state.get("data")
     names = known.get("class_names") if isinstance(known, dict) else None
     if ignore or not isinstance(names, list | tuple):
         return
-    classes = match_classes(data.class_names, [str(name) for name in names])
-    if classes.renumbered():
-        raise DataError(f"{classes.renumbered()}; go on all the same with --ignore-class-names")
+    if said := match_classes(data.class_names, [str(name) for name in names]).renumbered():
+        raise DataError(f"{said}; go on all the same with --ignore-class-names")
 
 
 def _recorded_classes(recorded: dict, spec: NetworkSpec) -> Sequence[str]:
@@ -157,13 +152,25 @@ def _recorded_classes(recorded: dict, spec: NetworkSpec) -> Sequence[str]:
     return names if len(names) == (spec.num_classes or len(names)) else ()
 
 
+def _holdout(args: argparse.Namespace, recorded: dict) -> dict:
+    """Which training images decide: what flags say, else those of the stage before, which have not
+    been trained on."""
+    percent = getattr(args, "holdout", None)
+    known = {"holdout": recorded.get("holdout", 0.0)}
+    known["holdout_seed"] = recorded.get("holdout_seed", args.seed)
+    if percent in (None, known["holdout"]):
+        return known
+    if known["holdout"]:
+        Log()(f"warning: --holdout {percent:g}, but {known['holdout']:g} made the checkpoint")
+    return {"holdout": percent, "holdout_seed": args.seed}
+
+
 def _recorded_statistics(recorded: dict) -> tuple | None:
     return (recorded["mean"], recorded["std"]) if "mean" in recorded else None
 
 
 def fingerprint(class_names: Sequence[str]) -> str:
-    """The classes in a few characters, for a run's configuration: it must not go on with others,
-    but where the images lie may change."""
+    """A hash of the classes, for a run's configuration: images may move, classes may not change."""
     digest = hashlib.sha256("\n".join(class_names).encode(errors="surrogateescape")).hexdigest()
     return f"{len(class_names)} ({digest[:8]})"
 
@@ -171,4 +178,7 @@ def fingerprint(class_names: Sequence[str]) -> str:
 def describe(data: "Data") -> dict:
     """What a checkpoint records of its data, so that later stages need no flags."""
     lists = {"mean": list(data.mean), "std": list(data.std), "class_names": list(data.class_names)}
-    return {"dataset": data.name, "image_size": data.image_size, **lists}
+    known = {"dataset": data.name, "image_size": data.image_size, **lists}
+    if data.holdout:
+        known |= {"holdout": data.holdout, "holdout_seed": data.holdout_seed}
+    return known

@@ -32,6 +32,9 @@ def add_data_flags(parser: Parser, *, training: bool, default: str) -> None:
             "training images: the data set's usual recipe, only flip and crop, or as they are")
         add("--batch-size", kind.positive, 256, "N",
             "training images a step, of all processes together")
+        add("--holdout", kind.percent, None, "P", "P percent of each class' training images "
+            "decide and are not trained on; the validation images are only reported, once for each "
+            "network (default: what the checkpoint records, else 0: the validation images decide)")
     add("--val-batch-size", kind.positive, None, "N", "images at once when evaluating "
         "(default: as many as their size and the device suggest, up to 512)", incidental=True)
     add("--workers", kind.natural, None, "N",

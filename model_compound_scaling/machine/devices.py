@@ -1,6 +1,7 @@
 """Where networks are trained, and how they are laid out there."""
 
 import os
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -53,11 +54,9 @@ def evaluation_layout(network: nn.Module, images: Tensor) -> torch.memory_format
     """The memory format in which images are evaluated fastest: on a CPU, whose convolutions (and
     depthwise ones above all) like the channels last, if the network's code takes them so."""
     if images.device.type == "cpu":
-        try:
+        with suppress(RuntimeError):  # a `view` that counts on channels coming first
             network(images[:1].contiguous(memory_format=torch.channels_last))
             return torch.channels_last
-        except RuntimeError:  # a `view` that counts on channels coming first
-            pass
     return torch.contiguous_format
 
 
@@ -73,13 +72,10 @@ def for_processes(
     uses_all: bool = False,
     compiled: bool = False,
 ) -> nn.Module:
-    """What to call in place of the network in training: gradients are averaged over all processes,
-    and kernels compiled if asked for. BatchNorm normalises each process' images by themselves; its
-    running statistics are the first's.
-
-    `uses_all`: every step, in every process, needs every parameter. Else DDP looks in each step
-    which ones the output depends on (0.1 to 0.4 ms); those of no process keep no gradient, as in
-    one process."""
+    """What to call in training: the network, with gradients averaged over all processes (DDP) and
+    compiled if asked for. BatchNorm normalises each process' images; its running statistics are the
+    first's. `uses_all`: every step, in every process, needs every parameter. Else DDP looks which
+    ones the output depends on (0.1 to 0.4 ms); those of no process keep no gradient."""
     if processes.world_size() > 1:
         if not uses_all:  # DDP warns once where it finds none unused: let it do so unheard
             with processes.silent(2):

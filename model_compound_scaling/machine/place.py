@@ -13,8 +13,7 @@ from data.errors import UserError
 
 @dataclass(frozen=True)
 class Place:
-    """This process among those of the run; `local` counts within its machine, where `here` of them
-    share the processor's cores."""
+    """A process of a run; `local` counts within its machine, whose cores `here` of them share."""
 
     rank: int = 0
     size: int = 1
@@ -53,8 +52,7 @@ def rendezvous(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def _group() -> ModuleType | None:
-    """torch.distributed once this process has met the others. As long as nobody has loaded it,
-    nobody has met."""
+    """torch.distributed once this process has met the others, for which it must be loaded."""
     dist = sys.modules.get("torch.distributed")
     return dist if dist and dist.is_available() and dist.is_initialized() else None
 

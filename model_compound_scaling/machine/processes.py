@@ -22,8 +22,7 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def silent(*descriptors: int) -> Iterator[None]:
-    """Inside, nothing reaches these file descriptors (1: stdout, 2: stderr), whether Python or C++
-    prints it."""
+    """Inside, nothing reaches these file descriptors (1: stdout, 2: stderr), from C++ either."""
     streams, kept = [stream for stream in (sys.stdout, sys.stderr) if stream], {}
     for stream in streams:
         stream.flush()
@@ -44,19 +43,13 @@ def silent(*descriptors: int) -> Iterator[None]:
             os.close(copy)
 
 
-def silent_stdout() -> contextlib.AbstractContextManager[None]:
-    """Some versions of Gloo report on stdout whom they are connected to, in the middle of our
-    log."""
-    return silent(1)
-
-
 def start(device: torch.device) -> None:
     """Meet the other processes, if there are any; collectives follow the tensors' device."""
     here = place.find_place()
     if here.size == 1 or dist.is_initialized():
         return
     backend, url = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", place.rendezvous()
-    with silent_stdout():
+    with silent(1):  # some versions of Gloo report on stdout whom they are connected to
         dist.init_process_group(backend, init_method=url, rank=here.rank, world_size=here.size)
 
 

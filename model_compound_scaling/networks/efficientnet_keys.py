@@ -22,31 +22,33 @@ ORIGINS = {
 }
 
 
-def _lukemelas_names(stages: list[int]) -> Iterator[str]:
+def _lukemelas_names(stages: list[int], se: bool) -> Iterator[str]:
+    squeeze = ("_se_reduce", "_se_expand") * se
     yield from ("_conv_stem", "_bn0")
     for i in range(sum(stages)):
         # blocks of the first stage do not expand, and number their BatchNorms from 1 on
         expand = () if i < stages[0] else ("_expand_conv", "_bn0")
-        rest = ("_depthwise_conv", "_bn1", "_se_reduce", "_se_expand", "_project_conv", "_bn2")
+        rest = ("_depthwise_conv", "_bn1", *squeeze, "_project_conv", "_bn2")
         yield from (f"_blocks.{i}.{part}" for part in (*expand, *rest))
     yield from ("_conv_head", "_bn1", "_fc")
 
 
-def _torchvision_names(stages: list[int]) -> Iterator[str]:
+def _torchvision_names(stages: list[int], se: bool) -> Iterator[str]:
     yield from ("features.0.0", "features.0.1")
     for s, blocks in enumerate(stages):
         n = int(s > 0)  # position of the depthwise convolution: an expand convolution goes before
         expand = ("0.0", "0.1") if n else ()
-        rest = (f"{n}.0", f"{n}.1", f"{n + 1}.fc1", f"{n + 1}.fc2", f"{n + 2}.0", f"{n + 2}.1")
+        squeeze = (f"{n + 1}.fc1", f"{n + 1}.fc2") * se
+        rest = (f"{n}.0", f"{n}.1", *squeeze, f"{n + 2}.0", f"{n + 2}.1")
         for b in range(blocks):
             yield from (f"features.{s + 1}.{b}.block.{part}" for part in (*expand, *rest))
     yield from ("features.8.0", "features.8.1", "classifier.1")
 
 
-def _timm_names(stages: list[int]) -> Iterator[str]:
-    se = ("se.conv_reduce", "se.conv_expand")
-    separable = ("conv_dw", "bn1", *se, "conv_pw", "bn2")  # here conv_pw projects
-    inverted = ("conv_pw", "bn1", "conv_dw", "bn2", *se, "conv_pwl", "bn3")  # here it expands
+def _timm_names(stages: list[int], se: bool) -> Iterator[str]:
+    squeeze = ("se.conv_reduce", "se.conv_expand") * se
+    separable = ("conv_dw", "bn1", *squeeze, "conv_pw", "bn2")  # here conv_pw projects
+    inverted = ("conv_pw", "bn1", "conv_dw", "bn2", *squeeze, "conv_pwl", "bn3")  # here it expands
     yield from ("conv_stem", "bn1")
     for s, blocks in enumerate(stages):
         for b in range(blocks):
@@ -59,22 +61,32 @@ class KeyStyle:
     """How one code base names the layers, all in order of execution."""
 
     marker: str  # a key that only this style has
-    names: Callable[[list[int]], Iterator[str]]  # (blocks per stage) -> layer names
+    # (blocks per stage, with squeeze-and-excitation) -> layer names
+    names: Callable[[list[int], bool], Iterator[str]]
     origin: str  # what its weights usually come from
 
 
 KEY_STYLES = {
     "lukemelas": KeyStyle("_conv_stem.weight", _lukemelas_names, "tf"),
-    "torchvision": KeyStyle("features.1.0.block.1.fc1.weight", _torchvision_names, "torchvision"),
+    "torchvision": KeyStyle("features.1.0.block.2.0.weight", _torchvision_names, "torchvision"),
     "timm": KeyStyle("conv_stem.weight", _timm_names, "timm"),
 }
 
-# blocks per stage by their sum: B0's repeats scaled by each variant's depth (B1 and B2 agree)
-STAGES = {
-    sum(stages): stages
-    for depth in (1.0, 1.1, 1.4, 1.8, 2.2, 2.6, 3.1)
-    for stages in [[math.ceil(depth * n) for n in (1, 2, 2, 3, 3, 4, 1)]]
-}
+REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage of B0
+# (width, depth) by variant; of the lite ones, stem, head, first and last stage are not scaled
+LITE = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2), "lite3": (1.2, 1.4),
+        "lite4": (1.4, 1.8)}  # fmt: skip
+
+
+def lite_stages(depth: float) -> list[int]:
+    """Blocks per stage of a lite variant."""
+    return [1, *(math.ceil(depth * n) for n in REPEATS[1:-1]), 1]
+
+
+# blocks per stage by their sum: the same wherever two variants have as many
+_SCALED = [[math.ceil(d * n) for n in REPEATS] for d in (1.0, 1.1, 1.4, 1.8, 2.2, 2.6, 3.1)]
+_ALL = (*_SCALED, *(lite_stages(depth) for _, depth in LITE.values()))
+STAGES = {sum(stages): stages for stages in _ALL}
 
 
 def key_style(keys: set[str]) -> str | None:
@@ -91,6 +103,8 @@ def to_torchvision_keys(state: dict[str, object]) -> dict[str, object]:
     stages = STAGES.get(sum(key.endswith(depthwise) for key in state))
     if stages is None:
         return state
-    renamed = dict(zip(KEY_STYLES[style].names(stages), _torchvision_names(stages), strict=True))
+    se = any("_se_reduce." in key or ".se." in key for key in state)
+    names = KEY_STYLES[style].names(stages, se), _torchvision_names(stages, se)
+    renamed = dict(zip(*names, strict=True))
     layers = ((key, *key.rpartition(".")) for key in state)
     return {f"{renamed.get(layer, layer)}.{name}": state[key] for key, layer, _, name in layers}

@@ -19,13 +19,10 @@ def without_subnormals(weight: Tensor) -> Tensor:
 
 
 def zero_share(tensors: Iterable[Tensor]) -> float:
-    """How much of all values is 0: of layers as they count, of vectors (BatchNorm's, biases)
-    exactly."""
-    sizes = nonzeros = 0
-    for tensor in tensors:
-        values = without_subnormals(tensor) if tensor.dim() > 1 else tensor
-        sizes, nonzeros = sizes + tensor.numel(), nonzeros + int(values.count_nonzero())
-    return 1 - nonzeros / max(1, sizes)
+    """Sparsity: of layers as their weights count, of vectors (BatchNorm's, biases) exactly."""
+    counted = [without_subnormals(t) if t.dim() > 1 else t for t in tensors]
+    nonzeros = sum(int(values.count_nonzero()) for values in counted)
+    return 1 - nonzeros / max(1, sum(values.numel() for values in counted))
 
 
 def few_values(weight: Tensor) -> Tensor | None:
@@ -42,9 +39,8 @@ def few_values(weight: Tensor) -> Tensor | None:
 
 
 def ternary_values(weight: Tensor) -> tuple[float, float] | None:
-    """Smallest and largest nonzero value of a ternary weight: at most one negative and one positive
-    value, or two of one sign, and a 0. None if it is not; (0, 0) if all are zero. Linear in the
-    number of weights, no sorting."""
+    """Smallest and largest nonzero value of a ternary weight: 0 and at most two others, of any
+    sign. None if it is not; (0, 0) if all are zero. In linear time, without sorting."""
     flat, low, high = weight.flatten(), 0.0, 0.0
     for part in (flat[:PROBE], flat):
         values = part[part != 0]

@@ -50,8 +50,7 @@ def logits_of(output: object, images: int, classes: int | None = None) -> Tensor
 
 
 class Logits(nn.Module):
-    """A network that returns its logits alone, so that nothing else of it seems to need a
-    gradient."""
+    """A network that returns its logits alone: nothing else of it seems to need a gradient."""
 
     def __init__(self, network: nn.Module, classes: int) -> None:
         super().__init__()

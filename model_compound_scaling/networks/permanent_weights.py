@@ -45,25 +45,20 @@ def make_permanent(network: nn.Module) -> list[str]:
     network.eval()  # in training mode, each look at a spectral norm changes it
     names = []
     for prefix, module in list(network.named_modules()):
-        found = _made_permanent(module)
-        names += [f"{prefix}.{name}" if prefix else name for name in found]
+        hooks = module._forward_pre_hooks.values()
+        found = [
+            (getattr(hook, attribute), remove)
+            for hook in hooks
+            for kind, attribute, remove in HOOKS
+            if isinstance(hook, kind)
+        ]
+        if parametrize.is_parametrized(module):
+            found += [(n, parametrize.remove_parametrizations) for n in module.parametrizations]
+        for name, remove in found:
+            remove(module, name)
+            names.append(f"{prefix}.{name}".removeprefix("."))
     for module in was_training:
         module.training = True
-    return names
-
-
-def _made_permanent(module: nn.Module) -> list[str]:
-    """`make_permanent` for one module's own tensors."""
-    names = []
-    for hook in list(module._forward_pre_hooks.values()):
-        for kind, attribute, remove in HOOKS:
-            if isinstance(hook, kind):
-                names.append(getattr(hook, attribute))
-                remove(module, names[-1])
-    if parametrize.is_parametrized(module):
-        for name in list(module.parametrizations):
-            parametrize.remove_parametrizations(module, name)
-            names.append(name)
     return names
 
 

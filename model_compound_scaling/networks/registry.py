@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
-from data.errors import UserError
+from data.errors import UserError, choose
 from model_compound_scaling.networks.micronet_scaling import scaled_shape
 
 Widths = dict[str, dict[str, int]]  # layer -> attribute -> value, see narrowing
@@ -43,6 +43,7 @@ class Row:
     classifier: str  # the layer whose rows are the classes
     channels: int = 3
     arguments: dict = field(default_factory=dict)  # beside those of a NetworkSpec
+    eval_crop: str = "standard"  # of large images, see data.transforms.eval_transform
 
 
 HERE = __package__
@@ -56,8 +57,11 @@ REGISTRY: dict[str, Row] = {
     **{name: Row(f"torchvision:{name}", "resnet", 224, "fc")
        for name in ("resnet18", "resnet34", "resnet50")},
     **{f"efficientnet-b{i}": Row(f"{HERE}.efficientnet:efficientnet", "efficientnet", size,
-                                 "classifier.1", arguments={"variant": f"b{i}"})
+                                 "classifier.1", arguments={"variant": f"b{i}"}, eval_crop="full")
        for i, size in enumerate((224, 240, 260, 300, 380, 456, 528, 600))},
+    **{f"efficientnet-lite{i}": Row(f"{HERE}.efficientnet:efficientnet", "efficientnet", size,
+                                    "classifier.1", arguments={"variant": f"lite{i}"})
+       for i, size in enumerate((224, 240, 260, 280, 300))},
     "lenet-5": Row(f"{HERE}.lenet:LeNet5", "lenet", 28, "fc3", channels=1),
 }
 # fmt: on
@@ -78,18 +82,12 @@ def canonical_name(name: str) -> str:
     plain = {row.replace("-", "").replace("_", ""): row for row in REGISTRY}
     key = name.lower().replace("-", "").replace("_", "")
     if key not in plain:
-        close = difflib.get_close_matches(name.lower(), REGISTRY, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(
-            f"unknown --model {name!r}{hint} Choose from {', '.join(REGISTRY)}, "
-            "torchvision:NAME or module:function"
-        )
+        choose("--model", name, (*REGISTRY, "torchvision:NAME", "module:function"))
     return plain[key]
 
 
 def table_row(model: str) -> Row:
-    """Row of a network; networks from elsewhere get one of their own. UserError if there is no such
-    builder."""
+    """Row of a network; one from elsewhere gets its own. UserError if there is no such builder."""
     if model in REGISTRY:
         return REGISTRY[model]
     importable(model)

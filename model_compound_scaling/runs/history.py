@@ -9,6 +9,8 @@ from data.errors import UserError
 from model_compound_scaling.checkpoints.atomic_save import read_file, write_file
 from model_compound_scaling.machine import processes
 
+REPORTED = "validation.json"
+
 
 class TargetMissed(UserError):
     """No network has the accuracy that was asked for; what there is, is written."""
@@ -52,6 +54,15 @@ class History:
     def best(self) -> dict:
         """Figures of the epoch of highest `rank`, the earliest of equals."""
         return max(self.epochs, key=rank, default={})
+
+    @property
+    def reported(self) -> dict | None:
+        """Figures of the best epoch on images that decided nothing, None if there are none."""
+        try:
+            figures = json.loads((self.folder / REPORTED).read_text())
+            return figures if figures["epoch"] == self.best["epoch"] else None
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
 
     @property
     def mean_of_best(self) -> float:

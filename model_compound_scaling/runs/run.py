@@ -20,7 +20,7 @@ from model_compound_scaling.machine import processes
 from model_compound_scaling.machine.log import Log
 from model_compound_scaling.networks.registry import NetworkSpec
 from model_compound_scaling.runs.environment import add_entry
-from model_compound_scaling.runs.history import History
+from model_compound_scaling.runs.history import REPORTED, History
 from model_compound_scaling.runs.resume import RunRequest, open_folder, require_run
 
 
@@ -101,6 +101,13 @@ class Run(History):
         single = {k: v for k, v in figures.items() if not isinstance(v, list)}
         shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in single.items()}
         self.log("  ".join(f"{k} {v}{self.units.get(k, '')}" for k, v in shown.items()))
+
+    def report(self, figures: dict) -> None:
+        """Save what the best network is worth on images that decided nothing."""
+        text = json.dumps(figures) + "\n"
+        self._attempt(REPORTED, lambda path: write_text(text, path))
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+        self.log(f"validation images, which decided nothing: {shown}")
 
     def _attempt(self, name: str, write: Callable[[Path], None]) -> None:
         """Write a file of the folder; if that fails, say so, remember it, and go on."""

@@ -8,7 +8,7 @@ d w^2 r^2 = 2 a network costs about 2^phi times the baseline.
 Without torch until a cost is asked for: the command line reads its grid first."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 from data.errors import UserError
@@ -62,12 +62,20 @@ def parse_grid(values: list[float | str], *, resolution: bool) -> list[Multiplie
 
 
 def scaled_point(
-    model: str, multipliers: Multipliers, phi: float, *, num_classes: int, image_size: int
+    model: str,
+    multipliers: Multipliers,
+    phi: float,
+    *,
+    num_classes: int,
+    image_size: int,
+    like: NetworkSpec | None = None,
 ) -> Point:
     """A MicroNet of depth d^phi and width w^phi for images of r^phi times `image_size` pixels; any
-    other network has one size, whatever it is to be scaled by."""
-    if table_row(model).family != "micronet":
-        return Point(model.replace(":", "-"), NetworkSpec(model, num_classes), image_size)
+    other network has one size, whatever it is to be scaled by, and so has one that is to be `like`
+    another but for its classes."""
+    if like or table_row(model).family != "micronet":
+        spec = replace(like or NetworkSpec(model, None), num_classes=num_classes)
+        return Point(model.replace(":", "-"), spec, image_size)
     d, w, r = multipliers
     depth, width, resolution = (m**phi for m in multipliers)
     name = f"{model}_d{d:g}_w{w:g}{f'_r{r:g}' if r != 1 else ''}_phi{phi:g}"

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from torch import nn
 
 from data import Data, UserError
 from model_compound_scaling.checkpoints.network_checkpoint import network_content
@@ -16,7 +17,7 @@ from model_compound_scaling.networks.registry import REGISTRY
 from model_compound_scaling.runs import History, Run, RunRequest
 from model_compound_scaling.search.points import Point
 from model_compound_scaling.training import Average, Options, Phase, TrainStep, run_epochs
-from model_compound_scaling.training.evaluation import require_fit
+from model_compound_scaling.training.evaluation import report, require_fit
 from model_compound_scaling.training.optimizers import load_optimizer, make_sgd
 from model_compound_scaling.training.recipe import lr_factor
 
@@ -54,28 +55,43 @@ def require_memory(point: Point, device: torch.device, *, averaged: bool) -> Non
         )
 
 
-def train_point(
-    point: Point, training: Training, request: RunRequest, *, data: Data, device: torch.device
-) -> History:
-    """Train one network with SGD."""
+def first_network(
+    point: Point, training: Training, data: Data, init: nn.Module | None
+) -> tuple[nn.Module, list[str]]:
+    """The network before the first step, random or with the tensors of `init`, but for those of its
+    number of classes, which a line names."""
     torch.manual_seed(training.seed)
-    network = build(point.spec)
+    network, new = build(point.spec), []
+    if init:
+        own, found = network.state_dict(), init.state_dict()
+        new = [key for key, tensor in own.items() if tensor.shape != found[key].shape]
+        network.load_state_dict(found | {key: own[key] for key in new})
     require_fit(network, data)
     require_trainable(network)
+    return network, [f"{' and '.join(new)} begin anew, for other classes"] * bool(new)
+
+
+def train_point(
+    point: Point,
+    training: Training,
+    request: RunRequest,
+    *,
+    data: Data,
+    device: torch.device,
+    init: nn.Module | None = None,
+) -> History:
+    """Train one network with SGD, from the weights of `init` if there is one."""
+    network, line = first_network(point, training, data, init)
     network = lay_out(network, device, channels_last=training.channels_last)
     ignore = training.ignore_class_names or request.override
     check = partial(inputs.require_same_classes, data=data, ignore=ignore)
     run = Run(request, spec=point.spec, phases=(PHASE,), check=check)
-    lr, momentum = training.lr, training.momentum
-    optimizer = make_sgd(network, lr=lr, momentum=momentum, weight_decay=training.weight_decay)
+    rates = {name: getattr(training, name) for name in ("lr", "momentum", "weight_decay")}
+    optimizer = make_sgd(network, **rates)
     averaged = Average(network, training.ema) if training.ema else None
+    options = {"uses_all": point.spec.model in REGISTRY, "compiled": training.compile}
     step = TrainStep(
-        for_processes(
-            Logits(network, data.classes),
-            device,
-            uses_all=point.spec.model in REGISTRY,
-            compiled=training.compile,
-        ),
+        for_processes(Logits(network, data.classes), device, **options),
         network=network,
         optimizer=optimizer,
         classes=data.classes,
@@ -92,7 +108,7 @@ def train_point(
     world = processes.world_size()
     where = f"on {device}" + (f", {world} processes" if world > 1 else "")
     parameters = sum(p.numel() for p in network.parameters())
-    run.log(f"{point.name}: {parameters:,} parameters, {data.classes} classes, {where}")
+    run.log(*line, f"{point.name}: {parameters:,} parameters, {data.classes} classes, {where}")
 
     def prepare(epoch: int) -> dict:
         schedule, warmup = training.schedule, training.warmup_epochs
@@ -112,4 +128,5 @@ def train_point(
 
     phase = Phase(PHASE, range(training.start_epoch, training.epochs), training.seed)
     run_epochs(run, phase, step, data, content=content, prepare=prepare, evaluated=best)
+    report(run, network, data)
     return run.close()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from data import Data
 from model_compound_scaling.checkpoints.atomic_save import write_text
@@ -31,6 +32,7 @@ class Trainer:
     log: Log
     shard: int = 1
     shards: int = 1
+    init: nn.Module | None = None  # with whose weights to begin
 
     def __post_init__(self) -> None:
         self.data: Data | None = None
@@ -46,6 +48,8 @@ class Trainer:
             done = processes.from_main(
                 lambda: finished(request.folder, config=config, epochs=training.epochs)
             )
+        if done and config.values.get("holdout") and not done.reported:
+            done = None  # trained, but not measured
         if done:
             self.log(f"{point.name}: already trained for {done.epochs_done} epochs")
         if done or not mine:
@@ -54,7 +58,8 @@ class Trainer:
         if self.data is None or self.data.image_size != point.image_size:
             self.data = None  # make room first
             self.data = self.open_data(point)
-        return train_point(point, training, request, data=self.data, device=self.device)
+        rest = {"data": self.data, "device": self.device, "init": self.init}
+        return train_point(point, training, request, **rest)
 
     def conclude(self, search: Search, found: Point | None) -> None:
         """Print and write the table, and copy the best network, or `found`, that reached the
@@ -70,7 +75,7 @@ class Trainer:
             table = rows(search.trained, search.missing)
             self.log(*to_text(table).splitlines())
             if processes.is_main():
-                header = (*HEADER, "epochs", "mean_of_best_5", "best")
+                header = (*HEADER, "epochs", "mean_of_best_5", "best", "validation")
                 write_text(to_csv(header, table), output / "results.csv")
         if search.missing:
             names = ", ".join(point.name for point in search.missing)

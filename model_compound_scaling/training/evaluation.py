@@ -1,7 +1,7 @@
 """How good a network is on validation images, and whether it fits them at all."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from model_compound_scaling.machine import processes
 from model_compound_scaling.machine.devices import evaluation_layout
 from model_compound_scaling.networks.logits import logits_of
 from model_compound_scaling.networks.permanent_weights import copied
+from model_compound_scaling.runs.run import Run
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # (N, C, H, W) images, (N,) labels
 
@@ -80,6 +81,17 @@ def evaluate(
     sums = processes.all_reduce_sum(torch.cat([sums.cpu(), torch.tensor([samples])]))
     loss, top1, top5 = (sums[:3] / sums[3]).tolist()
     return Evaluation(loss, 100 * top1, 100 * top5)
+
+
+def report(run: Run, network: nn.Module, data: Data) -> None:
+    """Where training images decided (--holdout): measure the run's best network on the validation
+    images, once, into validation.json."""
+    if data.reported is None or not run.epochs or run.reported:
+        return
+    network.load_state_dict(run.best_network["state_dict"])
+    batches = data.reported.epoch(0)
+    scores = evaluate(network, batches, classes=data.classes, total=len(data.reported))
+    run.report({"epoch": run.best["epoch"], **asdict(scores)})
 
 
 def hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:

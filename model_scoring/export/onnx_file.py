@@ -60,8 +60,7 @@ def _exporting() -> Iterator[None]:
 
 
 def _exported(network: nn.Module, image: Tensor, opset: int) -> "ModelProto":
-    """By PyTorch's present exporter, based on torch.export, or for opsets that it does not write by
-    the older one, based on TorchScript."""
+    """By torch.export, or for opsets that it does not write by TorchScript."""
     names = {"input_names": [IMAGE], "output_names": [LOGITS], "opset_version": opset}
     export = partial(torch.onnx.export, network, (image,), **names)
     if opset >= EXPORTERS_OPSET:
@@ -81,10 +80,8 @@ def _exported(network: nn.Module, image: Tensor, opset: int) -> "ModelProto":
 
 
 def float_model(network: nn.Module, shape: tuple[int, int, int], opset: int) -> "ModelProto":
-    """A network in evaluation mode as a graph with plain float32 weights, any batch size.
-
-    shape: (channels, height, width). Raises UserError if it cannot be written in that opset.
-    """
+    """A network in evaluation mode as a graph with plain float32 weights, any batch size. shape:
+    (channels, height, width). Raises UserError if it cannot be written in that opset."""
     from onnx import helper
 
     with _exporting():
@@ -101,14 +98,12 @@ def float_model(network: nn.Module, shape: tuple[int, int, int], opset: int) -> 
 
 def _packed(codes: np.ndarray, bits: int) -> bytes:
     """Codes as bytes, the first in the lowest bits."""
-    per_byte = 8 // bits
-    padded = np.pad(codes.astype(np.uint8), (0, -codes.size % per_byte)).reshape(-1, per_byte)
-    return (padded << bits * np.arange(per_byte, dtype=np.uint8)).sum(1, dtype=np.uint8).tobytes()
+    binary = codes.astype(np.uint8)[:, None] >> np.arange(bits, dtype=np.uint8) & 1
+    return np.packbits(binary, bitorder="little").tobytes()
 
 
 def _encoded(weight: np.ndarray, opset: int) -> tuple[np.ndarray, bytes, str] | None:
-    """Values, codes and the codes' type; None if the weights are not few values, or take less space
-    as they are."""
+    """Values, codes and the codes' type; None if that is no smaller, or the values are many."""
     found = few_values(torch.tensor(weight))
     if found is None:
         return None
@@ -166,28 +161,24 @@ class Exported:
     difference: float  # of its logits to PyTorch's, relative to the largest
 
 
-def _only_logits(classes: int | None, _: nn.Module, images: tuple, output: object) -> Tensor:
-    """A forward hook: files hold the logits, whatever else the network returns."""
-    if isinstance(output, Tensor) and output.dim() == 2:
-        return output
-    return logits_of(output, images[0].shape[0], classes)
-
-
 @torch.no_grad()
 def export(
     network: nn.Module, shape: tuple[int, int, int], *, opset: int, properties: dict[str, object]
 ) -> Exported:
     """A network in evaluation mode on the CPU as an ONNX file that was checked and run.
-
-    `properties` go into the file's metadata, as JSON unless they are text.
-    """
+    `properties` go into the file's metadata, as JSON unless they are text."""
     import onnx
     from onnx import helper
 
     images = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     tries = (images, -images)  # which go other ways through code that depends on their values
-    hook = partial(_only_logits, properties.get("num_classes"))
-    with network.register_forward_hook(hook):
+
+    def only_logits(_: nn.Module, images: tuple, output: object) -> Tensor:
+        if isinstance(output, Tensor) and output.dim() == 2:
+            return output
+        return logits_of(output, images[0].shape[0], properties.get("num_classes"))
+
+    with network.register_forward_hook(only_logits):
         plain = float_model(network, shape, opset)
         with _exporting():
             expected = torch.cat([network(batch) for batch in tries])

@@ -60,8 +60,7 @@ def _native_types(device: torch.device) -> list[torch.dtype]:
 
 
 def half_precision(network: nn.Module, image: Tensor) -> tuple[nn.Module, str]:
-    """A 16-bit copy of a network, and how its arithmetic is done. image: (1, C, H, W) on its
-    device, to try the operations with."""
+    """A 16-bit copy of a network, tried with the image (1, C, H, W), and how it computes."""
     for dtype in _native_types(image.device):
         candidate = InType(copy.deepcopy(network).eval(), dtype)
         try:

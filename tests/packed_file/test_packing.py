@@ -580,14 +580,14 @@ def test_predictions_are_those_of_the_evaluation(checkpoint, tmp_path, capsys, s
         assert line == f"{path}  {', '.join(cells)}"
 
 
-@pytest.mark.parametrize(("family", "crop"), [("resnet", "standard"), ("efficientnet", "full")])
-def test_large_images_are_prepared_as_in_the_evaluation(tmp_path, family, crop):
+@pytest.mark.parametrize("crop", ["standard", "full"])
+def test_large_images_are_prepared_as_in_the_evaluation(tmp_path, crop):
     paths = val_images(tmp_path / "set", (110, 150))
     stats = ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
     data = load_data("ImageFolder", data_path=tmp_path / "set", image_size=96, splits=("val",),
                      eval_crop=crop, normalize=stats, workers=0)  # fmt: skip
     prepare = prediction.Preparation(
-        prediction.choose_transform("ImageFolder", image_size=96, family=family), 3, stats
+        prediction.choose_transform("ImageFolder", image_size=96, crop=crop), 3, stats
     )
     expected = torch.cat([batch for batch, _ in data.val.epoch(0)])
     assert torch.equal(torch.stack([prepare(read_image(str(p))) for p in paths]), expected)

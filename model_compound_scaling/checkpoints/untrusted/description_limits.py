@@ -93,6 +93,8 @@ ARGUMENTS: dict[str, dict[str, Check]] = {
 DATA: dict[str, Check] = {
     "dataset": lambda value, _: value in list(DATASETS),
     "image_size": lambda value, _: _integer(value, 4096),  # pixels a side
+    "holdout": lambda value, _: _numbers([value], 0) and value <= 100,
+    "holdout_seed": lambda value, _: _integer(value + 1, 2**32) if type(value) is int else False,
     "mean": lambda value, _: _numbers(value, -LARGEST_STATISTIC),
     "std": lambda value, _: _numbers(value, 1e-12),
     "class_names": lambda value, _: (

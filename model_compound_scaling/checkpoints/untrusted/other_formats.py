@@ -41,7 +41,7 @@ ENTRIES: dict[str, str] = {
 def name(raw: bytes) -> str | None:
     """What a file is, as a clause whose subject is the file; None for what is not known."""
     for start, what in STARTS.items():
-        if re.compile(start, re.DOTALL).match(raw):
+        if re.match(start, raw, re.DOTALL):
             return what
     try:
         names = zipfile.ZipFile(io.BytesIO(raw)).namelist()
