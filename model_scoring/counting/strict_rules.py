@@ -66,13 +66,8 @@ class _Context:
 
 def live_channels(record: Record, live: Tensor) -> Live:
     """Filters that are `live` (c_out,), inputs that take arithmetic in any of them."""
-    counts = record.weights.counts
-    groups, filters, inputs = counts.shape
-    alive = live.reshape(groups, filters)
-    used = (counts * alive[:, :, None]).any(1)
-    if record.free_inputs is not None:
-        used &= ~record.free_inputs.reshape(groups, inputs)
-    return Live(used, alive)
+    filters = live.reshape(record.weights.counts.shape[:2])
+    return Live(record.used(filters), filters)
 
 
 def _left(record: Record, live: Live) -> Weights:

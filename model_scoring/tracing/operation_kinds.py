@@ -47,11 +47,6 @@ def _product_and_sum(call: Call) -> Kind:
     return "scale", (_scaled(call, "value", "tensor1", "tensor2"), 1)
 
 
-def _between(_: Call) -> Kind:
-    """x + w (y - x)."""
-    return "scale", (0, 2)
-
-
 def multiplications(exponent: float) -> int:
     """Of a power: products by squaring, a root for each half, a division if it is negative;
     anything else is one function."""
@@ -71,14 +66,6 @@ def _power(call: Call) -> Kind:
     return ("function", (mults - 1, 0)) if mults else (None, NOTHING)
 
 
-def _inverse_root(_: Call) -> Kind:
-    return "function", (multiplications(-0.5) - 1, 0)
-
-
-def _deviation(_: Call) -> Kind:
-    return "variance", (1, 0)
-
-
 def _length(call: Call) -> Kind:
     """Only of squares; others have no rule."""
     return "length" if call.arguments.get("ord", 2) == 2 else UNKNOWN, NOTHING
@@ -90,10 +77,7 @@ KINDS: dict[str, Callable[[Call], Kind]] = {
     **dict.fromkeys(("add", "sub", "rsub"), _sum),
     "mul": _product,
     **dict.fromkeys(("addcmul", "addcdiv"), _product_and_sum),
-    "lerp": _between,
     "pow": _power,
-    "rsqrt": _inverse_root,
-    **dict.fromkeys(("std", "std_mean"), _deviation),
     "linalg_vector_norm": _length,
 }
 
@@ -102,4 +86,4 @@ def kind_of(call: Call, operation: Operation) -> Kind:
     """Kind of a call of an operation, and what its scalars cost beside it."""
     if operation.kind is not None and call.name in KINDS:
         return KINDS[call.name](call)
-    return operation.kind, NOTHING
+    return operation.kind, operation.extra

@@ -9,37 +9,8 @@ import torch
 from torch import Tensor
 
 from model_scoring.tracing.aten_operations import UNKNOWN
-from model_scoring.tracing.channel_labels import Labels
-from model_scoring.tracing.constant_channels import NAN
+from model_scoring.tracing.channel_labels import Channels, Labels, Shape
 from model_scoring.tracing.layer_weights import Weights
-
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Channels:
-    """What is known of an activation's channels: tensors that broadcast to its shape, of size 1
-    along dimensions where nothing differs."""
-
-    labels: Tensor  # int64, see channel_labels
-    constants: Tensor  # see constant_channels; NaN where the channel depends on the image
-
-    @classmethod
-    def varying(cls, labels: Tensor) -> "Channels":
-        """Channels that all depend on the image."""
-        return cls(labels, torch.full(labels.shape, NAN))
-
-    def vectors(self, shape: Shape) -> "Channels | None":
-        """As (C,), for an activation (N, C, ...); None if they are not one for each channel."""
-        labels, rank = self.labels, len(shape)
-        if rank < 2 or labels.dim() != rank or not labels.numel() == labels.shape[1] == shape[1]:
-            return None
-        return Channels(labels.flatten(), self.constants.flatten())
-
-    def spread(self, shape: Shape) -> "Channels":
-        """Those of one for each channel, (C,), for an activation (N, C, ...)."""
-        sizes = [1, -1, *[1] * (len(shape) - 2)]
-        return Channels(self.labels.reshape(sizes), self.constants.reshape(sizes))
 
 
 @dataclass(frozen=True)
@@ -83,10 +54,14 @@ class Record:
     extra: tuple[float, float] = (0, 0)  # (mults, adds) per output element beyond its kind's
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The stored values that it needs, whoever else needs them, too."""
+        return tuple(t for t in (self.weight, self.bias, *self.stores) if t is not None)
+
+    @property
     def stored(self) -> int:
-        """Number of values it needs, whoever else needs them, too."""
-        tensors = (*self.stores, self.weight, self.bias)
-        return sum(tensor.numel() for tensor in tensors if tensor is not None)
+        """Number of values it needs."""
+        return sum(tensor.numel() for tensor in self.tensors)
 
     @property
     def folds(self) -> bool:
@@ -98,19 +73,20 @@ class Record:
         """A layer with ternary weights."""
         return self.weights is not None and self.weights.ternary
 
-    @property
-    def free_inputs(self) -> Tensor | None:
-        """bool (c_in,): inputs that take no arithmetic; None: there are none."""
-        return self.reads and self.reads.folds
+    def used(self, filters: Tensor) -> Tensor:
+        """bool (groups, i): inputs that take arithmetic in any of these filters, (groups, o)."""
+        found = self.weights.used(filters)
+        free = self.reads.folds
+        return found if free is None else found & ~free.reshape(found.shape)
 
     @property
     def folded(self) -> Tensor:
         """bool (c_out,): filters with constants other than 0, whose products belong to the bias."""
-        counts = self.weights.counts
-        if self.free_inputs is None or self.reads.padded:
+        counts, reads = self.weights.counts, self.reads
+        if reads.folds is None or reads.padded:
             return torch.zeros(self.weights.filters, dtype=torch.bool)
-        constants = self.free_inputs & (self.reads.constants != 0)
-        return ((counts > 0) & constants.reshape(len(counts), 1, -1)).any(-1).flatten()
+        constants = reads.folds & (reads.constants != 0)
+        return (counts * constants.reshape(len(counts), 1, -1)).any(-1).flatten()
 
     def same_channels(self, other: "Record") -> bool:
         """Whether nothing happens on the way from this record's result to the input of another."""
