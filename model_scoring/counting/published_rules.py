@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
 
 from model_scoring.counting import costs
 from model_scoring.counting.costs import Count, Live
 from model_scoring.counting.settings import WORD, Settings
-from model_scoring.counting.stored_once import StoredOnce, identity
+from model_scoring.counting.stored_once import StoredOnce, key
 from model_scoring.counting.weight_formats import tree_bits
 from model_scoring.tracing.operation_record import Trace
 
@@ -52,7 +51,7 @@ class Structure:
             if record.weights is None:
                 continue
             counts = record.weights.counts
-            inputs, filters = counts.any(1), counts.any(2)
+            inputs, filters = (counts.sum(d, dtype=torch.int32).bool() for d in (1, 2))
             everything = torch.ones_like(inputs)
             if record.kind == "linear":
                 inputs, filters = everything, torch.ones_like(filters)
@@ -62,7 +61,7 @@ class Structure:
                 before = filters
             elif len(counts) > 1 and inputs.shape[1] == 1:  # depthwise
                 inputs = everything
-            result[i] = Live(inputs, filters)
+            result[i] = Live.of(record.weights, inputs, filters)
         return result
 
     @cached_property
@@ -81,9 +80,11 @@ class Structure:
         filters = None if source is None else self.live[source].filters
         return c if filters is None or filters.numel() != c else int(filters.sum())
 
-    def vector(self, bias: Tensor, live: Tensor) -> int:
-        """Entries of a bias that are live and not stored yet."""
-        return int(self.stored.new(bias, live.reshape(bias.shape)).sum())
+    def new_biases(self, i: int) -> int:
+        """Of a layer's live filters those whose bias is not stored yet."""
+        return int(
+            self.stored.new(self.trace.records[i].bias, self.live[i].filters.flatten()).sum()
+        )
 
     def second_conv(self, i: int) -> int | None:
         """In a MicroNet, the second convolution of the block whose first BatchNorm this is."""
@@ -98,22 +99,21 @@ class Structure:
 def conv(i: int, structure: Structure, settings: Settings) -> Count:
     """2 mults an output if ternary, else v; v - 1 adds, v the average nonzeros of a filter."""
     records, live = structure.trace.records, structure.live[i]
-    record, users = records[i], structure.trace.consumers[i]
+    record = records[i]
     count = costs.stored_layer(record, live, settings, structure.stored, whole=True)
     outputs = costs.positions(record) * live.rows
     v = count.nonzeros / live.rows if live.rows else 1.0
     # a bias before a BatchNorm becomes part of the BatchNorm's
-    bias = any(j >= 0 and records[j].folds for j in users)
-    bias = record.bias is not None and not bias
-    stored = structure.vector(record.bias, live.filters.flatten()) if bias else 0
-    ternary = record.weights.ternary
+    absorbed = any(j >= 0 and records[j].folds for j in structure.trace.consumers[i])
+    bias = record.bias is not None and not absorbed
+    stored, ternary = structure.new_biases(i) if bias else 0, record.weights.ternary
     adds = (v - 1) * settings.add_bits / WORD
     if ternary and settings.tree_adder:
         adds = tree_bits(v - 1, settings.value_bits) / WORD
     more = record.extra  # an operand that it adds
     return replace(
         count,
-        params=count.params + stored * settings.value_bits / WORD,
+        params=count.params + settings.parameters(stored),
         adds=outputs * (adds + (bias + more[1]) * settings.add_bits / WORD),
         mults=outputs * ((2 if ternary else v) + more[0]) * settings.mul_bits / WORD,
     )
@@ -122,17 +122,16 @@ def conv(i: int, structure: Structure, settings: Settings) -> Count:
 def linear(i: int, structure: Structure, settings: Settings) -> Count:
     """A mult per nonzero weight, one add less per output; ternary or not."""
     record = structure.trace.records[i]
-    live, rows = structure.live[i], costs.positions(record)
-    count = costs.stored_layer(record, live, settings, structure.stored, whole=True)
-    bias, more = record.bias is not None, record.extra
-    stored = structure.vector(record.bias, live.filters.flatten()) if bias else 0
+    rows, bias, more = costs.positions(record), record.bias is not None, record.extra
+    count = costs.stored_layer(record, structure.live[i], settings, structure.stored, whole=True)
+    stored = structure.new_biases(i) if bias else 0
     stored += costs.stored_values(record, None, structure.stored)
     adds = max(count.nonzeros - count.live_out, 0) + (bias + more[1]) * count.live_out
     mults = count.nonzeros + more[0] * count.live_out
     return replace(
         count,
-        params=count.params + stored * settings.value_bits / WORD,
-        **costs.scaled(adds * rows, mults * rows, settings),
+        params=count.params + settings.parameters(stored),
+        **settings.operations(adds * rows, mults * rows),
     )
 
 
@@ -140,18 +139,18 @@ def batchnorm(i: int, structure: Structure, settings: Settings) -> Count:
     """A bias per live channel and an add per element; the scale counts as merged. A MicroNet's
     second convolution carries two: the block's first BatchNorm counts with its inputs (parameters)
     and outputs (additions)."""
-    if not structure.trace.records[i].folds:
+    record = structure.trace.records[i]
+    if not record.folds:
         return plain(i, structure, settings)
     live, second = structure.live_channels(i), structure.second_conv(i)
-    adds = costs.elements(structure.trace.records[i].out_shape, live)
+    adds = costs.elements(record.out_shape, live)
     if second is not None:
         kept = structure.live[second]
         live = int(kept.inputs.sum())
         adds = costs.positions(structure.trace.records[second]) * kept.rows
-    key = tuple(map(identity, structure.trace.records[i].state))
-    first = structure.stored.new_entries(key, torch.ones(1, dtype=torch.bool))
-    params = first * live * settings.value_bits / WORD
-    return Count(params, **costs.scaled(adds, 0, settings), live_in=live, live_out=live)
+    first = structure.stored.new_entries(key(*record.state), torch.ones(1, dtype=torch.bool))
+    params = settings.parameters(first * live)
+    return Count(params, **settings.operations(adds, 0), live_in=live, live_out=live)
 
 
 def plain(i: int, structure: Structure, settings: Settings) -> Count:
@@ -163,7 +162,7 @@ def plain(i: int, structure: Structure, settings: Settings) -> Count:
     late = late and not records[source].name.endswith("conv1")
     if late and record.kind in ("relu", "swish", "sigmoid"):
         return Count(live_in=live, live_out=live)
-    params = costs.stored_values(record, None, structure.stored) * settings.value_bits / WORD
+    params = settings.parameters(costs.stored_values(record, None, structure.stored))
     operations = costs.elementwise(record, costs.elements(record.out_shape, live), settings)
     return Count(params, **operations, live_in=live, live_out=live)
 

@@ -15,7 +15,7 @@ class Operation(NamedTuple):
 
     kind: str | None  # None: copies, reorders or chooses values, without arithmetic
     way: str = ""  # "": not understood, its channels stay as they are
-    extra: tuple[float, float] = (0, 0)  # (mults, adds) per output element beyond its kind's
+    extra: tuple[float, float] = (0.0, 0.0)  # (mults, adds) per output element beyond its kind's
 
 
 NO_RULE = Operation(UNKNOWN)

@@ -23,7 +23,7 @@ from model_scoring.tracing.channel_rules import RULES, Call, Caller
 from model_scoring.tracing.layer_records import LAYERS, Fields, window
 from model_scoring.tracing.operation_kinds import kind_of
 from model_scoring.tracing.operation_record import Padding, Record, Tag, Trace, tag_of
-from model_scoring.tracing.stored_values import Values, memory
+from model_scoring.tracing.stored_values import Values, memory, place
 
 TRANSPOSES = ("t", "transpose")
 
@@ -194,9 +194,8 @@ class Recorder(TorchDispatchMode):
         """Whether an earlier record has this weight, perhaps transposed."""
         if weight is None:
             return False
-        place = memory(weight), weight.storage_offset(), weight.numel()
-        known = place in self.seen
-        self.seen.add(place)
+        known = place(weight) in self.seen
+        self.seen.add(place(weight))
         return known
 
     def _channels(self, call: Call, way: str) -> tuple[Fields, list[Channels]]:

@@ -18,6 +18,11 @@ def memory(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+def place(tensor: Tensor) -> Hashable:
+    """Where its values are, in whatever order: the same for its transpose."""
+    return memory(tensor), tensor.storage_offset(), tensor.numel()
+
+
 def identity(tensor: Tensor | None) -> Hashable:
     """Equal for tensors of the same values in the same order, at the same place in memory."""
     if tensor is None:
@@ -36,10 +41,10 @@ class Values:
 
     def copy(self, tensor: Tensor) -> Tensor:
         """A parameter or buffer on the CPU. Tensors that share memory share it here, too."""
-        place, *layout = identity(tensor)
-        if place not in self.copies:
-            self.copies[place] = tensor.untyped_storage().cpu().clone()
-        return torch.empty(0, dtype=tensor.dtype).set_(self.copies[place], *layout)
+        key, *layout = identity(tensor)
+        if key not in self.copies:
+            self.copies[key] = tensor.untyped_storage().cpu().clone()
+        return torch.empty(0, dtype=tensor.dtype).set_(self.copies[key], *layout)
 
     def of(self, call: Call) -> list[Tensor]:
         """Results of a call; none where they are not known."""
