@@ -1,7 +1,9 @@
 """What both rule sets share: a count, the costs of element-wise operations, and the data flow."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from model_scoring.counting.settings import Settings
 from model_scoring.counting.stored_once import StoredOnce
 from model_scoring.counting.weight_formats import cheapest
 from model_scoring.tracing.layer_weights import Weights, grouped
-from model_scoring.tracing.operation_record import Record
+from model_scoring.tracing.operation_record import Record, Trace
 
 # kind -> (multiplications, additions) per output element. A comparison, an exponential and a
 # division count as one multiplication each.
@@ -37,6 +39,15 @@ PER_ELEMENT = {
     "add": (0, 1),  # residual sums
     "sign": (0, 0),  # part of the next operation
     "scale": (1, 0),  # squeeze-and-excitation product
+}
+# the same for outputs made of n elements each
+PER_WINDOW: dict[str, Callable[[float], tuple[float, float]]] = {
+    "avgpool": lambda n: (1, n - 1),  # challenge: c mults, (h w - 1) c adds
+    "sum": lambda n: (0, n - 1),
+    "maxpool": lambda n: (n - 1, 0),  # comparisons
+    "matmul": lambda n: (n, n - 1),  # v N mults, (v - 1) N adds, as a layer
+    "variance": lambda n: (n + 2, 3 * n - 2),  # mean, differences, their squares' mean
+    "length": lambda n: (n + 1, n - 1),  # root of a sum of squares
 }
 
 
@@ -91,10 +102,22 @@ class Live:
         return int(self.filters.sum())
 
 
-def stored_layer(
-    record: Record, live: Live, settings: Settings, stored: StoredOnce, *, whole: bool
-) -> Count:
+@dataclass(frozen=True)
+class Context:
+    """What a rule needs to know beside its record; each rule set adds to it."""
+
+    trace: Trace
+    settings: Settings
+
+    @cached_property
+    def stored(self) -> StoredOnce:
+        """What the records counted so far store."""
+        return StoredOnce(self.trace.records)
+
+
+def layer(record: Record, live: Live, context: Context, *, whole: bool) -> Count:
     """Storage of a layer's weights, without operations."""
+    stored = context.stored
     weights, n, rows = live.weights, live.size, live.rows
     z = int(weights.counts.sum())
     found = Count(live_in=int(live.inputs.sum()), live_out=rows, weights=n, nonzeros=z)
@@ -103,7 +126,7 @@ def stored_layer(
         wanted = live.kept[..., None].expand(parts.shape).reshape(record.weight.shape)
         new = stored.new(record.weight, wanted).reshape(parts.shape)
         n, z, rows = int(new.sum()), int((new & (parts != 0)).sum()), int(new.any(3).any(2).sum())
-    options = {"ternary": weights.ternary, "settings": settings, "whole": whole}
+    options = {"ternary": weights.ternary, "settings": context.settings, "whole": whole}
     name, params = cheapest(n, z, rows, **options)
     return replace(found, params=params, format=name if n or not found.weights else "shared")
 
@@ -126,20 +149,13 @@ def positions(record: Record) -> int:
     return math.prod(record.out_shape) // record.weights.filters
 
 
-def elementwise(record: Record, elements: float, settings: Settings) -> dict[str, float]:
-    """Cost of `elements` outputs of an operation without weights."""
-    window = record.window
-    windows = {  # as PER_ELEMENT
-        "avgpool": (1, window - 1),  # challenge: c mults, (h w - 1) c adds
-        "sum": (0, window - 1),
-        "maxpool": (window - 1, 0),  # comparisons
-        "matmul": (window, window - 1),
-        "variance": (window + 2, 3 * window - 2),  # mean, differences, their squares' mean
-        "length": (window + 1, window - 1),  # root of a sum of squares
-    }
-    mults, adds = windows.get(record.kind) or PER_ELEMENT.get(record.kind, (0, 0))
+def elementwise(record: Record, live: int, stored: int, settings: Settings) -> Count:
+    """An operation without weights, for so many channels of its result and stored values."""
+    n, windowed = elements(record.out_shape, live), PER_WINDOW.get(record.kind)
+    mults, adds = windowed(record.window) if windowed else PER_ELEMENT.get(record.kind, (0, 0))
     mults, adds = mults + record.extra[0], adds + record.extra[1]
-    return settings.operations(adds * elements, mults * elements)
+    operations = settings.operations(adds * n, mults * n)
+    return Count(settings.parameters(stored), **operations, live_in=live, live_out=live)
 
 
 def channels(shape: tuple[int, ...]) -> int:

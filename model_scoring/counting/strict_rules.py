@@ -13,9 +13,9 @@ from torch import Tensor
 
 from model_compound_scaling.networks.few_values import PROBE, ternary_values
 from model_scoring.counting import costs
-from model_scoring.counting.costs import Count, Live
+from model_scoring.counting.costs import Context, Count, Live
 from model_scoring.counting.settings import WORD, Settings
-from model_scoring.counting.stored_once import StoredOnce, key
+from model_scoring.counting.stored_once import key
 from model_scoring.counting.weight_formats import tree_bits
 from model_scoring.tracing.layer_weights import Weights, grouped, with_values
 from model_scoring.tracing.operation_record import Record, Trace
@@ -23,11 +23,10 @@ from model_scoring.tracing.stored_values import memory
 
 
 @dataclass(frozen=True)
-class _Context:
-    trace: Trace
-    settings: Settings
-    gone: Tensor  # bool (labels,): dead channels
-    stored: StoredOnce
+class Network(Context):
+    """The network with its dead channels."""
+
+    gone: Tensor  # bool (labels,): those channels
 
     def live(self, record: Record) -> Tensor:
         """bool (c,): channels of a record's result that depend on the image and are needed."""
@@ -99,10 +98,10 @@ def _ternary(weights: Weights, settings: Settings) -> tuple[float, float]:
     return trees / WORD + joined * full, mults
 
 
-def layer(i: int, record: Record, context: _Context) -> Count:
+def layer(i: int, record: Record, network: Network) -> Count:
     """v N mults, (v - 1) N adds, with a bias N more; v nonzeros per filter, N outputs."""
-    settings, at, live = context.settings, costs.positions(record), context.left[i]
-    count = costs.stored_layer(record, live, settings, context.stored, whole=False)
+    settings, at, live = network.settings, costs.positions(record), network.left[i]
+    count = costs.layer(record, live, network, whole=False)
     if live.weights.ternary:
         adds, mults = _ternary(live.weights, settings)
         adds *= WORD / settings.add_bits
@@ -110,9 +109,9 @@ def layer(i: int, record: Record, context: _Context) -> Count:
         nonzeros = live.weights.counts.sum(-1)
         adds, mults = _plain_sums(nonzeros), float(nonzeros.sum())
     masks = sum(m.numel() for m in (live.inputs, live.filters) if not bool(m.all()))
-    biases, name = _biases(i, record, context)
-    stored = context.stored.new_entries(name, biases) + _nonzero_constants(record.constants)
-    stored += costs.stored_values(record, None, context.stored)
+    biases, name = _biases(i, record, network)
+    stored = network.stored.new_entries(name, biases) + _nonzero_constants(record.constants)
+    stored += costs.stored_values(record, None, network.stored)
     more, shared = record.extra, count.format == "shared"
     masks = masks / WORD if live.rows and not shared else 0.0
     adds, mults = adds + int(biases.sum()) + more[1] * live.rows, mults + more[0] * live.rows
@@ -123,7 +122,7 @@ def layer(i: int, record: Record, context: _Context) -> Count:
     )
 
 
-def _biases(i: int, record: Record, context: _Context) -> tuple[Tensor, Hashable]:
+def _biases(i: int, record: Record, network: Network) -> tuple[Tensor, Hashable]:
     """bool (c_out,): live filters that add a number of their own, and what these numbers are known
     by. Constants of inputs make one, or change it, unless a BatchNorm takes them; a BatchNorm that
     folds changes it as well."""
@@ -131,71 +130,63 @@ def _biases(i: int, record: Record, context: _Context) -> tuple[Tensor, Hashable
     if record.bias is not None:
         biased, name = record.bias != 0, key(record.bias)
     folded = record.folded
-    if context.trace.takes_shifts(i) is None and bool(folded.any()):
+    if network.trace.takes_shifts(i) is None and bool(folded.any()):
         biased, name = biased | folded, (i,)
-    after = context.trace.batchnorm_after(i)
-    if after is not None and folds(context.trace.records[after], context):
-        name = (*name, *key(*context.trace.records[after].state))
-    return biased & context.live(record), name
+    after = network.trace.batchnorm_after(i)
+    if after is not None and folds(network.trace.records[after], network):
+        name = (*name, *key(*network.trace.records[after].state))
+    return biased & network.live(record), name
 
 
-def folds(record: Record, context: _Context) -> int | None:
+def folds(record: Record, network: Network) -> int | None:
     """The layer whose weights a BatchNorm can be multiplied into: full precision, and used nowhere
     else than before this BatchNorm."""
     if len(record.inputs) != 1:
         return None
-    records, after, (before,) = context.trace.records, context.trace.batchnorm_after, record.inputs
+    records, after, (before,) = network.trace.records, network.trace.batchnorm_after, record.inputs
     if records[before].weights is None or after(before) is None:
         return None
-    norms = [after(j) for j in context.stored.users[memory(records[before].weight)]]
+    norms = [after(j) for j in network.stored.users[memory(records[before].weight)]]
     states = {None if j is None else key(*records[j].state) for j in norms}
-    alone, ternary = None not in states and len(states) == 1, context.left[before].weights.ternary
+    alone, ternary = None not in states and len(states) == 1, network.left[before].weights.ternary
     return before if alone and not ternary else None
 
 
-def batchnorm(i: int, record: Record, context: _Context) -> Count:
+def batchnorm(i: int, record: Record, network: Network) -> Count:
     """Scale and bias per channel, a mult and an add per element; the scale is free if it folds, and
     the bias where the layer has its own."""
     if not record.folds:
-        return plain(i, record, context)
-    live, source = context.live(record), folds(record, context)
+        return plain(i, record, network)
+    live, source = network.live(record), folds(record, network)
     biased = live.clone()
     if source is not None:
-        before = context.trace.records[source]
-        own, _ = _biases(source, before, context)
+        before = network.trace.records[source]
+        own, _ = _biases(source, before, network)
         if None not in (record.labels, before.labels):  # channels may have changed places
             own = torch.isin(record.labels, before.labels[own])
         biased &= ~own
     scaled = torch.zeros_like(live) if source is not None else live
     parts = (("bias", biased), ("scale", scaled))
-    stored = sum(context.stored.new_entries((p, *key(*record.state)), mask) for p, mask in parts)
-    params = context.settings.parameters(stored + _nonzero_constants(record.constants))
+    stored = sum(network.stored.new_entries((p, *key(*record.state)), mask) for p, mask in parts)
+    params = network.settings.parameters(stored + _nonzero_constants(record.constants))
     at = costs.elements(record.out_shape, 1)
-    operations = context.settings.operations(int(biased.sum()) * at, int(scaled.sum()) * at)
+    operations = network.settings.operations(int(biased.sum()) * at, int(scaled.sum()) * at)
     name, count = "folded" if source is not None else "", int(live.sum())
     return Count(params, **operations, format=name, live_in=count, live_out=count)
 
 
-def plain(i: int, record: Record, context: _Context) -> Count:
+def plain(i: int, record: Record, network: Network) -> Count:
     """Activations, sums, products, pooling: per element that depends on the image."""
-    live = context.live(record)
-    stored, count = costs.stored_values(record, live, context.stored), int(live.sum())
-    elements, params = costs.elements(record.out_shape, count), context.settings.parameters(stored)
-    operations = costs.elementwise(record, elements, context.settings)
-    return Count(params, **operations, live_in=count, live_out=count)
+    live = network.live(record)
+    stored = costs.stored_values(record, live, network.stored)
+    return costs.elementwise(record, int(live.sum()), stored, network.settings)
 
 
-RULES: dict[str, Callable[[int, Record, _Context], Count]] = {
-    **dict.fromkeys(costs.PER_ELEMENT, plain),
+RULES: dict[str, Callable[[int, Record, Network], Count]] = {
+    **dict.fromkeys((*costs.PER_ELEMENT, *costs.PER_WINDOW), plain),
     "conv": layer,  # challenge: k k c_in h w c_out products of the nonzero weights
     "linear": layer,  # challenge: in out mults, (in - 1) out adds
     "batchnorm": batchnorm,  # challenge: "any values that are needed to perform inference"
-    "avgpool": plain,  # challenge: c mults, (h w - 1) c adds
-    "maxpool": plain,  # k k - 1 comparisons
-    "sum": plain,  # k - 1 adds
-    "variance": plain,
-    "length": plain,
-    "matmul": plain,  # v N mults, (v - 1) N adds, as a layer
     "stored": plain,  # challenge: every stored value counts
     "unknown": plain,  # only what it stores; reported by name
 }
@@ -203,7 +194,7 @@ RULES: dict[str, Callable[[int, Record, _Context], Count]] = {
 
 def count(trace: Trace, settings: Settings, gone: Tensor) -> list[Count]:
     """Cost of each record of a trace; `gone`, bool (labels,): dead channels, which cost nothing."""
-    context = _Context(trace, settings, gone, StoredOnce(trace.records))
-    counts = [RULES[record.kind](i, record, context) for i, record in enumerate(trace.records)]
+    network = Network(trace, settings, gone)
+    counts = [RULES[record.kind](i, record, network) for i, record in enumerate(trace.records)]
     assert torch.tensor([c.params for c in counts]).isfinite().all()
     return counts

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
+from itertools import accumulate
+from operator import mul
 
 import torch
 from torch import Tensor
@@ -266,18 +268,15 @@ def _adapting(caller: Caller, rank: int) -> set[int]:
 def _factors(old: Shape, new: Shape) -> Iterator[tuple[list[int], list[int]]]:
     """Smallest groups of neighbouring dimensions with as many elements in both shapes, without
     dimensions of size 1."""
-    left, right = ([d for d, n in enumerate(shape) if n > 1] for shape in (old, new))
-    while left:
-        before, after = [left.pop(0)], [right.pop(0)]
-        one, other = old[before[0]], new[after[0]]
-        while one != other:
-            if one < other:
-                one *= old[left[0]]
-                before.append(left.pop(0))
-            else:
-                other *= new[right[0]]
-                after.append(right.pop(0))
+    sides = []  # number of elements up to a dimension -> dimension
+    for shape in (old, new):
+        dims = [d for d, n in enumerate(shape) if n > 1]
+        sides.append(dict(zip(accumulate((shape[d] for d in dims), mul), dims, strict=True)))
+    start = 0
+    for end in sorted(sides[0].keys() & sides[1].keys()):
+        before, after = ([d for n, d in side.items() if start < n <= end] for side in sides)
         yield before, after
+        start = end
 
 
 _RULES = (same, elementwise, window, reduction, move, concatenation, padding, view)

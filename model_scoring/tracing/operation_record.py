@@ -22,12 +22,6 @@ class Reads:
     padded: bool  # with zeros, which tell a constant's border from its inside
     depthwise: bool = False  # each output is made of one input
 
-    @cached_property
-    def folds(self) -> Tensor | None:
-        """bool (c_in,): inputs without arithmetic: 0, or a constant that belongs to the bias."""
-        free = (self.constants == 0) | (~self.constants.isnan() & (not self.padded))
-        return free if bool(free.any()) else None
-
 
 @dataclass(frozen=True)
 class Record:
@@ -73,20 +67,28 @@ class Record:
         """A layer with ternary weights."""
         return self.weights is not None and self.weights.ternary
 
+    @cached_property
+    def free_inputs(self) -> Tensor | None:
+        """bool (c_in,): inputs without arithmetic: 0, or a constant that belongs to the bias; None:
+        there are none."""
+        constants = self.reads.constants
+        free = (constants == 0) | (~constants.isnan() & (not self.reads.padded))
+        return free if bool(free.any()) else None
+
     def used(self, filters: Tensor) -> Tensor:
         """bool (groups, i): inputs that take arithmetic in any of these filters, (groups, o)."""
         found = self.weights.used(filters)
-        free = self.reads.folds
+        free = self.free_inputs
         return found if free is None else found & ~free.reshape(found.shape)
 
     @property
     def folded(self) -> Tensor:
         """bool (c_out,): filters with constants other than 0, whose products belong to the bias."""
-        counts, reads = self.weights.counts, self.reads
-        if reads.folds is None or reads.padded:
+        counts, constants = self.weights.counts, self.reads.constants
+        if self.free_inputs is None or self.reads.padded:
             return torch.zeros(self.weights.filters, dtype=torch.bool)
-        constants = reads.folds & (reads.constants != 0)
-        return (counts * constants.reshape(len(counts), 1, -1)).any(-1).flatten()
+        nonzero = self.free_inputs & (constants != 0)
+        return (counts * nonzero.reshape(len(counts), 1, -1)).any(-1).flatten()
 
     def same_channels(self, other: "Record") -> bool:
         """Whether nothing happens on the way from this record's result to the input of another."""

@@ -5,9 +5,9 @@ carry a `Tag` with what is known about them: constants and labels of their chann
 """
 
 from collections import Counter
+from collections.abc import Hashable
 from dataclasses import replace
 from functools import cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,21 +32,13 @@ class TracingError(Exception):
     """A mistake of these rules, not of the network."""
 
 
-class _Schema(NamedTuple):
-    """What an operation's schema says."""
-
-    name: str  # aten::relu_ -> relu
-    arguments: tuple[str, ...]
-    out: frozenset[str]  # arguments that only take a result
-    writes: bool
-
-    @classmethod
-    @cache
-    def of(cls, function: OpOverload) -> "_Schema":
-        schema = function._schema
-        name = schema.name.rpartition("::")[2].rstrip("_")
-        out = frozenset(a.name for a in schema.arguments if a.is_out)
-        return cls(name, tuple(a.name for a in schema.arguments), out, schema.is_mutable)
+@cache
+def _schema(function: OpOverload) -> tuple[str, list[str], set[str], bool]:
+    """Name (aten::relu_ -> relu), arguments, those that only take a result, whether it writes."""
+    schema = function._schema
+    name = schema.name.rpartition("::")[2].rstrip("_")
+    out = {argument.name for argument in schema.arguments if argument.is_out}
+    return name, [argument.name for argument in schema.arguments], out, schema.is_mutable
 
 
 class Recorder(TorchDispatchMode):
@@ -67,22 +59,22 @@ class Recorder(TorchDispatchMode):
         self.owned: set[str] = set()  # parameters that a record has
         self.uses: Counter[str] = Counter()  # of parameters and buffers
         self.values = Values(followed)
-        self.seen: set[tuple[int, ...]] = set()  # memory of weights that a record has
+        self.seen: set[Hashable] = set()  # places of weights that a record has
         self.written: dict[int, Tag] = {}  # memory an image was written to -> the last write
         self.writes = 0  # in-place operations so far
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        schema, kwargs = _Schema.of(func), kwargs or {}
-        options = {k: v for k, v in kwargs.items() if k not in schema.out}
+        (name, names, out, writes), kwargs = _schema(func), kwargs or {}
+        options = {k: v for k, v in kwargs.items() if k not in out}
         inputs = [t for t in tree_leaves((args, options)) if isinstance(t, Tensor)]
         # both before an in-place operation changes them
         tags, in_shapes = [self.tag(t) for t in inputs], [tuple(t.shape) for t in inputs]
-        if schema.name not in TRANSPOSES:
+        if name not in TRANSPOSES:
             self.uses.update(tag.source for tag in tags if tag.source)
-        self.writes += schema.writes
+        self.writes += writes
         # bookkeeping is not the network's: no function mode sees it
         with torch._C.DisableTorchFunction():
-            is_norm = OPERATIONS.get(schema.name, NO_RULE).kind == "batchnorm"
+            is_norm = OPERATIONS.get(name, NO_RULE).kind == "batchnorm"
             if is_norm and inputs[0].is_meta:
                 # as its input, without the many operations that it consists of there
                 statistics = [inputs[0].new_empty(0) for _ in func._schema.returns[1:]]
@@ -91,18 +83,18 @@ class Recorder(TorchDispatchMode):
                 result = func(*args, **kwargs)
             try:  # what fails here is not the network's fault
                 outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-                arguments = dict(zip(schema.arguments, args, strict=False)) | options
+                arguments = dict(zip(names, args, strict=False)) | options
                 # without `out=`: of the same name, chosen by its arguments
                 plain = func.overloadpacket if len(options) < len(kwargs) else func
-                if schema.name in FACTORIES:
+                if name in FACTORIES:
                     inputs, tags = [], []
-                call = Call(plain, schema.name, args, options, arguments, inputs, tags, in_shapes,
-                            outputs, schema.writes, self.caller, self._layer(tags), self.labels,
+                call = Call(plain, name, args, options, arguments, inputs, tags, in_shapes,
+                            outputs, writes, self.caller, self._layer(tags), self.labels,
                             self.paddings)  # fmt: skip
                 note = self._note if any(tag.from_image for tag in tags) else self._precompute
                 note(call)
             except Exception as error:
-                reason = f"{schema.name}: {type(error).__name__}: {error}"
+                reason = f"{name}: {type(error).__name__}: {error}"
                 raise TracingError(reason) from error
         return result
 
@@ -172,8 +164,10 @@ class Recorder(TorchDispatchMode):
                 "extra": extra,
             } | special
             producers = frozenset({len(self.records)})
-            shared = self._shared(fields.get("weight"))
-            self.records.append(Record(name=self._name(fields), shared=shared, **fields))
+            weight = fields.get("weight")
+            at = weight if weight is None else place(weight)
+            self.records.append(Record(name=self._name(fields), shared=at in self.seen, **fields))
+            self.seen.update({at} - {None})
         chosen = operation.way == "same" and any(tag.selects for tag in call.tags)
         for output, known in zip(call.outputs, channels, strict=True):
             selects = chosen or output.dtype == torch.bool
@@ -189,14 +183,6 @@ class Recorder(TorchDispatchMode):
                 self.records.append(
                     Record(name, STORED, "parameter", (n,), (n,), (), names, tag.stores)
                 )
-
-    def _shared(self, weight: Tensor | None) -> bool:
-        """Whether an earlier record has this weight, perhaps transposed."""
-        if weight is None:
-            return False
-        known = place(weight) in self.seen
-        self.seen.add(place(weight))
-        return known
 
     def _channels(self, call: Call, way: str) -> tuple[Fields, list[Channels]]:
         """What a layer's record says of it, and the channels of each output."""
