@@ -70,12 +70,6 @@ def _nonzero_constants(constants: Tensor | None) -> int:
     return 0 if constants is None else int(((constants != 0) & ~constants.isnan()).sum())
 
 
-def _tree_sums(nonzeros: Tensor, width: int) -> float:
-    """Bits that a tree of adders for each filter adds; trees of one size are looked at once."""
-    sizes, filters = (t.tolist() for t in nonzeros.flatten().unique(return_counts=True))
-    return sum(tree_bits(k, width) * many for k, many in zip(sizes, filters, strict=True))
-
-
 def _plain_sums(nonzeros: Tensor) -> float:
     """k nonzeros take k - 1 additions."""
     return float((nonzeros - 1).clamp(min=0).sum())
@@ -93,7 +87,8 @@ def _ternary(weights: Weights, settings: Settings) -> tuple[float, float]:
     full = settings.add_bits / WORD
     if not settings.tree_adder:
         return _plain_sums(nonzeros) * full, mults
-    trees = sum(_tree_sums(side, settings.value_bits) for side in sides)
+    sizes, many = (t.tolist() for t in torch.cat(sides).unique(return_counts=True))
+    trees = sum(tree_bits(k, settings.value_bits) * n for k, n in zip(sizes, many, strict=True))
     joined = float((sides[0] > 0).logical_and(sides[-1] > 0).sum()) if len(sides) > 1 else 0.0
     return trees / WORD + joined * full, mults
 

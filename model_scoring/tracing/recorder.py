@@ -47,7 +47,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self, network: nn.Module, *, followed: bool) -> None:
         super().__init__()
         self.names = {module: name for name, module in network.named_modules()}
-        self.sizes = {name: p.numel() for name, p in network.named_parameters()}
+        self.unused = {name for name, _ in network.named_parameters()}  # in no record
         # modules with hooks of the user's, which may do anything to what goes in or comes out
         self.hooked = {m for m in network.modules() if m._forward_hooks or m._forward_pre_hooks}
         self.stack: list[nn.Module] = []  # modules at work
@@ -56,7 +56,6 @@ class Recorder(TorchDispatchMode):
         self.paddings: list[Padding] = []
         self.labels = Labels()
         self.taken: Counter[str] = Counter()  # names of records
-        self.owned: set[str] = set()  # parameters that a record has
         self.uses: Counter[str] = Counter()  # of parameters and buffers
         self.values = Values(followed)
         self.seen: set[Hashable] = set()  # places of weights that a record has
@@ -143,7 +142,7 @@ class Recorder(TorchDispatchMode):
         """Record an operation that costs something, and tag its outputs."""
         operation = OPERATIONS.get(call.name, NO_RULE)
         kind, extra = kind_of(call, operation)
-        self.owned |= call.parameters
+        self.unused -= call.parameters
         special, channels = self._channels(call, operation.way)
         producers = frozenset().union(*(tag.producers for tag in call.tags))
         if kind is None:
@@ -165,7 +164,7 @@ class Recorder(TorchDispatchMode):
             } | special
             producers = frozenset({len(self.records)})
             weight = fields.get("weight")
-            at = weight if weight is None else place(weight)
+            at = None if weight is None else place(weight)
             self.records.append(Record(name=self._name(fields), shared=at in self.seen, **fields))
             self.seen.update({at} - {None})
         chosen = operation.way == "same" and any(tag.selects for tag in call.tags)
@@ -228,8 +227,7 @@ class Recorder(TorchDispatchMode):
                     self.labels.fix(record.reads.labels)
                 self.records[i] = replace(record, layer="")
         outputs = frozenset().union(*(tag.producers for tag in tags))
-        unused = tuple(sorted(self.sizes.keys() - self.owned))
-        followed = self.values.followed
+        unused, followed = tuple(sorted(self.unused)), self.values.followed
         return Trace(self.records, outputs, unused, self.labels, self.paddings, followed)
 
 
