@@ -1,16 +1,18 @@
 """What both rule sets share: a count, the costs of element-wise operations, and the data flow."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from model_scoring.counting.settings import WORD, Settings
-from model_scoring.counting.stored_once import StoredOnce, memory
+from model_scoring.counting.settings import Settings
+from model_scoring.counting.stored_once import StoredOnce
 from model_scoring.counting.weight_formats import cheapest
-from model_scoring.tracing.layer_weights import grouped
-from model_scoring.tracing.operation_record import Record
+from model_scoring.tracing.layer_weights import Weights, grouped
+from model_scoring.tracing.operation_record import Record, Trace
 
 # kind -> (multiplications, additions) per output element. A comparison, an exponential and a
 # division count as one multiplication each.
@@ -38,6 +40,15 @@ PER_ELEMENT = {
     "sign": (0, 0),  # part of the next operation
     "scale": (1, 0),  # squeeze-and-excitation product
 }
+# the same for outputs made of n elements each
+PER_WINDOW: dict[str, Callable[[float], tuple[float, float]]] = {
+    "avgpool": lambda n: (1, n - 1),  # challenge: c mults, (h w - 1) c adds
+    "sum": lambda n: (0, n - 1),
+    "maxpool": lambda n: (n - 1, 0),  # comparisons
+    "matmul": lambda n: (n, n - 1),  # v N mults, (v - 1) N adds, as a layer
+    "variance": lambda n: (n + 2, 3 * n - 2),  # mean, differences, their squares' mean
+    "length": lambda n: (n + 1, n - 1),  # root of a sum of squares
+}
 
 
 @dataclass(frozen=True)
@@ -60,34 +71,62 @@ class Count:
 
 @dataclass(frozen=True)
 class Live:
-    """What is left of a convolution or linear layer: bool masks."""
+    """What is left of a convolution or linear layer without dead channels."""
 
-    inputs: Tensor  # (groups, inputs per group)
-    filters: Tensor  # (groups, filters per group)
+    inputs: Tensor  # bool (groups, inputs per group)
+    filters: Tensor  # bool (groups, filters per group)
+    weights: Weights  # 0 where a channel is dead
+
+    @classmethod
+    def of(cls, weights: Weights, inputs: Tensor, filters: Tensor) -> "Live":
+        """From a layer's weights and masks of its channels."""
+        live = cls(inputs, filters, weights)
+        if inputs.all() and filters.all():
+            return live
+        high = weights.high if weights.high is None else weights.high * live.kept
+        return replace(live, weights=replace(weights, counts=weights.counts * live.kept, high=high))
+
+    @property
+    def kept(self) -> Tensor:
+        """bool (groups, filters, inputs)"""
+        return self.filters[:, :, None] & self.inputs[:, None, :]
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.weights.kernel * int((self.inputs.sum(1) * self.filters.sum(1)).sum())
 
     @property
     def rows(self) -> int:
+        """Number of filters."""
         return int(self.filters.sum())
 
-    def keep(self, counts: Tensor) -> Tensor:
-        """Counts (groups, filters, inputs) with those of dead channels set to 0."""
-        return counts * (self.filters[:, :, None] & self.inputs[:, None, :])
+
+@dataclass(frozen=True)
+class Context:
+    """What a rule needs to know beside its record; each rule set adds to it."""
+
+    trace: Trace
+    settings: Settings
+
+    @cached_property
+    def stored(self) -> StoredOnce:
+        """What the records counted so far store."""
+        return StoredOnce(self.trace.records)
 
 
-def stored_layer(
-    record: Record, live: Live, settings: Settings, stored: StoredOnce, *, whole: bool
-) -> Count:
+def layer(record: Record, live: Live, context: Context, *, whole: bool) -> Count:
     """Storage of a layer's weights, without operations."""
-    weights = record.weights
-    n = weights.kernel * int((live.inputs.sum(1) * live.filters.sum(1)).sum())
-    z, rows = int(live.keep(weights.counts).sum()), live.rows
-    found = Count(0.0, 0.0, 0.0, "", int(live.inputs.sum()), rows, n, z)
-    if stored.uses[memory(record.weight)] > 1:
+    stored = context.stored
+    weights, n, rows = live.weights, live.size, live.rows
+    z = int(weights.counts.sum())
+    found = Count(live_in=int(live.inputs.sum()), live_out=rows, weights=n, nonzeros=z)
+    if stored.shared(record.weight):
         parts = grouped(record.weight, len(weights.counts))
-        wanted = live.keep(torch.ones_like(weights.counts)).bool()[..., None].expand(parts.shape)
-        new = stored.new(record.weight, wanted.reshape(record.weight.shape)).reshape(parts.shape)
+        wanted = live.kept[..., None].expand(parts.shape).reshape(record.weight.shape)
+        new = stored.new(record.weight, wanted).reshape(parts.shape)
         n, z, rows = int(new.sum()), int((new & (parts != 0)).sum()), int(new.any(3).any(2).sum())
-    options = {"ternary": weights.ternary, "settings": settings, "whole": whole}
+    options = {"ternary": weights.ternary, "settings": context.settings, "whole": whole}
     name, params = cheapest(n, z, rows, **options)
     return replace(found, params=params, format=name if n or not found.weights else "shared")
 
@@ -110,25 +149,13 @@ def positions(record: Record) -> int:
     return math.prod(record.out_shape) // record.weights.filters
 
 
-def scaled(adds: float, mults: float, settings: Settings) -> dict[str, float]:
-    """Operations in units of 32-bit operations."""
-    return {"adds": adds * settings.add_bits / WORD, "mults": mults * settings.mul_bits / WORD}
-
-
-def elementwise(record: Record, elements: float, settings: Settings) -> dict[str, float]:
-    """Cost of `elements` outputs of an operation without weights."""
-    window = record.window
-    windows = {  # as PER_ELEMENT
-        "avgpool": (1, window - 1),  # challenge: c mults, (h w - 1) c adds
-        "sum": (0, window - 1),
-        "maxpool": (window - 1, 0),  # comparisons
-        "matmul": (window, window - 1),
-        "variance": (window + 2, 3 * window - 2),  # mean, differences, their squares' mean
-        "length": (window + 1, window - 1),  # root of a sum of squares
-    }
-    mults, adds = windows.get(record.kind) or PER_ELEMENT.get(record.kind, (0, 0))
+def elementwise(record: Record, live: int, stored: int, settings: Settings) -> Count:
+    """An operation without weights, for so many channels of its result and stored values."""
+    n, windowed = elements(record.out_shape, live), PER_WINDOW.get(record.kind)
+    mults, adds = windowed(record.window) if windowed else PER_ELEMENT.get(record.kind, (0, 0))
     mults, adds = mults + record.extra[0], adds + record.extra[1]
-    return scaled(adds * elements, mults * elements, settings)
+    operations = settings.operations(adds * n, mults * n)
+    return Count(settings.parameters(stored), **operations, live_in=live, live_out=live)
 
 
 def channels(shape: tuple[int, ...]) -> int:

@@ -10,26 +10,23 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
 
 from model_scoring.counting import costs
-from model_scoring.counting.costs import Count, Live
+from model_scoring.counting.costs import Context, Count, Live
 from model_scoring.counting.settings import WORD, Settings
-from model_scoring.counting.stored_once import StoredOnce, identity
+from model_scoring.counting.stored_once import key
 from model_scoring.counting.weight_formats import tree_bits
-from model_scoring.tracing.operation_record import Trace
+from model_scoring.tracing.operation_record import Record, Trace
 
 RESIDUAL = ("resnet", "micronet")
 SHORTCUTS = (".shortcut.", ".downsample.")
 
 
 @dataclass(frozen=True)
-class Structure:
+class Structure(Context):
     """The data flow of a network as the tables saw it."""
 
-    trace: Trace
     family: str
-    stored: StoredOnce
 
     @cached_property
     def skipped(self) -> set[int]:
@@ -52,7 +49,7 @@ class Structure:
             if record.weights is None:
                 continue
             counts = record.weights.counts
-            inputs, filters = counts.any(1), counts.any(2)
+            inputs, filters = (counts.sum(d, dtype=torch.int32).bool() for d in (1, 2))
             everything = torch.ones_like(inputs)
             if record.kind == "linear":
                 inputs, filters = everything, torch.ones_like(filters)
@@ -62,7 +59,7 @@ class Structure:
                 before = filters
             elif len(counts) > 1 and inputs.shape[1] == 1:  # depthwise
                 inputs = everything
-            result[i] = Live(inputs, filters)
+            result[i] = Live.of(record.weights, inputs, filters)
         return result
 
     @cached_property
@@ -81,10 +78,6 @@ class Structure:
         filters = None if source is None else self.live[source].filters
         return c if filters is None or filters.numel() != c else int(filters.sum())
 
-    def vector(self, bias: Tensor, live: Tensor) -> int:
-        """Entries of a bias that are live and not stored yet."""
-        return int(self.stored.new(bias, live.reshape(bias.shape)).sum())
-
     def second_conv(self, i: int) -> int | None:
         """In a MicroNet, the second convolution of the block whose first BatchNorm this is."""
         name = self.trace.records[i].name
@@ -95,80 +88,81 @@ class Structure:
         return next((j for j, r in enumerate(self.trace.records) if r.name == conv2), None)
 
 
-def conv(i: int, structure: Structure, settings: Settings) -> Count:
+def _stored(i: int, record: Record, structure: Structure, *, bias: bool) -> Count:
+    """A layer's weights and the biases of its live filters."""
+    live = structure.live[i]
+    count = costs.layer(record, live, structure, whole=True)
+    new = int(structure.stored.new(record.bias, live.filters.flatten()).sum()) if bias else 0
+    return replace(count, params=count.params + structure.settings.parameters(new))
+
+
+def conv(i: int, record: Record, structure: Structure) -> Count:
     """2 mults an output if ternary, else v; v - 1 adds, v the average nonzeros of a filter."""
-    records, live = structure.trace.records, structure.live[i]
-    record, users = records[i], structure.trace.consumers[i]
-    count = costs.stored_layer(record, live, settings, structure.stored, whole=True)
-    outputs = costs.positions(record) * live.rows
-    v = count.nonzeros / live.rows if live.rows else 1.0
+    settings, ternary, users = structure.settings, record.ternary, structure.trace.consumers[i]
     # a bias before a BatchNorm becomes part of the BatchNorm's
-    bias = any(j >= 0 and records[j].folds for j in users)
+    bias = any(j >= 0 and structure.trace.records[j].folds for j in users)
     bias = record.bias is not None and not bias
-    stored = structure.vector(record.bias, live.filters.flatten()) if bias else 0
-    ternary = record.weights.ternary
+    count = _stored(i, record, structure, bias=bias)
+    outputs = costs.positions(record) * count.live_out
+    v = count.nonzeros / count.live_out if count.live_out else 1.0
     adds = (v - 1) * settings.add_bits / WORD
     if ternary and settings.tree_adder:
         adds = tree_bits(v - 1, settings.value_bits) / WORD
-    more = record.extra  # an operand that it adds
+    mults, more = 2 if ternary else v, record.extra  # more: for an operand that it adds
     return replace(
         count,
-        params=count.params + stored * settings.value_bits / WORD,
         adds=outputs * (adds + (bias + more[1]) * settings.add_bits / WORD),
-        mults=outputs * ((2 if ternary else v) + more[0]) * settings.mul_bits / WORD,
+        mults=outputs * (mults + more[0]) * settings.mul_bits / WORD,
     )
 
 
-def linear(i: int, structure: Structure, settings: Settings) -> Count:
+def linear(i: int, record: Record, structure: Structure) -> Count:
     """A mult per nonzero weight, one add less per output; ternary or not."""
-    record = structure.trace.records[i]
-    live, rows = structure.live[i], costs.positions(record)
-    count = costs.stored_layer(record, live, settings, structure.stored, whole=True)
-    bias, more = record.bias is not None, record.extra
-    stored = structure.vector(record.bias, live.filters.flatten()) if bias else 0
-    stored += costs.stored_values(record, None, structure.stored)
+    bias, more, rows = record.bias is not None, record.extra, costs.positions(record)
+    count, settings = _stored(i, record, structure, bias=bias), structure.settings
+    others = costs.stored_values(record, None, structure.stored)
     adds = max(count.nonzeros - count.live_out, 0) + (bias + more[1]) * count.live_out
     mults = count.nonzeros + more[0] * count.live_out
-    return replace(
-        count,
-        params=count.params + stored * settings.value_bits / WORD,
-        **costs.scaled(adds * rows, mults * rows, settings),
-    )
+    params, operations = settings.parameters(others), settings.operations(adds * rows, mults * rows)
+    return replace(count, params=count.params + params, **operations)
 
 
-def batchnorm(i: int, structure: Structure, settings: Settings) -> Count:
+def batchnorm(i: int, record: Record, structure: Structure) -> Count:
     """A bias per live channel and an add per element; the scale counts as merged. A MicroNet's
     second convolution carries two: the block's first BatchNorm counts with its inputs (parameters)
     and outputs (additions)."""
-    if not structure.trace.records[i].folds:
-        return plain(i, structure, settings)
+    if not record.folds:
+        return plain(i, record, structure)
     live, second = structure.live_channels(i), structure.second_conv(i)
-    adds = costs.elements(structure.trace.records[i].out_shape, live)
+    adds = costs.elements(record.out_shape, live)
     if second is not None:
         kept = structure.live[second]
         live = int(kept.inputs.sum())
         adds = costs.positions(structure.trace.records[second]) * kept.rows
-    key = tuple(map(identity, structure.trace.records[i].state))
-    first = structure.stored.new_entries(key, torch.ones(1, dtype=torch.bool))
-    params = first * live * settings.value_bits / WORD
-    return Count(params, **costs.scaled(adds, 0, settings), live_in=live, live_out=live)
+    first = structure.stored.new_entries(key(*record.state), torch.ones(1, dtype=torch.bool))
+    params, operations = first * live, structure.settings.operations(adds, 0)
+    return Count(structure.settings.parameters(params), **operations, live_in=live, live_out=live)
 
 
-def plain(i: int, structure: Structure, settings: Settings) -> Count:
+def plain(i: int, record: Record, structure: Structure) -> Count:
     """Per live element: ReLU 1 mult, swish 3 and 1 add, sigmoid 2 and 1, pooling, products."""
-    records, live = structure.trace.records, structure.live_channels(i)
-    record, source = records[i], structure.sources[i]
+    live, source = structure.live_channels(i), structure.sources[i]
     # in a MicroNet only those after the stem and the first convolution of a block
     late = structure.family == "micronet" and source is not None
-    late = late and not records[source].name.endswith("conv1")
+    late = late and not structure.trace.records[source].name.endswith("conv1")
     if late and record.kind in ("relu", "swish", "sigmoid"):
         return Count(live_in=live, live_out=live)
-    params = costs.stored_values(record, None, structure.stored) * settings.value_bits / WORD
-    operations = costs.elementwise(record, costs.elements(record.out_shape, live), settings)
-    return Count(params, **operations, live_in=live, live_out=live)
+    stored = costs.stored_values(record, None, structure.stored)
+    return costs.elementwise(record, live, stored, structure.settings)
 
 
-RULES: dict[str, Callable[[int, Structure, Settings], Count]] = {
+def skipped(i: int, record: Record, structure: Structure) -> Count:
+    """Left out of the tables."""
+    c = costs.channels(record.out_shape)
+    return Count(format="not counted", live_in=c, live_out=c)
+
+
+RULES: dict[str, Callable[[int, Record, Structure], Count]] = {
     "conv": conv,  # thesis section 4.4, counted as in table 5.3
     "linear": linear,  # challenge's formula with nonzeros
     "batchnorm": batchnorm,  # thesis section 4.4: merged into the layer before
@@ -177,12 +171,8 @@ RULES: dict[str, Callable[[int, Structure, Settings], Count]] = {
 
 def count(trace: Trace, settings: Settings, *, family: str = "other") -> list[Count]:
     """Cost of each record of a trace; `family` as in the registry."""
-    structure = Structure(trace, family, StoredOnce(trace.records))
-    counts = []
+    structure, counts = Structure(trace, settings, family), []
     for i, record in enumerate(trace.records):
-        if i in structure.skipped:
-            c = costs.channels(record.out_shape)
-            counts.append(Count(format="not counted", live_in=c, live_out=c))
-            continue
-        counts.append(RULES.get(record.kind, plain)(i, structure, settings))
+        rule = skipped if i in structure.skipped else RULES.get(record.kind, plain)
+        counts.append(rule(i, record, structure))
     return counts

@@ -1,52 +1,48 @@
 """Which values are stored already: what several operations share counts once, with the first."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Hashable, Iterable
 
 import torch
 from torch import Tensor
 
 from model_scoring.tracing.operation_record import Record
-
-Memory = int
-
-
-def memory(tensor: Tensor) -> Memory:
-    """What tensors share that are views of each other."""
-    return tensor.untyped_storage()._cdata
+from model_scoring.tracing.stored_values import identity, memory
 
 
-def identity(tensor: Tensor | None) -> Hashable:
-    """Equal for tensors of the same values in the same order, at the same place in memory."""
-    if tensor is None:
-        return None
-    return memory(tensor), tensor.storage_offset(), tensor.size(), tensor.stride()
+def key(*tensors: Tensor | None) -> tuple[Hashable, ...]:
+    """Equal for the same tensors, whatever object stands for them."""
+    return tuple(map(identity, tensors))
 
 
 class StoredOnce:
     """What the records counted so far store."""
 
     def __init__(self, records: Iterable[Record]) -> None:
-        tensors = (t for r in records for t in (r.weight, r.bias, *r.stores) if t is not None)
-        self.uses = Counter(map(memory, tensors))
-        self.values: dict[Memory, Tensor] = {}  # bool, for each place in it
+        self.users: dict[int, list[int]] = defaultdict(list)  # memory -> records, by position
+        for i, record in enumerate(records):
+            for tensor in record.tensors:
+                self.users[memory(tensor)].append(i)
+        self.values: dict[int, Tensor] = {}  # memory -> bool, for each place in it
         self.vectors: dict[Hashable, Tensor] = {}
+
+    def shared(self, tensor: Tensor) -> bool:
+        """Whether its memory is used more than once."""
+        return len(self.users[memory(tensor)]) > 1
 
     def new(self, tensor: Tensor, wanted: Tensor) -> Tensor:
         """Of a tensor's values that are `wanted`, bool and as large, those not stored yet."""
-        if self.uses[memory(tensor)] < 2:
+        if not self.shared(tensor):
             return wanted
-        places = tensor.untyped_storage().nbytes() // tensor.element_size()
-        stored = self.values.setdefault(memory(tensor), torch.zeros(places, dtype=torch.bool))
-        layout = tensor.size(), tensor.stride(), tensor.storage_offset()
-        places = torch.arange(places).as_strided(*layout)
+        places = torch.arange(tensor.untyped_storage().nbytes() // tensor.element_size())
+        stored = self.values.setdefault(memory(tensor), torch.zeros_like(places, dtype=torch.bool))
+        places = places.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
         new = wanted & ~stored[places]
         stored[places[new]] = True
         return new
 
     def new_entries(self, key: Hashable, wanted: Tensor) -> int:
         """Of a vector that is known by a key, the number of `wanted` entries not stored yet."""
-        stored = self.vectors.setdefault(key, torch.zeros_like(wanted))
-        count = int((wanted & ~stored).sum())
+        stored = self.vectors.get(key, torch.zeros_like(wanted))
         self.vectors[key] = stored | wanted
-        return count
+        return int((wanted & ~stored).sum())

@@ -5,6 +5,7 @@ precision). Sources: MicroNet challenge 2019 (bit mask); Becking 2020, section 4
 """
 
 import math
+from functools import cache
 
 from model_scoring.counting.settings import WORD, Settings
 
@@ -43,6 +44,7 @@ def cheapest(
     return min(found, key=lambda pair: pair[1])
 
 
+@cache
 def tree_bits(operands: float, width: int) -> float:
     """Bits added when a tree of adders sums operands of `width` bits. Each level adds pairs and its
     results are a bit wider, up to 32. An odd one out joins a later level, where the other operand

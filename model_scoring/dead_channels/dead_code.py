@@ -20,16 +20,6 @@ class DeadChannels(NamedTuple):
     rounds: int
 
 
-def _reader(record: Record) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a layer that mixes channels: labels of inputs (groups, inputs) and outputs (groups,
-    filters), and which of its weights do not fold, bool (groups, filters, inputs)."""
-    touched, reads = record.weights.counts > 0, record.reads
-    inputs, outputs = (part.reshape(len(touched), -1) for part in (reads.labels, record.labels))
-    if reads.folds is not None:
-        touched &= ~reads.folds.reshape(len(touched), 1, -1)
-    return inputs, outputs, touched
-
-
 def narrowable(trace: Trace) -> list[Record | Padding]:
     """What loses channels when they leave."""
     return [r for r in (*trace.records, *trace.paddings) if r.layer]
@@ -51,16 +41,15 @@ def dead_channels(trace: Trace, *, buildable: bool = True) -> DeadChannels:
         return DeadChannels(gone, 0)
     # a depthwise filter and its input can only leave together, and would keep each other
     readers = [r for r in trace.records if r.reads and not (buildable and r.reads.depthwise)]
-    readers = list(map(_reader, readers))
     made = [part.labels for part in narrowable(trace)]
     pinned = trace.labels.pinned | (trace.labels.fixed if buildable else set())
     pinned = torch.tensor(sorted(pinned), dtype=torch.int64)
     while True:
         needed = torch.zeros_like(gone)  # by root: labels that are tied live and die together
         needed[roots[pinned]] = True
-        for inputs, outputs, touched in readers:
-            used = (touched & ~gone[outputs][:, :, None]).any(1)
-            needed[roots[inputs[used]]] = True
+        for record in readers:
+            used = record.used(~gone[record.labels].reshape(len(record.weights.counts), -1))
+            needed[roots[record.reads.labels[used.flatten()]]] = True
         # an empty layer cannot be built, and parts that the code makes equal have to stay equal
         while buildable and (missed := _missed(trace, made, ~needed[roots], before=gone)):
             for labels in missed:

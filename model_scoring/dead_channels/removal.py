@@ -43,6 +43,7 @@ def _fold(network: nn.Module, trace: Trace, i: int, shift: Tensor) -> None:
     layer.bias += shift
 
 
+CHANNELS = ("in_channels", "out_channels")
 Narrow = tuple[dict[str, int], dict[str, Tensor]]  # sizes and tensors of a narrower layer
 
 
@@ -52,22 +53,16 @@ def _picked(layer: nn.Module, keep: Tensor, *names: str) -> dict[str, Tensor]:
     return {name: tensor[keep] for name, tensor in tensors.items() if tensor is not None}
 
 
-def _conv(conv: nn.Conv2d, inputs: Tensor, outputs: Tensor, *, depthwise: bool) -> Narrow:
-    """inputs (c_in,), outputs (c_out,) bool: channels that stay."""
-    sizes = {"in_channels": int(inputs.sum()), "out_channels": int(outputs.sum())}
+def _mixing(layer: nn.Module, inputs: Tensor, outputs: Tensor, *, depthwise: bool) -> Narrow:
+    """A convolution or linear layer; inputs (c_in,), outputs (c_out,) bool: channels that stay."""
+    names = ("in_features", "out_features") if isinstance(layer, nn.Linear) else CHANNELS
+    sizes = dict(zip(names, (int(inputs.sum()), int(outputs.sum())), strict=True))
     if depthwise:
-        sizes["groups"] = sizes["out_channels"]
-        return sizes, _picked(conv, outputs, "weight", "bias")
-    parts = conv.weight.unflatten(0, (conv.groups, -1))
-    masks = (mask.reshape(conv.groups, -1) for mask in (inputs, outputs))
+        return sizes | {"groups": sizes["out_channels"]}, _picked(layer, outputs, "weight", "bias")
+    parts = layer.weight.unflatten(0, (getattr(layer, "groups", 1), -1))
+    masks = (mask.reshape(len(parts), -1) for mask in (inputs, outputs))
     weight = [part[o][:, i] for part, i, o in zip(parts, *masks, strict=True)]
-    return sizes, {"weight": torch.cat(weight), **_picked(conv, outputs, "bias")}
-
-
-def _linear(linear: nn.Linear, inputs: Tensor, outputs: Tensor, *, depthwise: bool) -> Narrow:
-    sizes = {"in_features": int(inputs.sum()), "out_features": int(outputs.sum())}
-    weight = linear.weight[outputs][:, inputs]
-    return sizes, {"weight": weight, **_picked(linear, outputs, "bias")}
+    return sizes, {"weight": torch.cat(weight), **_picked(layer, outputs, "bias")}
 
 
 def _batchnorm(norm: nn.Module, inputs: Tensor, outputs: Tensor, *, depthwise: bool) -> Narrow:
@@ -82,11 +77,8 @@ def _option_a(shortcut: OptionA, inputs: Tensor, outputs: Tensor, *, depthwise: 
 
 
 NARROW: dict[type[nn.Module], Callable[..., Narrow]] = {
-    nn.Conv2d: _conv,
-    SameConv2d: _conv,
-    nn.Linear: _linear,
-    nn.BatchNorm1d: _batchnorm,
-    nn.BatchNorm2d: _batchnorm,
+    **dict.fromkeys((nn.Conv2d, SameConv2d, nn.Linear), _mixing),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), _batchnorm),
     OptionA: _option_a,
 }
 

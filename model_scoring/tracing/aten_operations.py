@@ -15,13 +15,14 @@ class Operation(NamedTuple):
 
     kind: str | None  # None: copies, reorders or chooses values, without arithmetic
     way: str = ""  # "": not understood, its channels stay as they are
+    extra: tuple[float, float] = (0.0, 0.0)  # (mults, adds) per output element beyond its kind's
 
 
 NO_RULE = Operation(UNKNOWN)
 
 
-def _rows(names: str, kind: str | None, way: str = "") -> dict[str, Operation]:
-    return dict.fromkeys(names.split(), Operation(kind, way))
+def _rows(names: str, kind: str | None, way: str = "", **extra: tuple) -> dict[str, Operation]:
+    return dict.fromkeys(names.split(), Operation(kind, way, **extra))
 
 
 # fmt: off
@@ -42,12 +43,14 @@ OPERATIONS: dict[str, Operation] = {
     **_rows("log_sigmoid_forward", "log_sigmoid"),
     **{name: Operation(name, "elementwise") for name in
        ("elu", "sigmoid", "hardswish", "hardsigmoid", "tanh", "gelu", "softplus", "mish")},
-    **_rows("exp exp2 log log2 log10 erf sin cos atan sqrt rsqrt reciprocal pow", "function",
+    **_rows("exp exp2 log log2 log10 erf sin cos atan sqrt reciprocal pow", "function",
             "elementwise"),
+    **_rows("rsqrt", "function", "elementwise", extra=(1, 0)),  # root, division
     **_rows("log1p expm1", "shifted_function", "elementwise"),
     **_rows("maximum minimum gt ge lt le eq ne", "compare", "elementwise"),
     **_rows("add sub rsub", "add", "elementwise"),
-    **_rows("mul div addcmul addcdiv lerp", "scale", "elementwise"),
+    **_rows("mul div addcmul addcdiv", "scale", "elementwise"),
+    **_rows("lerp", "scale", "elementwise", extra=(0, 2)),  # x + w (y - x)
     **_rows("neg abs sign sgn", "sign", "elementwise"),
     **_rows("_softmax _safe_softmax _log_softmax", "softmax"),
     # many pixels to one, or along given dimensions
@@ -56,7 +59,8 @@ OPERATIONS: dict[str, Operation] = {
     **_rows("mean", "avgpool", "reduction"),
     **_rows("sum", "sum", "reduction"),
     **_rows("amax amin max min", "maxpool", "reduction"),
-    **_rows("var std var_mean std_mean", "variance"),
+    **_rows("var var_mean", "variance"),
+    **_rows("std std_mean", "variance", extra=(1, 0)),  # its root
     **_rows("linalg_vector_norm", "length"),
     # without arithmetic
     **_rows("clone alias detach lift_fresh _to_copy reflection_pad2d replication_pad2d "

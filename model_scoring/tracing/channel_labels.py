@@ -1,8 +1,8 @@
 """Labels of channels: which have to leave a network together, and which have to stay.
 
 A label stands for a channel that some layer makes. Sums and products tie the labels of their
-operands (union-find), as a channel can only leave both; what is not understood pins the labels that
-it sees: these channels are needed. Fixed ones may be dead, but the code has no place to narrow.
+operands, as a channel can only leave both; what is not understood pins the labels that it sees:
+these channels are needed. Fixed ones may be dead, but the code has no place to narrow.
 """
 
 from collections.abc import Callable
@@ -11,54 +11,99 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+NAN = float("nan")
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Channels:
+    """What is known of an activation's channels: tensors that broadcast to its shape, of size 1
+    along dimensions where nothing differs."""
+
+    labels: Tensor  # int64
+    constants: Tensor  # see constant_channels; NaN where the channel depends on the image
+
+    @classmethod
+    def varying(cls, labels: Tensor) -> "Channels":
+        """Channels that all depend on the image."""
+        return cls(labels, torch.full(labels.shape, NAN))
+
+    @classmethod
+    def cat(cls, parts: "list[Channels]", dim: int) -> "Channels":
+        """One after the other."""
+        sides = ([part.labels for part in parts], [part.constants for part in parts])
+        return cls(*(torch.cat(side, dim) for side in sides))
+
+    @property
+    def differs(self) -> set[int]:
+        """The dimensions along which channels differ."""
+        return {d for d, size in enumerate(self.labels.shape) if size > 1}
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Channels":
+        """Both rearranged in the same way."""
+        return Channels(change(self.labels), change(self.constants))
+
+    def vectors(self, shape: Shape) -> "Channels | None":
+        """As (C,), for an activation (N, C, ...); None if they are not one for each channel."""
+        labels, rank = self.labels, len(shape)
+        if rank < 2 or labels.dim() != rank or not labels.numel() == labels.shape[1] == shape[1]:
+            return None
+        return self.map(torch.flatten)
+
+    def spread(self, shape: Shape) -> "Channels":
+        """Those of one for each channel, (C,), for an activation (N, C, ...)."""
+        return self.map(lambda part: part.reshape([1, -1, *[1] * (len(shape) - 2)]))
+
+
+Pairs = list[tuple[Tensor, Tensor]]  # labels in the same places; both broadcast
+
 
 @dataclass
 class Labels:
-    """A union-find over labels, with those that are pinned, fixed, or stay in balance."""
+    """Labels that are tied, pinned, fixed, or stay in balance."""
 
-    parents: list[int] = field(default_factory=list)
+    count: int = 0
+    tied: Pairs = field(default_factory=list)  # needed together
+    bound: Pairs = field(default_factory=list)  # can only be taken out together
+    balanced: list[Tensor] = field(default_factory=list)  # (parts, n): parts stay equally long
     pinned: set[int] = field(default_factory=set)
     fixed: set[int] = field(default_factory=set)
-    balanced: list[Tensor] = field(default_factory=list)  # (parts, n): parts stay equally long
-    bound: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # can only leave together
 
-    def new(self, count: int, rank: int, *, pinned: bool = False) -> Tensor:
+    def new(self, count: int, rank: int) -> Tensor:
         """Labels (1, count, 1, ...) of `rank` dimensions for an activation's channels."""
-        first = len(self.parents)
-        self.parents.extend(range(first, first + count))
-        if pinned:
-            self.pinned.update(range(first, first + count))
+        first, self.count = self.count, self.count + count
         shape = [1, count, *[1] * (rank - 2)] if rank > 1 else [count] * rank
-        return torch.arange(first, first + count).reshape(shape)
+        return torch.arange(first, self.count).reshape(shape)
 
-    def root(self, label: int) -> int:
-        """The representative of a label's set, with path halving."""
-        while self.parents[label] != label:
-            self.parents[label] = label = self.parents[self.parents[label]]
-        return label
+    def unknown(self, count: int, rank: int) -> Channels:
+        """New channels of which nothing is known but that they are needed."""
+        made = Channels.varying(self.new(count, rank))
+        self.pin(made)
+        return made
 
-    def tie(self, one: Tensor, other: Tensor) -> None:
-        """Union of the sets of labels in the same places; the tensors broadcast."""
-        if one is not other:
-            pairs = torch.broadcast_tensors(one, other)
-            for a, b in zip(*(t.flatten().tolist() for t in pairs), strict=True):
-                self.parents[self.root(a)] = self.root(b)
-
-    def pin(self, labels: Tensor) -> None:
+    def pin(self, *known: Channels | None) -> None:
         """These channels are needed."""
-        self.pinned.update(labels.flatten().tolist())
+        for channels in known:
+            if channels is not None:
+                self.pinned.update(channels.labels.flatten().tolist())
 
     def fix(self, labels: Tensor) -> None:
         """These channels stay, needed or not."""
         self.fixed.update(labels.flatten().tolist())
 
     def roots(self, *, buildable: bool) -> Tensor:
-        """(labels,) the representative of each; `buildable`: of those that can only leave
-        together."""
-        sets = Labels([*self.parents])
-        for pair in self.bound if buildable else ():
-            sets.tie(*pair)
-        return torch.tensor([sets.root(i) for i in range(len(sets.parents))], dtype=torch.int64)
+        """(labels,) a representative of those tied to each: connected components, by hooking and
+        pointer jumping. `buildable`: of those that can only be taken out together."""
+        pairs = [torch.broadcast_tensors(*p) for p in self.tied + self.bound * buildable]
+        sides = [torch.cat([s.flatten() for s in side]) for side in zip(*pairs, strict=True)]
+        root, before = torch.arange(self.count), None
+        while sides and (before is None or not torch.equal(root, before)):
+            before, ends = root, [root[side] for side in sides]
+            smaller = torch.minimum(*ends)
+            for end in ends:
+                root = root.scatter_reduce(0, end, smaller, "amin")
+            root = root[root]
+        return root
 
 
 class Width(int):

@@ -7,15 +7,16 @@ then the channels are not understood, and stay.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import cached_property, wraps
+from itertools import accumulate
+from operator import mul
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from model_scoring.tracing.channel_labels import Labels, Width
-from model_scoring.tracing.constant_channels import NAN
-from model_scoring.tracing.operation_record import Channels, Padding, Reads, Shape, Tag
+from model_scoring.tracing.channel_labels import NAN, Channels, Labels, Shape, Width
+from model_scoring.tracing.operation_record import Padding, Reads, Tag
 
 Known = list[Channels] | None
 
@@ -47,11 +48,22 @@ class Call:
     inputs: list[Tensor]  # without those of `out=`
     tags: list[Tag]  # of the inputs
     in_shapes: list[Shape]  # of the inputs, before an in-place operation changed them
-    shapes: list[Shape]  # of the outputs
+    outputs: list[Tensor]
+    writes: bool  # in-place
     caller: Caller
     layer: str  # the layer at work, if it can be narrowed
     labels: Labels
     paddings: list[Padding]
+
+    @cached_property
+    def shapes(self) -> list[Shape]:
+        """Of the outputs."""
+        return [tuple(output.shape) for output in self.outputs]
+
+    @cached_property
+    def parameters(self) -> frozenset[str]:
+        """That its inputs are made of."""
+        return frozenset().union(*(tag.parameters for tag in self.tags))
 
     def tag(self, argument: str) -> Tag | None:
         """The tag of an argument that is a tensor; None if it is not given."""
@@ -61,11 +73,6 @@ class Call:
 
 
 Rule = Callable[[Call], Known]
-
-
-def differing(labels: Tensor) -> set[int]:
-    """The dimensions along which labels differ."""
-    return {d for d, size in enumerate(labels.shape) if size > 1}
 
 
 def unary(rule: Callable[[Call, Shape, Channels], Known]) -> Rule:
@@ -95,11 +102,10 @@ def elementwise(call: Call) -> Known:
     if any(known is None or x.dim() != len(size) for x, known in images):
         return None
     made = [known.labels for _, known in images]
-    differs = set.union(*map(differing, made))
+    differs = set.union(*(known.differs for _, known in images))
     if any(x.shape[d] != size[d] for d in differs for x, _ in images):
         return None  # one channel meets several
-    for other in made[1:]:
-        call.labels.tie(made[0], other)
+    call.labels.tied += [(made[0], other) for other in made[1:] if other is not made[0]]
     if any(not (tag.from_image or tag.adapts) and x.numel() > 1 for x, tag in operands):
         call.labels.fix(made[0])  # stored values for each channel, which nobody narrows
     numbers = [
@@ -147,7 +153,7 @@ def _only(constants: Tensor, value: float) -> Tensor:
 @unary
 def window(call: Call, shape: Shape, known: Channels) -> Known:
     """Pooling over pixels. An average that takes in a border of zeros leaves only a 0 constant."""
-    if not differing(known.labels) <= {0, 1}:
+    if not known.differs <= {0, 1}:
         return None
     options = [call.arguments.get(name) for name in ("padding", "ceil_mode", "divisor_override")]
     if call.name == "avg_pool2d" and any(tree_leaves(options)):
@@ -161,12 +167,11 @@ def reduction(call: Call, shape: Shape, known: Channels) -> Known:
     given = call.arguments.get("dim")
     given = [given] if isinstance(given, int) else given or range(len(shape))
     dims = {d % len(shape) for d in given}
-    if differing(known.labels) & dims:
+    if known.differs & dims:
         return None
     count = math.prod(shape[d] for d in dims) if call.name == "sum" else 1
     kept, keep = sorted(dims), bool(call.arguments.get("keepdim"))
-    parts = (part.amax(kept, keepdim=keep) for part in (known.labels, count * known.constants))
-    made = Channels(*parts)
+    made = Channels(known.labels, count * known.constants).map(lambda t: t.amax(kept, keepdim=keep))
     return [made, *[Channels.varying(made.labels)] * (len(call.shapes) - 1)]  # the others: indices
 
 
@@ -175,7 +180,7 @@ def move(call: Call, shape: Shape, known: Channels) -> Known:
     """Dimensions in another order, added, dropped, repeated, or cut. Where channels are cut, they
     can only leave parts that `chunk` makes, which have to stay equal: parts of a given size would
     be other channels once some have left."""
-    differs, shapes = differing(known.labels), call.shapes
+    differs, shapes = known.differs, call.shapes
     cuts = ("slice", "select", "unbind", "split", "split_with_sizes")
     cut = call.name in cuts and shapes != [shape]
     if cut and call.arguments.get("dim", 0) % len(shape) in differs:
@@ -184,9 +189,9 @@ def move(call: Call, shape: Shape, known: Channels) -> Known:
         else:
             call.labels.balanced.append(known.labels.reshape(len(shapes), -1))
     rest = list(call.arguments.values())[1:]
-    parts = (call.function(part.expand(shape), *rest) for part in (known.labels, known.constants))
-    moved = ([_reduced(leaf) for leaf in tree_leaves(part)] for part in parts)
-    return [Channels(*pair) for pair in zip(*moved, strict=True)]
+    parts = (part.expand(shape) for part in (known.labels, known.constants))
+    moved = (tree_leaves(call.function(part, *rest)) for part in parts)
+    return [Channels(*pair).map(_reduced) for pair in zip(*moved, strict=True)]
 
 
 def _reduced(moved: Tensor) -> Tensor:
@@ -198,12 +203,11 @@ def concatenation(call: Call) -> Known:
     """Channels one after the other."""
     dim = call.arguments.get("dim", 0) % len(call.shapes[0])
     known = [tag.channels for tag in call.tags]
-    if None in known or any(differing(k.labels) - {dim} for k in known):
+    if None in known or any(k.differs - {dim} for k in known):
         return None
     if any(k.labels.shape[dim] != x.shape[dim] for k, x in zip(known, call.inputs, strict=True)):
         return None
-    parts = ([k.labels for k in known], [k.constants for k in known])
-    return [Channels(*(torch.cat(part, dim) for part in parts))]
+    return [Channels.cat(known, dim)]
 
 
 @unary
@@ -212,44 +216,44 @@ def padding(call: Call, shape: Shape, known: Channels) -> Known:
     pads, value = list(call.arguments["pad"]), float(call.arguments.get("value", 0))
     sides = {len(shape) - 1 - i // 2: pads[i : i + 2] for i in range(0, len(pads), 2)}
     grown = {dim for dim, pair in sides.items() if any(pair)}
-    if not grown & differing(known.labels):
+    if not grown & known.differs:
         return [Channels(known.labels, _only(known.constants, value))] if grown else [known]
-    if grown != {1} or min(sides[1]) < 0 or differing(known.labels) != {1}:
+    if grown != {1} or min(sides[1]) < 0 or known.differs != {1}:
         return None
-    before, after = (call.labels.new(n, len(shape)) for n in sides[1])
+    new = [call.labels.new(n, len(shape)) for n in sides[1]]
+    before, after = (Channels(t, known.constants.new_full(t.shape, value)) for t in new)
     if not call.layer:
-        call.labels.fix(torch.cat([before, after], 1))
-    ends = [torch.full(t.shape, value, dtype=known.constants.dtype) for t in (before, after)]
-    joined = torch.cat([before, known.labels, after], 1)
+        call.labels.fix(torch.cat(new, 1))
+    joined = Channels.cat([before, known, after], 1)
     reads = Reads(known.labels.flatten(), known.constants.flatten(), padded=False)
-    call.paddings.append(Padding(call.layer, reads, joined.flatten()))
-    return [Channels(joined, torch.cat([ends[0], known.constants, ends[1]], 1))]
+    call.paddings.append(Padding(call.layer, reads, joined.labels.flatten()))
+    return [joined]
 
 
 @unary
 def view(call: Call, shape: Shape, known: Channels) -> Known:
     """Dimensions that are split or merged; where channels are, only as the code lets them adapt:
     by `flatten`, by a size of -1, or by the input's own width."""
-    new, differs = call.shapes[0], differing(known.labels)
+    new, differs = call.shapes[0], known.differs
     adapts = _adapting(call.caller, len(new))
     spread, moved = [1] * len(shape), [1] * len(new)  # only where channels differ
-    free_of: dict[int, int] = {}  # a split dimension's parts -> the one that shrinks
+    split: list[int] = []  # parts of a dimension beside the one that shrinks
     for before, after in _factors(shape, new):
         if not differs & set(before):
             continue
         free = [d for d in after if d in adapts]
         if len(free) == 1 and 1 in (len(before), len(after)):
-            free_of |= {d: free[0] for d in after if d != free[0]}
+            split += [d for d in after if d != free[0]]
         else:
             call.labels.fix(known.labels)
         for sizes, full, dims in ((spread, shape, before), (moved, new, after)):
             for d in dims:
                 sizes[d] = full[d]
-    result = [part.expand(spread).reshape(moved) for part in (known.labels, known.constants)]
-    for d in free_of:  # all parts lose the same channels
-        first, *others = result[0].unbind(d)
+    result = known.map(lambda part: part.expand(spread).reshape(moved))
+    for d in split:  # all parts lose the same channels
+        first, *others = result.labels.unbind(d)
         call.labels.bound += [(first, other) for other in others]
-    return [Channels(*result)]
+    return [result]
 
 
 def _adapting(caller: Caller, rank: int) -> set[int]:
@@ -264,18 +268,15 @@ def _adapting(caller: Caller, rank: int) -> set[int]:
 def _factors(old: Shape, new: Shape) -> Iterator[tuple[list[int], list[int]]]:
     """Smallest groups of neighbouring dimensions with as many elements in both shapes, without
     dimensions of size 1."""
-    left, right = ([d for d, n in enumerate(shape) if n > 1] for shape in (old, new))
-    while left:
-        before, after = [left.pop(0)], [right.pop(0)]
-        one, other = old[before[0]], new[after[0]]
-        while one != other:
-            if one < other:
-                one *= old[left[0]]
-                before.append(left.pop(0))
-            else:
-                other *= new[right[0]]
-                after.append(right.pop(0))
+    sides = []  # number of elements up to a dimension -> dimension
+    for shape in (old, new):
+        dims = [d for d, n in enumerate(shape) if n > 1]
+        sides.append(dict(zip(accumulate((shape[d] for d in dims), mul), dims, strict=True)))
+    start = 0
+    for end in sorted(sides[0].keys() & sides[1].keys()):
+        before, after = ([d for n, d in side.items() if start < n <= end] for side in sides)
         yield before, after
+        start = end
 
 
 _RULES = (same, elementwise, window, reduction, move, concatenation, padding, view)

@@ -9,9 +9,8 @@ tells the border from the inside.
 
 from torch import Tensor
 
+from model_scoring.tracing.channel_labels import NAN
 from model_scoring.tracing.layer_weights import grouped
-
-NAN = float("nan")
 
 
 def contribution(weight: Tensor, groups: int, values: Tensor) -> Tensor:
@@ -36,7 +35,7 @@ def of_filters(
     return (value if bias is None else value + bias).masked_fill(varies, NAN)
 
 
-def of_batchnorm(constants: Tensor, state: list[Tensor | None], eps: float) -> Tensor:
+def of_batchnorm(constants: Tensor, state: tuple[Tensor | None, ...], eps: float) -> Tensor:
     """Constants (c,) after BatchNorm; `state` is weight, bias, running mean, running variance."""
     weight, bias, mean, variance = state
     scale = (variance + eps).rsqrt() if weight is None else weight / (variance + eps).sqrt()

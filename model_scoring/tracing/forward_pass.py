@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 from data.errors import UserError
 from model_scoring.tracing.channel_labels import Width
-from model_scoring.tracing.channel_rules import Caller, differing
-from model_scoring.tracing.operation_record import Channels, Tag, Trace, tag_of
+from model_scoring.tracing.channel_rules import Caller
+from model_scoring.tracing.operation_record import Tag, Trace, tag_of
 from model_scoring.tracing.recorder import Recorder
 from model_scoring.tracing.stored_values import Values
 
@@ -58,7 +58,7 @@ class _Callers(TorchFunctionMode):
         if channels is None:
             return sizes
         fix = partial(self.recorder.labels.fix, channels.labels)
-        counted = differing(channels.labels)
+        counted = channels.differs
         if dim is not None:
             return Width(sizes, fix) if dim % tensor.dim() in counted else sizes
         return torch.Size(Width(n, fix) if d in counted else n for d, n in enumerate(sizes))
@@ -111,8 +111,7 @@ def _run(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> Tr
     state = _state(network, device, recorder.values)
     dtypes = (p.dtype for p in network.parameters() if p.is_floating_point())
     image = torch.zeros((1, *shape), dtype=next(dtypes, torch.float32), device=device)
-    pixels = recorder.labels.new(shape[0], image.dim(), pinned=True)
-    Tag(channels=Channels.varying(pixels)).put(image)
+    Tag(channels=recorder.labels.unknown(shape[0], image.dim())).put(image)
     with ExitStack() as stack:
         contexts = torch.no_grad(), _watching(recorder, network), sdpa_kernel(SDPBackend.MATH)
         for context in (*contexts, torch.device(device), _Callers(recorder), recorder):

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from model_scoring.tracing.aten_operations import UNKNOWN
+from model_scoring.tracing.channel_labels import NAN, Channels
 from model_scoring.tracing.channel_rules import Call, Known
-from model_scoring.tracing.constant_channels import NAN, of_batchnorm, of_filters
+from model_scoring.tracing.constant_channels import of_batchnorm, of_filters
 from model_scoring.tracing.layer_weights import examine
 from model_scoring.tracing.operation_kinds import factor
-from model_scoring.tracing.operation_record import Channels, Reads, Tag
+from model_scoring.tracing.operation_record import Reads, Tag
 
 Fields = dict[str, object]
 
@@ -28,23 +29,24 @@ class _Layer:
 
     weight: Tensor  # (c_out, c_in / groups, ...)
     groups: int
+    image: Tag  # its input
     seen: Channels | None  # (c_in,) of its input; None: not one for each
     added: Tag | None  # its bias, or another operand that it adds to the result
-    bias: Tensor | None = None  # (c_out,) that operand, if it is one stored value a filter
+    bias: Tensor | None  # (c_out,) that operand, if it is one stored value a filter
     factor: float = 1  # of the added operand
     padded: bool = False  # with zeros
 
 
-def _weighted(call: Call, layer: _Layer) -> tuple[Fields, Channels, bool]:
-    """Fields of its record, the channels that it makes, (c_out,), and whether each of its inputs
-    was known to be a channel."""
+def _weighted(call: Call, layer: _Layer) -> tuple[Fields, Channels]:
+    """Fields of its record, and the channels (c_out,) that it makes."""
     labels, weight, groups, seen = call.labels, layer.weight, layer.groups, layer.seen
     weights, inputs = examine(weight, groups), groups * weight.shape[1]
-    understood = seen is not None
-    if not understood:
-        seen = Channels.varying(labels.new(inputs, 1, pinned=True))
-    depthwise = understood and 1 < groups == inputs == len(weight)
-    made = labels.new(len(weight), 1, pinned=not understood)
+    depthwise = seen is not None and 1 < groups == inputs == len(weight)
+    if seen is None:  # channels in another dimension
+        labels.pin(layer.image.channels)
+        seen, made = labels.unknown(inputs, 1), labels.unknown(len(weight), 1).labels
+    else:
+        made = labels.new(len(weight), 1)
     if depthwise:  # a filter for each input
         labels.bound.append((seen.labels, made))
     elif groups > 1:  # its groups have to stay equally large
@@ -57,39 +59,29 @@ def _weighted(call: Call, layer: _Layer) -> tuple[Fields, Channels, bool]:
         "reads": Reads(seen.labels, seen.constants, layer.padded, depthwise),
         "layer": call.layer,
     }
-    bias = layer.bias
-    if layer.added is not None and bias is None:  # another number at each position
-        fields |= {"extra": (factor(layer.factor), 1), "stores": layer.added.stores}
+    bias, added = layer.bias, layer.added
+    if added is not None and bias is None:  # another number at each position
+        fields |= {"extra": (factor(layer.factor), 1), "stores": added.stores}
         labels.fix(made)
         bias = torch.tensor(NAN)
-    if layer.added is not None and layer.added.channels is not None:
-        labels.pin(layer.added.channels.labels)
+    labels.pin(added and added.channels)
     constants = of_filters(weight, weights.counts, bias, seen.constants, padded=layer.padded)
-    return fields, Channels(made, constants), understood
-
-
-def _ignored(channels: Channels | None, call: Call) -> None:
-    """Channels in another dimension, or those of a tensor that was written to, are needed."""
-    if channels is not None:
-        call.labels.pin(channels.labels)
+    return fields, Channels(made, constants)
 
 
 def _convolution(call: Call) -> tuple[Fields, Known]:
     if call.arguments["transposed"]:  # no rule: its arithmetic is not counted, a warning names it
         return {"kind": UNKNOWN, "operation": "transposed convolution"}, None
-    tag, added, shape = call.tag("weight"), call.tag("bias"), tuple(call.arguments["weight"].shape)
-    if tag.value is None:  # it comes from the image
-        fields = {"kind": "matmul", "window": math.prod(shape[1:])}
-        return fields | {"extra": (0, int(added is not None))}, None
-    x, groups = call.tag("input"), call.arguments["groups"]
+    weight, added, x = map(call.tag, ("weight", "bias", "input"))
+    if weight.value is None:  # it comes from the image
+        products = math.prod(call.arguments["weight"].shape[1:])
+        return {"kind": "matmul", "window": products, "extra": (0, int(added is not None))}, None
     seen = x.channels and x.channels.vectors(tuple(call.arguments["input"].shape))
-    if seen is None:
-        _ignored(x.channels, call)
     bias = _value(added) if added is not None and not added.from_image else None
+    bias = bias if bias is None else bias.expand(len(weight.value))
     padded = any(call.arguments["padding"])
-    bias = bias if bias is None else bias.expand(shape[0])
-    layer = _Layer(tag.value, groups, seen, added, bias, padded=padded)
-    fields, made, _ = _weighted(call, layer)
+    layer = _Layer(weight.value, call.arguments["groups"], x, seen, added, bias, padded=padded)
+    fields, made = _weighted(call, layer)
     return fields, [made.spread(call.shapes[0])]
 
 
@@ -113,23 +105,20 @@ def _matrices(factor: Tensor, flipped: bool) -> Tensor:
 def _product(call: Call) -> tuple[Fields, Known]:
     """alpha (left @ right) + beta added: a layer if one side is stored. Weights on the left make
     the transpose of a layer's result."""
-    added, left, right = FACTORS[call.name]
+    added, left, right = map(call.tag, FACTORS[call.name])
     beta, alpha = call.arguments.get("beta", 1), call.arguments.get("alpha", 1)
-    added = call.tag(added) if beta != 0 else None
-    flipped = call.tag(right).from_image
+    added, flipped = added if beta != 0 else None, right.from_image
     x, weight = (right, left) if flipped else (left, right)
-    value, image = call.tag(weight).value, _matrices(call.arguments[x], flipped)
-    if value is None:  # both operands depend on the image
+    image = _matrices(call.arguments[FACTORS[call.name][1 + flipped]], flipped)
+    if weight.value is None:  # both operands depend on the image
         extra = factor(alpha) + (factor(beta) if added else 0), int(added is not None)
         return {"kind": "matmul", "window": image.shape[-1], "extra": extra}, None
-    value = _matrices(value, flipped).mT  # (groups, c_out / groups, c_in / groups)
+    value = _matrices(weight.value, flipped).mT  # (groups, c_out / groups, c_in / groups)
     value, groups = value * alpha if alpha != 1 else value, len(value)
     value = value[0] if groups == 1 else value.flatten(0, 1)
-    seen = _columns(call.tag(x).channels, image, flipped)
+    seen = _columns(x.channels, image, flipped)
     bias = _bias(call, added, flipped, beta)
-    fields, made, known = _weighted(call, _Layer(value, groups, seen, added, bias, beta))
-    if not known:
-        _ignored(call.tag(x).channels, call)
+    fields, made = _weighted(call, _Layer(value, groups, x, seen, added, bias, beta))
     fields |= {
         "in_shape": (image.shape[1], groups * image.shape[2]),
         "out_shape": (image.shape[1], len(value)),
@@ -138,20 +127,17 @@ def _product(call: Call) -> tuple[Fields, Known]:
     }
     linear = call.caller.given(0, "input") if call.caller.name == "linear" else None
     if linear is None or linear.dim() != 2:  # nobody narrows a layer there
-        for side in (made, seen) if known else (made,):
+        for side in filter(None, (made, seen)):
             call.labels.fix(side.labels)
-    return fields, [_result(made, groups, len(call.shapes[0]), flipped)] if known else None
+    return fields, seen and [_result(made, groups, len(call.shapes[0]), flipped)]
 
 
 def _columns(channels: Channels | None, image: Tensor, flipped: bool) -> Channels | None:
     """Channels (c_in,) of the factor that is not stored, if those are its columns."""
-    if channels is None:
+    found = channels and channels.map(lambda part: _matrices(part, flipped))
+    if found is None or found.labels.shape[1] > 1:
         return None
-    labels, constants = (_matrices(t, flipped) for t in (channels.labels, channels.constants))
-    if labels.shape[1] > 1:
-        return None
-    shape = len(image), 1, image.shape[-1]
-    return Channels(*(part.expand(shape).flatten() for part in (labels, constants)))
+    return found.map(lambda part: part.expand(len(image), 1, image.shape[-1]).flatten())
 
 
 def _bias(call: Call, added: Tag | None, flipped: bool, beta: float) -> Tensor | None:
@@ -167,47 +153,37 @@ def _bias(call: Call, added: Tag | None, flipped: bool, beta: float) -> Tensor |
 
 def _result(made: Channels, groups: int, rank: int, flipped: bool) -> Channels:
     """The channels (c_out,) of a product where its result, of so many dimensions, has them."""
-    parts = (part.reshape(groups, 1, -1) for part in (made.labels, made.constants))
-    parts = (part.mT if flipped else part for part in parts)
-    return Channels(
-        *(part if rank == 3 else part[0] if rank == 2 else part[0, :, 0] for part in parts)
-    )
-
-
-# of the forms of BatchNorm those that take no flag
-TRAINING = {
-    "_batch_norm_with_update": True,
-    "_batch_norm_no_update": False,
-    "_native_batch_norm_legit_no_training": False,
-}
+    found = made.map(lambda part: part.reshape(groups, 1, -1))
+    found = found.map(lambda part: part.mT) if flipped else found
+    return found.map(lambda part: part if rank == 3 else part[0] if rank == 2 else part[0, :, 0])
 
 
 def _batchnorm(call: Call) -> tuple[Fields, Known]:
     """By stored statistics; by the image's own ones it is no part of a layer, and normalises as
     layer and group norms do."""
     tags = tuple(map(call.tag, ("weight", "bias", "running_mean", "running_var")))
-    if TRAINING.get(call.name, call.arguments.get("training")) or None in tags[2:]:
+    training = call.arguments.get("training", call.name == "_batch_norm_with_update")
+    if training or None in tags[2:]:
         return {"kind": "norm"}, None
-    channels = call.tags[0].channels
+    channels, state = call.tags[0].channels, tuple(map(_value, tags))
     seen = channels and channels.vectors(tuple(call.inputs[0].shape))
-    state, fields = tuple(map(_value, tags)), {"layer": call.layer}
-    if any(tag is not None and tag.value is None for tag in tags):
+    given = [tag for tag in tags if tag is not None]
+    if any(tag.value is None for tag in given):
         # scale and shift come from the image, so that whatever else is stored stays apart
-        stored = (tag.value for tag in tags if tag is not None and tag.value is not None)
-        fields |= {"stores": tuple(stored), "layer": ""}
-        for tag in tags:
-            _ignored(tag and tag.channels, call)
+        stored = [tag for tag in given if tag.value is not None]
+        fields = {"layer": ""}
+        call.labels.pin(*(tag.channels for tag in given))
     else:
-        affine = (tag for tag in tags[:2] if tag is not None and tag.parameters)
-        fields |= {"stores": tuple(tag.value for tag in affine), "state": state}
+        stored = [tag for tag in tags[:2] if tag is not None and tag.parameters]
+        fields = {"layer": call.layer, "state": state}
+    fields["stores"] = tuple(tag.value for tag in stored)
     if seen is None:
         return fields, None
     if not fields["layer"]:
         call.labels.fix(seen.labels)
     eps = call.arguments.get("eps", call.arguments.get("epsilon"))
-    constants = of_batchnorm(seen.constants, list(state), eps)
-    made = Channels(seen.labels, constants).spread(call.shapes[0])
-    return fields, [made] * len(call.shapes)
+    made = Channels(seen.labels, of_batchnorm(seen.constants, state, eps))
+    return fields, [made.spread(call.shapes[0])] * len(call.shapes)
 
 
 # by way, as channel_rules.RULES

@@ -28,6 +28,10 @@ class Weights:
         """Their number, in all groups."""
         return self.counts.shape[:2].numel()
 
+    def used(self, filters: Tensor) -> Tensor:
+        """bool (groups, i): inputs with weights in any of these filters, (groups, o)."""
+        return (self.counts * filters[:, :, None]).sum(1, dtype=torch.int32).bool()
+
     @property
     def total(self) -> int:
         """Number of weights."""
@@ -50,8 +54,8 @@ def examine(weight: Tensor, groups: int) -> Weights:
 def with_values(weights: Weights, parts: Tensor, values: tuple[float, float] | None) -> Weights:
     """Weights, `grouped` in parts, that have these two values beside 0. None: they have others."""
     if values is None:
-        return replace(weights, high=None, same_magnitude=False)
-    high = _count((parts == values[1]) & (parts != 0))
+        return weights
+    high = _count(parts == values[1]) * (values[1] != 0)
     return replace(weights, high=high, same_magnitude=values[0] == -values[1])
 
 

@@ -9,37 +9,8 @@ import torch
 from torch import Tensor
 
 from model_scoring.tracing.aten_operations import UNKNOWN
-from model_scoring.tracing.channel_labels import Labels
-from model_scoring.tracing.constant_channels import NAN
+from model_scoring.tracing.channel_labels import Channels, Labels, Shape
 from model_scoring.tracing.layer_weights import Weights
-
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Channels:
-    """What is known of an activation's channels: tensors that broadcast to its shape, of size 1
-    along dimensions where nothing differs."""
-
-    labels: Tensor  # int64, see channel_labels
-    constants: Tensor  # see constant_channels; NaN where the channel depends on the image
-
-    @classmethod
-    def varying(cls, labels: Tensor) -> "Channels":
-        """Channels that all depend on the image."""
-        return cls(labels, torch.full(labels.shape, NAN))
-
-    def vectors(self, shape: Shape) -> "Channels | None":
-        """As (C,), for an activation (N, C, ...); None if they are not one for each channel."""
-        labels, rank = self.labels, len(shape)
-        if rank < 2 or labels.dim() != rank or not labels.numel() == labels.shape[1] == shape[1]:
-            return None
-        return Channels(labels.flatten(), self.constants.flatten())
-
-    def spread(self, shape: Shape) -> "Channels":
-        """Those of one for each channel, (C,), for an activation (N, C, ...)."""
-        sizes = [1, -1, *[1] * (len(shape) - 2)]
-        return Channels(self.labels.reshape(sizes), self.constants.reshape(sizes))
 
 
 @dataclass(frozen=True)
@@ -50,12 +21,6 @@ class Reads:
     constants: Tensor  # (c_in,)
     padded: bool  # with zeros, which tell a constant's border from its inside
     depthwise: bool = False  # each output is made of one input
-
-    @cached_property
-    def folds(self) -> Tensor | None:
-        """bool (c_in,): inputs without arithmetic: 0, or a constant that belongs to the bias."""
-        free = (self.constants == 0) | (~self.constants.isnan() & (not self.padded))
-        return free if bool(free.any()) else None
 
 
 @dataclass(frozen=True)
@@ -83,10 +48,14 @@ class Record:
     extra: tuple[float, float] = (0, 0)  # (mults, adds) per output element beyond its kind's
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The stored values that it needs, whoever else needs them, too."""
+        return tuple(t for t in (self.weight, self.bias, *self.stores) if t is not None)
+
+    @property
     def stored(self) -> int:
-        """Number of values it needs, whoever else needs them, too."""
-        tensors = (*self.stores, self.weight, self.bias)
-        return sum(tensor.numel() for tensor in tensors if tensor is not None)
+        """Number of values it needs."""
+        return sum(tensor.numel() for tensor in self.tensors)
 
     @property
     def folds(self) -> bool:
@@ -98,19 +67,28 @@ class Record:
         """A layer with ternary weights."""
         return self.weights is not None and self.weights.ternary
 
-    @property
+    @cached_property
     def free_inputs(self) -> Tensor | None:
-        """bool (c_in,): inputs that take no arithmetic; None: there are none."""
-        return self.reads and self.reads.folds
+        """bool (c_in,): inputs without arithmetic: 0, or a constant that belongs to the bias; None:
+        there are none."""
+        constants = self.reads.constants
+        free = (constants == 0) | (~constants.isnan() & (not self.reads.padded))
+        return free if bool(free.any()) else None
+
+    def used(self, filters: Tensor) -> Tensor:
+        """bool (groups, i): inputs that take arithmetic in any of these filters, (groups, o)."""
+        found = self.weights.used(filters)
+        free = self.free_inputs
+        return found if free is None else found & ~free.reshape(found.shape)
 
     @property
     def folded(self) -> Tensor:
         """bool (c_out,): filters with constants other than 0, whose products belong to the bias."""
-        counts = self.weights.counts
+        counts, constants = self.weights.counts, self.reads.constants
         if self.free_inputs is None or self.reads.padded:
             return torch.zeros(self.weights.filters, dtype=torch.bool)
-        constants = self.free_inputs & (self.reads.constants != 0)
-        return ((counts > 0) & constants.reshape(len(counts), 1, -1)).any(-1).flatten()
+        nonzero = self.free_inputs & (constants != 0)
+        return (counts * nonzero.reshape(len(counts), 1, -1)).any(-1).flatten()
 
     def same_channels(self, other: "Record") -> bool:
         """Whether nothing happens on the way from this record's result to the input of another."""

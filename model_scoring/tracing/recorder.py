@@ -5,25 +5,25 @@ carry a `Tag` with what is known about them: constants and labels of their chann
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
 from dataclasses import replace
 from functools import cache
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model_compound_scaling.networks.logits import tensors
 from model_compound_scaling.networks.narrowing import NARROWINGS
 from model_scoring.tracing.aten_operations import FACTORIES, NO_RULE, OPERATIONS, STORED, UNKNOWN
-from model_scoring.tracing.channel_labels import Labels
+from model_scoring.tracing.channel_labels import Channels, Labels
 from model_scoring.tracing.channel_rules import RULES, Call, Caller
 from model_scoring.tracing.layer_records import LAYERS, Fields, window
 from model_scoring.tracing.operation_kinds import kind_of
-from model_scoring.tracing.operation_record import Channels, Padding, Record, Tag, Trace, tag_of
-from model_scoring.tracing.stored_values import Values
+from model_scoring.tracing.operation_record import Padding, Record, Tag, Trace, tag_of
+from model_scoring.tracing.stored_values import Values, memory, place
 
 TRANSPOSES = ("t", "transpose")
 
@@ -32,24 +32,13 @@ class TracingError(Exception):
     """A mistake of these rules, not of the network."""
 
 
-@contextmanager
-def our_own(operation: str) -> Iterator[None]:
-    """What fails here is not the network's fault."""
-    try:
-        yield
-    except Exception as error:
-        raise TracingError(f"{operation}: {type(error).__name__}: {error}") from error
-
-
 @cache
-def _argument_names(function: object) -> tuple[str, ...]:
-    return tuple(argument.name for argument in function._schema.arguments)
-
-
-@cache
-def _results(function: object) -> frozenset[str]:
-    """Names of the arguments that only take a result: those of `out=`."""
-    return frozenset(argument.name for argument in function._schema.arguments if argument.is_out)
+def _schema(function: OpOverload) -> tuple[str, list[str], set[str], bool]:
+    """Name (aten::relu_ -> relu), arguments, those that only take a result, whether it writes."""
+    schema = function._schema
+    name = schema.name.rpartition("::")[2].rstrip("_")
+    out = {argument.name for argument in schema.arguments if argument.is_out}
+    return name, [argument.name for argument in schema.arguments], out, schema.is_mutable
 
 
 class Recorder(TorchDispatchMode):
@@ -58,7 +47,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self, network: nn.Module, *, followed: bool) -> None:
         super().__init__()
         self.names = {module: name for name, module in network.named_modules()}
-        self.sizes = {name: p.numel() for name, p in network.named_parameters()}
+        self.unused = {name for name, _ in network.named_parameters()}  # in no record
         # modules with hooks of the user's, which may do anything to what goes in or comes out
         self.hooked = {m for m in network.modules() if m._forward_hooks or m._forward_pre_hooks}
         self.stack: list[nn.Module] = []  # modules at work
@@ -67,42 +56,45 @@ class Recorder(TorchDispatchMode):
         self.paddings: list[Padding] = []
         self.labels = Labels()
         self.taken: Counter[str] = Counter()  # names of records
-        self.owned: set[str] = set()  # parameters that a record has
         self.uses: Counter[str] = Counter()  # of parameters and buffers
         self.values = Values(followed)
-        self.seen: set[tuple[int, ...]] = set()  # memory of weights that a record has
+        self.seen: set[Hashable] = set()  # places of weights that a record has
         self.written: dict[int, Tag] = {}  # memory an image was written to -> the last write
         self.writes = 0  # in-place operations so far
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        kwargs = kwargs or {}
-        name = func._schema.name.rpartition("::")[2].rstrip("_")  # aten::relu_ -> relu
-        options = {k: v for k, v in kwargs.items() if k not in _results(func)}
+        (name, names, out, writes), kwargs = _schema(func), kwargs or {}
+        options = {k: v for k, v in kwargs.items() if k not in out}
         inputs = [t for t in tree_leaves((args, options)) if isinstance(t, Tensor)]
         # both before an in-place operation changes them
         tags, in_shapes = [self.tag(t) for t in inputs], [tuple(t.shape) for t in inputs]
         if name not in TRANSPOSES:
             self.uses.update(tag.source for tag in tags if tag.source)
-        self.writes += func._schema.is_mutable
+        self.writes += writes
         # bookkeeping is not the network's: no function mode sees it
         with torch._C.DisableTorchFunction():
-            if inputs and inputs[0].is_meta and OPERATIONS.get(name, NO_RULE).kind == "batchnorm":
+            is_norm = OPERATIONS.get(name, NO_RULE).kind == "batchnorm"
+            if is_norm and inputs[0].is_meta:
                 # as its input, without the many operations that it consists of there
                 statistics = [inputs[0].new_empty(0) for _ in func._schema.returns[1:]]
                 result = (torch.empty_like(inputs[0]), *statistics)
             else:
                 result = func(*args, **kwargs)
-            with our_own(name):
+            try:  # what fails here is not the network's fault
                 outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-                shapes = [tuple(t.shape) for t in outputs]
-                arguments = dict(zip(_argument_names(func), args, strict=False)) | options
+                arguments = dict(zip(names, args, strict=False)) | options
                 # without `out=`: of the same name, chosen by its arguments
                 plain = func.overloadpacket if len(options) < len(kwargs) else func
-                call = Call(plain, name, args, options, arguments, inputs, tags, in_shapes, shapes,
-                            self.caller, self._layer(tags), self.labels, self.paddings)  # fmt: skip
+                if name in FACTORIES:
+                    inputs, tags = [], []
+                call = Call(plain, name, args, options, arguments, inputs, tags, in_shapes,
+                            outputs, writes, self.caller, self._layer(tags), self.labels,
+                            self.paddings)  # fmt: skip
                 note = self._note if any(tag.from_image for tag in tags) else self._precompute
-                note = self._precompute if name in FACTORIES else note
-                note(call, outputs, writes=func._schema.is_mutable)
+                note(call)
+            except Exception as error:
+                reason = f"{name}: {type(error).__name__}: {error}"
+                raise TracingError(reason) from error
         return result
 
     def _layer(self, tags: list[Tag]) -> str:
@@ -116,46 +108,43 @@ class Recorder(TorchDispatchMode):
     def tag(self, tensor: Tensor) -> Tag:
         """A tensor's tag, unless its memory was written to through another view of it."""
         tag = tag_of(tensor)
-        write = self.written.get(tensor.untyped_storage()._cdata)
+        write = self.written.get(memory(tensor))
         if write is None or write.writes <= tag.writes:
             return tag
-        for channels in (tag.channels, write.channels):
-            if channels is not None:  # part of one may now be part of the other
-                self.labels.pin(channels.labels)
+        self.labels.pin(tag.channels, write.channels)  # part of one may now be part of the other
         if not (tag.from_image or write.from_image):  # stored, but nobody knows what
             return replace(write, parameters=tag.parameters | write.parameters)
         producers = tag.producers | write.producers
         channels = tag.channels and Channels.varying(tag.channels.labels)
         return Tag(producers=producers, parameters=tag.parameters, channels=channels)
 
-    def _precompute(self, call: Call, outputs: list[Tensor], *, writes: bool) -> None:
+    def _put(self, output: Tensor, call: Call, tag: Tag) -> None:
+        tag.put(output)
+        if call.writes and tag.value is None:
+            self.written[memory(output)] = tag
+
+    def _precompute(self, call: Call) -> None:
         """An operation on stored values alone: its result is known before any image comes."""
-        tags = [] if call.name in FACTORIES else call.tags
-        parameters = frozenset().union(*(tag.parameters for tag in tags))
-        values = self.values.of(call, writes=writes)
-        source = tags[0].source if call.name in TRANSPOSES else ""
-        for output, number in zip(outputs, values or [None] * len(outputs), strict=False):
+        values, unknown = self.values.of(call), [None] * len(call.outputs)
+        for output, number in zip(call.outputs, values or unknown, strict=False):
             tag = Tag(
                 from_image=False,
-                parameters=parameters,
-                stores=_cheapest(number, tags),
+                parameters=call.parameters,
+                stores=_cheapest(number, call.tags),
                 value=number,
                 adapts=call.name.endswith("_like"),
-                source=source,
+                source=call.tags[0].source if call.name in TRANSPOSES else "",
                 writes=self.writes,
             )
-            tag.put(output)
-            if writes and number is None:
-                self.written[output.untyped_storage()._cdata] = tag
+            self._put(output, call, tag)
 
-    def _note(self, call: Call, outputs: list[Tensor], *, writes: bool) -> None:
+    def _note(self, call: Call) -> None:
         """Record an operation that costs something, and tag its outputs."""
         operation = OPERATIONS.get(call.name, NO_RULE)
         kind, extra = kind_of(call, operation)
-        parameters = frozenset().union(*(tag.parameters for tag in call.tags))
-        producers = frozenset().union(*(tag.producers for tag in call.tags))
-        self.owned |= parameters
+        self.unused -= call.parameters
         special, channels = self._channels(call, operation.way)
+        producers = frozenset().union(*(tag.producers for tag in call.tags))
         if kind is None:
             self._note_copies(call)
         else:
@@ -166,7 +155,7 @@ class Recorder(TorchDispatchMode):
                 "in_shape": call.in_shapes[0],
                 "out_shape": call.shapes[0] if call.shapes else (),
                 "inputs": tuple(sorted(producers)),
-                "parameters": tuple(sorted(parameters)),
+                "parameters": tuple(sorted(call.parameters)),
                 "stores": tuple(t for tag in call.tags for t in tag.stores),
                 "labels": own and own.labels,
                 "constants": own and own.constants,
@@ -174,15 +163,15 @@ class Recorder(TorchDispatchMode):
                 "extra": extra,
             } | special
             producers = frozenset({len(self.records)})
-            shared = self._shared(fields.get("weight"))
-            self.records.append(Record(name=self._name(fields), shared=shared, **fields))
+            weight = fields.get("weight")
+            at = None if weight is None else place(weight)
+            self.records.append(Record(name=self._name(fields), shared=at in self.seen, **fields))
+            self.seen.update({at} - {None})
         chosen = operation.way == "same" and any(tag.selects for tag in call.tags)
-        for output, known in zip(outputs, channels, strict=True):
+        for output, known in zip(call.outputs, channels, strict=True):
             selects = chosen or output.dtype == torch.bool
             tag = Tag(producers=producers, channels=known, selects=selects, writes=self.writes)
-            tag.put(output)
-            if writes:
-                self.written[output.untyped_storage()._cdata] = tag
+            self._put(output, call, tag)
 
     def _note_copies(self, call: Call) -> None:
         """Parameters that join an image without arithmetic are stored all the same."""
@@ -194,15 +183,6 @@ class Recorder(TorchDispatchMode):
                     Record(name, STORED, "parameter", (n,), (n,), (), names, tag.stores)
                 )
 
-    def _shared(self, weight: Tensor | None) -> bool:
-        """Whether an earlier record has this weight, perhaps transposed."""
-        if weight is None:
-            return False
-        memory = weight.untyped_storage()._cdata, weight.storage_offset(), weight.numel()
-        known = memory in self.seen
-        self.seen.add(memory)
-        return known
-
     def _channels(self, call: Call, way: str) -> tuple[Fields, list[Channels]]:
         """What a layer's record says of it, and the channels of each output."""
         fields, known = {}, None
@@ -211,11 +191,9 @@ class Recorder(TorchDispatchMode):
         elif way in RULES:
             known = RULES[way](call)
         if known is None:  # not understood: all channels that it sees and makes stay
-            for tag in call.tags:
-                if tag.channels is not None:
-                    self.labels.pin(tag.channels.labels)
+            self.labels.pin(*(tag.channels for tag in call.tags))
             sizes = [(s[1] if len(s) > 1 else 1, len(s)) for s in call.shapes]
-            known = [Channels.varying(self.labels.new(*size, pinned=True)) for size in sizes]
+            known = [self.labels.unknown(*size) for size in sizes]
         return fields, known
 
     def _name(self, fields: Fields) -> str:
@@ -237,9 +215,7 @@ class Recorder(TorchDispatchMode):
     def trace(self, output: object) -> Trace:
         """What was written down of the pass, now that it has ended with this output."""
         tags = [tag_of(tensor) for tensor in tensors(output)]
-        for tag in tags:
-            if tag.channels is not None:
-                self.labels.pin(tag.channels.labels)
+        self.labels.pin(*(tag.channels for tag in tags))
         # Layers whose tensors have another use, too, or that were called apart from their own
         # modules, keep their channels: what is narrowed for one use would break the other.
         for i, record in enumerate(self.records):
@@ -251,8 +227,7 @@ class Recorder(TorchDispatchMode):
                     self.labels.fix(record.reads.labels)
                 self.records[i] = replace(record, layer="")
         outputs = frozenset().union(*(tag.producers for tag in tags))
-        unused = tuple(sorted(self.sizes.keys() - self.owned))
-        followed = self.values.followed
+        unused, followed = tuple(sorted(self.unused)), self.values.followed
         return Trace(self.records, outputs, unused, self.labels, self.paddings, followed)
 
 

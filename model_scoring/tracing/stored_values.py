@@ -1,14 +1,33 @@
 """The numbers behind stored tensors during a pass, whose own tensors may be shapes without memory:
 copies of parameters and buffers, what is made of them, and what the network writes to them."""
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor, UntypedStorage
 from torch.utils._pytree import tree_leaves, tree_map
 
 from model_scoring.tracing.aten_operations import FACTORIES
+from model_scoring.tracing.channel_labels import NAN
 from model_scoring.tracing.channel_rules import Call
-from model_scoring.tracing.constant_channels import NAN
 from model_scoring.tracing.operation_record import tag_of
+
+
+def memory(tensor: Tensor) -> int:
+    """What tensors share that are views of each other."""
+    return tensor.untyped_storage()._cdata
+
+
+def place(tensor: Tensor) -> Hashable:
+    """Where its values are, in whatever order: the same for its transpose."""
+    return memory(tensor), tensor.storage_offset(), tensor.numel()
+
+
+def identity(tensor: Tensor | None) -> Hashable:
+    """Equal for tensors of the same values in the same order, at the same place in memory."""
+    if tensor is None:
+        return None
+    return memory(tensor), tensor.storage_offset(), tensor.size(), tensor.stride()
 
 
 class Values:
@@ -22,28 +41,24 @@ class Values:
 
     def copy(self, tensor: Tensor) -> Tensor:
         """A parameter or buffer on the CPU. Tensors that share memory share it here, too."""
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self.copies:
-            self.copies[storage._cdata] = storage.cpu().clone()
-        copy = torch.empty(0, dtype=tensor.dtype)
-        place = tensor.storage_offset(), tensor.size(), tensor.stride()
-        return copy.set_(self.copies[storage._cdata], *place)
+        key, *layout = identity(tensor)
+        if key not in self.copies:
+            self.copies[key] = tensor.untyped_storage().cpu().clone()
+        return torch.empty(0, dtype=tensor.dtype).set_(self.copies[key], *layout)
 
-    def of(self, call: Call, *, writes: bool) -> list[Tensor]:
+    def of(self, call: Call) -> list[Tensor]:
         """Results of a call; none where they are not known."""
-        form = call.name in FACTORIES
-        if (form or not call.tags) and not self.followed:
-            return []
-        if not form and any(tag.value is None for tag in call.tags):
+        if any(tag.value is None for tag in call.tags) or not (call.tags or self.followed):
             return []
         tags = getattr(call.function, "tags", ())
         if torch.Tag.nondeterministic_seeded in tags or "rand" in call.name:
             return []
-        if writes:
+        form = call.name in FACTORIES  # of a tensor whose numbers do not matter
+        if call.writes:
             self.results.clear()
             return self._compute(call, form)
         leaves = tree_leaves((call.args, call.kwargs))
-        key = (call.function, *(_identity(leaf, form) for leaf in leaves))
+        key = (call.function, *(_argument(leaf, form) for leaf in leaves))
         if key not in self.results:
             self.results[key] = leaves, self._compute(call, form)  # keeps what is identified alive
         return self.results[key][1]
@@ -64,11 +79,9 @@ class Values:
         return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
-def _identity(leaf: object, form: bool) -> object:
+def _argument(leaf: object, form: bool) -> object:
     """What makes two arguments the same."""
     if not isinstance(leaf, Tensor):
         return type(leaf), repr(leaf)
-    if form:
-        return tuple(leaf.shape), leaf.dtype
     value = tag_of(leaf).value
-    return value.data_ptr(), value.dtype, value.shape, value.stride(), value.storage_offset()
+    return (leaf.shape, leaf.dtype) if form else (value.dtype, identity(value))
