@@ -14,6 +14,7 @@ from model_compound_scaling.checkpoints.untrusted import runs_foreign_code
 from model_compound_scaling.networks.building import expected_tensors, skeleton
 from model_compound_scaling.networks.efficientnet_keys import KEY_STYLES
 from model_compound_scaling.networks.micronet_scaling import BASELINES, round_channels, scaled_shape
+from model_compound_scaling.networks.narrowing import WidthsError
 from model_compound_scaling.networks.permanent_weights import make_permanent
 from model_compound_scaling.networks.registry import (
     REGISTRY,
@@ -26,9 +27,17 @@ from model_compound_scaling.networks.registry import (
 PROBES = (10, 100)  # numbers of classes that a builder is likely to take
 
 
+def _expected(spec: NetworkSpec) -> dict[str, Tensor]:
+    """The network's state dict, as shapes. CheckpointError for widths that it cannot have."""
+    try:
+        return expected_tensors(spec)
+    except WidthsError as error:
+        raise CheckpointError(str(error)) from None
+
+
 def mismatches(state: dict[str, Tensor], spec: NetworkSpec) -> list[str]:
     """How a state dict differs from a network, one phrase each; empty if it fits as it is."""
-    return differences(state, expected_tensors(spec))
+    return differences(state, _expected(spec))
 
 
 def _micronet_arguments(model: str, state: dict[str, Tensor]) -> dict[str, object] | None:
@@ -83,16 +92,6 @@ def fitting_flags(spec: NetworkSpec) -> str:
     return f"--model {spec.model} --dw-multps {depth:g} {width:g} --phi 1"
 
 
-def _named(
-    model: str, checkpoint: Checkpoint, origin: str | None, num_classes: int | None
-) -> NetworkSpec:
-    """The network that --model names, as far as the tensors tell what it is like."""
-    candidates = (_candidate(model, form, origin) for form in forms(checkpoint.state))
-    if candidate := next(filter(None, candidates), None):
-        return candidate
-    return default_spec(model, num_classes or held_classes(model, checkpoint.state))
-
-
 def held_classes(model: str, state: dict[str, Tensor]) -> int:
     """How many classes a network of unknown layers has: with which its builder makes the shapes
     found. Where the builder does not tell, a guess: as many as the last matrix has rows."""
@@ -112,6 +111,31 @@ def held_classes(model: str, state: dict[str, Tensor]) -> int:
     return [(1,), *(matrices or shapes)][-1][0]
 
 
+def _claimed(
+    checkpoint: Checkpoint, model: str | None, num_classes: int | None, origin: str | None
+) -> NetworkSpec:
+    """The network that the file or --model names, as far as the tensors tell what it is like."""
+    found = checkpoint.network
+    if model is None:
+        found = found or recognise(checkpoint, origin=origin)
+        if found is None:
+            raise CheckpointError(
+                f"{checkpoint.path} is no network of the table: say what it is with --model "
+                "(for MicroNets also --dw-multps and --phi)"
+            )
+        if runs_foreign_code(found.model):
+            raise CheckpointError(
+                f"{checkpoint.path} says its network is built by {found.model}, which would run "
+                f"code that the file chose: confirm with --model {found.model}"
+            )
+    if found and model in (None, found.model):
+        return found
+    candidates = (_candidate(model, form, origin) for form in forms(checkpoint.state))
+    if candidate := next(filter(None, candidates), None):
+        return candidate
+    return default_spec(model, num_classes or held_classes(model, checkpoint.state))
+
+
 def _fit(checkpoint: Checkpoint, spec: NetworkSpec) -> tuple[NetworkSpec, Form, list[str]]:
     """The network, or what else a file may hold of it if that fits better: all but the parts that
     only training needs; with its hooks made permanent. Beside it the tensors' form that fits best,
@@ -123,7 +147,7 @@ def _fit(checkpoint: Checkpoint, spec: NetworkSpec) -> tuple[NetworkSpec, Form, 
         variants.append(replace(spec, permanent=True))
     fits = []
     for variant in variants:
-        form, wrong = fitting(checkpoint.state, expected_tensors(variant))
+        form, wrong = fitting(checkpoint.state, _expected(variant))
         if not wrong:
             return variant, form, wrong
         fits.append((variant, form, wrong))
@@ -140,20 +164,7 @@ def network_spec(
 ) -> NetworkSpec:
     """Which network a checkpoint holds: what the file says, else the flags, else its shapes; with
     `num_classes` (the data set's). CheckpointError with the first mismatches and fitting flags."""
-    found = checkpoint.network or (None if model else recognise(checkpoint, origin=origin))
-    if model is None and found and runs_foreign_code(found.model):
-        raise CheckpointError(
-            f"{checkpoint.path} says its network is built by {found.model}, which would run code "
-            f"that the file chose: confirm with --model {found.model}"
-        )
-    if found is None and model is None:
-        raise CheckpointError(
-            f"{checkpoint.path} is no network of the table: say what it is with --model "
-            "(for MicroNets also --dw-multps and --phi)"
-        )
-    spec = found
-    if model not in (None, found and found.model):
-        spec = _named(model, checkpoint, origin, num_classes)
+    spec = _claimed(checkpoint, model, num_classes, origin)
     if depth_width:
         if table_row(spec.model).family != "micronet":
             raise UserError(f"--dw-multps scales MicroNets; {spec.model} has one size")
@@ -166,7 +177,7 @@ def network_spec(
         if not again[2]:
             spec, form, wrong = again
     if wrong:
-        found = found or recognise(checkpoint, origin=origin)
+        found = checkpoint.network or recognise(checkpoint, origin=origin)
         hint = f"; it fits {fitting_flags(found)}" if found and found != tried else ""
         raise CheckpointError(
             f"{checkpoint.path} does not fit {spec.model}: {some(wrong, '; ')}{hint}"
