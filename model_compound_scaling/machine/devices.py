@@ -1,10 +1,9 @@
 """Where networks are trained, and how they are laid out there."""
 
 import os
-from contextlib import suppress
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.errors import UserError
@@ -48,16 +47,6 @@ def lay_out(network: nn.Module, device: torch.device, *, channels_last: bool = F
     network = network.to(device)
     processes.broadcast(list(network.state_dict().values()))
     return network.to(memory_format=torch.channels_last) if channels_last else network
-
-
-def evaluation_layout(network: nn.Module, images: Tensor) -> torch.memory_format:
-    """The memory format in which images are evaluated fastest: on a CPU, whose convolutions (and
-    depthwise ones above all) like the channels last, if the network's code takes them so."""
-    if images.device.type == "cpu":
-        with suppress(RuntimeError):  # a `view` that counts on channels coming first
-            network(images[:1].contiguous(memory_format=torch.channels_last))
-            return torch.channels_last
-    return torch.contiguous_format
 
 
 def _distributed(network: nn.Module, device: torch.device, *, find: bool) -> nn.Module:

@@ -11,8 +11,7 @@ from tqdm import tqdm
 from data.errors import UserError
 from data.loading import Data
 from model_compound_scaling.machine import processes
-from model_compound_scaling.machine.devices import evaluation_layout
-from model_compound_scaling.networks.logits import logits_of
+from model_compound_scaling.networks.logits import FastLogits, logits_of
 from model_compound_scaling.networks.permanent_weights import copied
 from model_compound_scaling.runs.run import Run
 
@@ -67,12 +66,10 @@ def evaluate(
     number of batches; `between` is called after each and may raise."""
     network.eval()
     sums, samples = torch.zeros(3, dtype=torch.float64), 0  # loss, top-1, top-5
-    layout = None
+    forward = FastLogits(network, classes)
     for images, labels in progress(batches, "evaluating", total):
         if len(labels):  # the last batch may leave nothing for some process
-            layout = layout or evaluation_layout(network, images)
-            output = network(images.contiguous(memory_format=layout))
-            logits = logits_of(output, len(images), classes).float()
+            logits = forward(images).float()
             loss = F.cross_entropy(logits, labels, reduction="sum").double()
             batch = torch.stack([loss, hits(logits, labels, 1), hits(logits, labels, 5)])
             sums = sums.to(batch.device) + batch

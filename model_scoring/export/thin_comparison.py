@@ -55,7 +55,8 @@ def comparison(before: Score, after: Score, milliseconds: list[float]) -> list[s
         rows.append((f"operations, {rules}", ",.0f", [t.ops for t in totals]))
     cells = [["", "before", "thin", "ratio"]]
     for label, text, (one, other) in rows:
-        cells.append([label, f"{one:{text}}", f"{other:{text}}", f"{other / one:.3f}"])
+        ratio = f"{other / one:.3f}" if one else "-"
+        cells.append([label, f"{one:{text}}", f"{other:{text}}", ratio])
     threads = torch.get_num_threads()
     unit = f"{threads} thread" + "s" * (threads != 1)
     return [*aligned(cells), f"time: median on the CPU, batch 1, {unit}"]

@@ -14,8 +14,7 @@ from data.batches import evaluation_batch, to_channels
 from data.datasets import Stats, find_dataset
 from data.errors import DataError, UserError, printable
 from data.image_files import SUFFIXES, Transform, eval_transform, images_under, read_image
-from model_compound_scaling.machine.devices import evaluation_layout
-from model_compound_scaling.networks.logits import logits_of
+from model_compound_scaling.networks.logits import FastLogits
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
 from model_scoring.inference import TOP
 
@@ -64,7 +63,7 @@ def _lines(
     top: int,
     names: Sequence[str],
 ) -> Iterator[str]:
-    network, layout = network.to(device).eval(), None
+    forward = FastLogits(network.to(device).eval(), len(names))
     for start in range(0, len(paths), at_once):
         images, unreadable = [], None
         try:
@@ -73,10 +72,7 @@ def _lines(
         except DataError as error:  # those before it have been worth their time
             unreadable = error
         if images:
-            batch = torch.stack(images).to(device)
-            layout = layout or evaluation_layout(network, batch)
-            output = network(batch.contiguous(memory_format=layout))
-            shares = logits_of(output, len(images), len(names)).softmax(1).cpu()
+            shares = forward(torch.stack(images).to(device)).softmax(1).cpu()
             for path, probabilities in zip(paths[start:], shares, strict=False):
                 values, classes = probabilities.topk(top)
                 pairs = zip(classes.tolist(), values.tolist(), strict=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import randomize, save_network, unpack
+from helpers import call, randomize, save_network, unpack
 from torch import nn
 from torchvision.ops import SqueezeExcitation
 
@@ -655,3 +655,14 @@ def real_images(real_files, folder):
         device=torch.device("cpu"),
     )
     return torch.cat([images for images, _ in data.val.epoch(0)])
+
+
+def test_a_network_of_zeros_is_written_thin(tmp_path, capsys):
+    network = build(default_spec("lenet-5", 10))
+    state = {key: torch.zeros_like(value) for key, value in network.state_dict().items()}
+    torch.save(state, tmp_path / "zeros.pt")
+    thin = tmp_path / "thin.pt"
+    code, out, _ = call(
+        run_scoring.main, capsys, "--t-model", tmp_path / "zeros.pt", "--thin", thin
+    )
+    assert code == 0 and thin.exists() and " -\n" in out  # no ratio to nothing

@@ -249,32 +249,53 @@ def test_the_recipe_s_flags_reach_the_training(images, tmp_path):
 
 
 class CountsOnChannelsFirst(nn.Module):
-    """A network whose code cannot take images with the channels last."""
+    """Networks whose code cannot take images with the channels last, or misreads them."""
 
-    def __init__(self):
+    def __init__(self, way):
         super().__init__()
-        self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 5)
+        self.conv, self.linear, self.way = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 5), way
         self.seen = []
 
     def forward(self, x):
-        self.seen.append((len(x), x.is_contiguous(memory_format=torch.channels_last)))
-        return self.linear(self.conv(x).view(len(x), -1))
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        self.seen.append((len(x), last))
+        x = self.conv(x)
+        if self.way == "view":
+            return self.linear(x.view(len(x), -1))
+        if self.way == "strides":
+            x = x.as_strided(x.shape, (144, 36, 6, 1))
+        elif len(x) > 2 and last:
+            x.view(-1)
+        return self.linear(x.reshape(len(x), -1))
 
 
-def test_evaluation_is_in_the_layout_that_is_faster_and_changes_no_figure():
+@pytest.mark.parametrize(
+    ("way", "seen"),
+    [
+        (None, []),
+        ("view", [(2, False), (2, True), *[(6, False)] * 3]),
+        ("strides", [(2, False), (2, True), *[(6, False)] * 3]),
+        ("more images", [(2, False), (2, True), (6, True), *[(6, False)] * 3]),
+    ],
+)
+def test_evaluation_is_in_the_layout_that_is_faster_and_changes_no_figure(way, seen):
     batches = [batch(seed) for seed in range(3)]
-    for network in (small_network(), CountsOnChannelsFirst()):
-        network.eval()
-        with torch.no_grad():
-            logits = torch.cat([network(images) for images, _ in batches])
-        labels = torch.cat([labels for _, labels in batches])
-        found = evaluate(network, batches)
-        assert found.loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-6)
-        assert found.top1 == pytest.approx(100 * float((logits.argmax(1) == labels).float().mean()))
-    assert network.seen[3:] == [(1, True), (6, False), (6, False), (6, False)]  # tried on one image
+    network = (CountsOnChannelsFirst(way) if way else small_network()).eval()
+    with torch.no_grad():
+        logits = torch.cat([network(images) for images, _ in batches])
+    labels = torch.cat([labels for _, labels in batches])
+    found = evaluate(network, batches)
+    assert found.loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-6)
+    assert found.top1 == pytest.approx(100 * float((logits.argmax(1) == labels).float().mean()))
+    if way:
+        assert network.seen[3:] == seen
+
+
+def test_evaluation_leaves_the_network_as_it_is():
+    batches = [batch(seed) for seed in range(3)]
     seen = []
     network = small_network()
     network[0].register_forward_pre_hook(lambda _, x: seen.append(x[0].stride()[1]))
     evaluate(network, batches)
-    assert set(seen) == {1}  # neighbours in memory are channels
+    assert seen[1:] == [1] * 4  # neighbours in memory are channels, but where both are compared
     assert network[0].weight.is_contiguous()  # and training goes on with what it had
