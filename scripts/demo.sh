@@ -1,26 +1,16 @@
 #!/usr/bin/env bash
-# The three stages on the built-in Shapes images, with a small MicroNet: no download but the
-# packages, about two minutes on two cores. Results land in runs/demo/.
+# An accuracy in, the smallest network out, on the built-in Shapes images: no download but the
+# packages, two to three minutes on two cores. Results land in runs/demo/, and the page to look at.
 #   bash scripts/demo.sh
 #   PYTHON=python3.12 bash scripts/demo.sh       with another interpreter
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh
-prepare_venv requirements.txt torch torchvision numpy tqdm
+prepare_venv requirements-report.txt torch torchvision numpy tqdm matplotlib
 
-runs=runs/demo
-echo "== 1. train a small MicroNet (full precision)"
-"$python" -u run_compound_scaling.py --dataset Shapes --grid 0.14 1 --phi 1 --epochs 6 \
-    --augment none --batch-size 64 --channels-last --output $runs/scaling
-echo "== 2. make it ternary and sparse (EC2T)"
-"$python" -u run_quantization.py --model-dict $runs/scaling/best_model.pt --ini-c-divrs 0.3 \
-    --lambda-max-divrs 0.15 --lr 1e-3 --lr2 1e-4 --epochs 3 --retrain-epochs 1 \
-    --augment none --batch-size 64 --output $runs/quantization
-echo "== 3. count what both cost"
-for stage in scaling/best_model quantization/Ternary_best_acc; do
-    "$python" -u run_scoring.py --t-model $runs/$stage.pt --eval --json $runs/${stage##*/}.json \
-        > $runs/${stage##*/}.txt
-done
-"$python" -m scripts.compare "full precision" $runs/best_model.json "EC2T" \
-    $runs/Ternary_best_acc.json
-echo "layer by layer: $runs/Ternary_best_acc.txt"
+PYTHON=$python bash scripts/find_network.sh --accuracy 92 --dataset Shapes --augment none \
+    --batch-size 64 --output runs/demo \
+    --scaling --grid 0.14 1 --phi 1 --epochs 6 --channels-last \
+    --quantization --ini-c-divrs 0.3 --lambda-max-divrs 0.3 --lr 1e-3 --lr2 1e-4 --epochs 2 \
+    --retrain-epochs 1 --trials 4 --trial-epochs 1
+echo "the page: $PWD/runs/demo/report.html"
