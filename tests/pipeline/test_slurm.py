@@ -48,7 +48,7 @@ def submit(script: Path, folder: Path, code: int) -> tuple[int, list[str], str]:
 
 @pytest.mark.parametrize(
     ("script", "code"),
-    # where all is well, find_network goes on with what a stage has left: the stand-in leaves nothing
+    # find_network goes on with what a stage has left, and the stand-in leaves nothing
     [(s, c) for s in SCRIPTS for c in (0, 5, 75) if (s.stem, c) != ("find_network", 0)],
     ids=lambda value: getattr(value, "stem", value),
 )
@@ -59,7 +59,7 @@ def test_a_stage_that_was_stopped_is_requeued(script, tmp_path, code):
     assert requeued == (f"requeue\n{job}\n" if code == 75 else "")
     name = next(word for word in command if word.endswith(".py"))
     flags = command[command.index(name) + 1 :]
-    STAGES[name].build_parser().parse_args(flags)  # every flag is one that the stage has
+    STAGES[Path(name).name].build_parser().parse_args(flags)  # every flag is one that the stage has
 
 
 def test_the_array_shares_the_grid(tmp_path):
