@@ -1,7 +1,9 @@
 """What find_network.sh asks and says:
 python -m scripts.answer goal ACCURACY MARGIN          the accuracy that stage 1 has to reach
+python -m scripts.answer check SCRIPT FLAGS            whether a stage takes these flags
 python -m scripts.answer show FOLDER ACCURACY SECONDS  the answer, with what earlier starts took"""
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -50,7 +52,9 @@ def show(folder: Path, accuracy: float, seconds: int) -> list[str]:
 
 if __name__ == "__main__":
     what, *given = sys.argv[1:]
-    if what == "goal":
+    if what == "check":  # before the first stage trains for hours
+        importlib.import_module(given[0]).build_parser().parse_args(given[1:])
+    elif what == "goal":
         try:
             print(goal(*given))
         except ValueError as error:

@@ -53,14 +53,17 @@ stage() {
     [ "$code" -eq 0 ] || [ "$code" -eq 8 ] || exit "$code"
 }
 
+scaling=(--target-accuracy "$goal" --output "$output/scaling" "${both[@]}" "${scaling[@]}")
+quantization=(--model-dict "$output/full_precision.pt" --target-accuracy "$accuracy"
+    --objective "$objective" --output "$output/quantization" "${both[@]}" "${quantization[@]}")
+answer check run_compound_scaling "${scaling[@]}"
+answer check run_quantization "${quantization[@]}"
+
 started=$SECONDS
 trap '[ ! -d "$output" ] || echo $((SECONDS - started)) >> "$output/seconds.txt"' EXIT
-stage ${LAUNCH:-} "$python" -u "$root/run_compound_scaling.py" --target-accuracy "$goal" \
-    --output "$output/scaling" "${both[@]}" "${scaling[@]}"
+stage ${LAUNCH:-} "$python" -u "$root/run_compound_scaling.py" "${scaling[@]}"
 cp "$output/scaling/best_model.pt" "$output/full_precision.pt"
-stage ${LAUNCH:-} "$python" -u "$root/run_quantization.py" --model-dict "$output/full_precision.pt" \
-    --target-accuracy "$accuracy" --objective "$objective" --output "$output/quantization" \
-    "${both[@]}" "${quantization[@]}"
+stage ${LAUNCH:-} "$python" -u "$root/run_quantization.py" "${quantization[@]}"
 [ -f "$output/quantization/Ternary_best_acc.pt" ] || exit "$code"
 cp "$output/quantization/Ternary_best_acc.pt" "$output/network.pt"
 reached=$code report=()
