@@ -11,13 +11,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from data.errors import some
 from model_compound_scaling.checkpoints.atomic_save import read_file
 from model_compound_scaling.checkpoints.errors import CheckpointError
 from model_compound_scaling.checkpoints.key_forms import fitting, state_dict
 from model_compound_scaling.checkpoints.untrusted import Bounds, check_description
 from model_compound_scaling.networks.building import build, skeleton
 from model_compound_scaling.networks.narrowing import WidthsError
-from model_compound_scaling.networks.permanent_weights import make_permanent
+from model_compound_scaling.networks.permanent_weights import (
+    make_permanent,
+    tie_equal,
+    tied_apart,
+    untie,
+)
 from model_compound_scaling.networks.registry import OPTIONAL_FIELDS, NetworkSpec, table_row
 
 
@@ -115,10 +121,18 @@ def load_network(checkpoint: Checkpoint, spec: NetworkSpec) -> nn.Module:
     counters = {k: torch.zeros_like(v) for k, v in own.items() if k.endswith("batches_tracked")}
     state = OrderedDict({**counters, **form.state})
     state._metadata = own._metadata  # MNASNets refuse tensors without a version
+    ties = untie(network, tied_apart(network, form.state)) if spec.permanent else {}
+    for name, other in tied_apart(network, form.state).items():
+        raise CheckpointError(
+            f"{checkpoint.path}: {name} and {other} differ, but are one tensor in {spec.model}: "
+            "the builder must not tie them"
+        )
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise CheckpointError(f"{checkpoint.path} does not fit {spec.model}: {error}") from None
+        reason = some(wrong, "; ") or " ".join(str(error).split())
+        raise CheckpointError(f"{checkpoint.path} does not fit {spec.model}: {reason}") from None
+    tie_equal(ties)
     if spec.widths:
         _require_coherent(checkpoint, spec)
     return network

@@ -252,6 +252,7 @@ def test_files_without_auxiliary_heads(tmp_path, name, heads):
     [
         ("module", None),
         ("pruned", "0.weight, 3.weight"),
+        ("orthogonal", "7.weight"),
         *(
             pytest.param(*more, marks=pytest.mark.slow)
             for more in [
