@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from data.errors import some
 from model_compound_scaling.checkpoints.atomic_save import read_file
 from model_compound_scaling.checkpoints.errors import CheckpointError
-from model_compound_scaling.checkpoints.key_forms import fitting, state_dict
+from model_compound_scaling.checkpoints.key_forms import fitting, state_dict, unnamed_tensors
 from model_compound_scaling.checkpoints.untrusted import Bounds, check_description
 from model_compound_scaling.networks.building import build, skeleton
 from model_compound_scaling.networks.narrowing import WidthsError
@@ -71,6 +71,11 @@ def _require_tensors(state: dict, content: dict, path: Path) -> None:
     if any("param_groups" in part for part in parts):
         raise CheckpointError(
             f"{path} holds the state of an optimizer, not a network: save its state_dict(), too"
+        )
+    if key := unnamed_tensors(content):
+        raise CheckpointError(
+            f"{path} holds tensors without names, in the list {key}, as torch_ema and optimizers "
+            "do: copy them into the network (copy_to of torch_ema) and save its state_dict()"
         )
     names = ", ".join(map(str, list(content)[:5]))[:100] or "nothing"
     raise CheckpointError(f"{path} holds no tensors, only {names}: save a state_dict()")

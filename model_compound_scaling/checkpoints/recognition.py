@@ -8,7 +8,7 @@ from torch import Tensor
 
 from data.errors import UserError, some
 from model_compound_scaling.checkpoints.errors import CheckpointError
-from model_compound_scaling.checkpoints.key_forms import Form, differences, fitting, forms
+from model_compound_scaling.checkpoints.key_forms import Form, branches, differences, fitting, forms
 from model_compound_scaling.checkpoints.network_checkpoint import Checkpoint
 from model_compound_scaling.checkpoints.untrusted import runs_foreign_code
 from model_compound_scaling.networks.building import expected_tensors, skeleton
@@ -77,6 +77,19 @@ def recognise(checkpoint: Checkpoint, *, origin: str | None = None) -> NetworkSp
     return None
 
 
+def _branches_hint(checkpoint: Checkpoint, spec: NetworkSpec | None) -> str:
+    """Which parts of a file, below one name, are the network, or any of the table if None."""
+    expected = spec and _expected(spec)
+
+    def fits(state: dict[str, Tensor]) -> bool:
+        if expected is None:
+            return recognise(replace(checkpoint, state=state)) is not None
+        return not fitting(state, expected)[1]
+
+    fit = {repr(name): None for name, below in branches(checkpoint.state) if fits(below)}
+    return f"; what is below {some([*fit])} fits: save its state_dict() alone" if fit else ""
+
+
 def fitting_flags(spec: NetworkSpec) -> str:
     """The command-line flags that describe a network, or that none do."""
     if spec.widths:
@@ -121,7 +134,7 @@ def _claimed(
         if found is None:
             raise CheckpointError(
                 f"{checkpoint.path} is no network of the table: say what it is with --model "
-                "(for MicroNets also --dw-multps and --phi)"
+                f"(for MicroNets also --dw-multps and --phi){_branches_hint(checkpoint, None)}"
             )
         if runs_foreign_code(found.model):
             raise CheckpointError(
@@ -179,6 +192,7 @@ def network_spec(
     if wrong:
         found = checkpoint.network or recognise(checkpoint, origin=origin)
         hint = f"; it fits {fitting_flags(found)}" if found and found != tried else ""
+        hint = hint or _branches_hint(checkpoint, spec)
         raise CheckpointError(
             f"{checkpoint.path} does not fit {spec.model}: {some(wrong, '; ')}{hint}"
         )

@@ -123,6 +123,23 @@ FILES = {  # of a state dict and another one -> what is said
         "taken are the averaged weights in 'model_ema'",
     ),
     "another": (lambda s, a: {"params_ema": s}, "taken are the averaged weights in 'params_ema'"),
+    "average with its decay": (
+        lambda s, a: {"ema": {"decay": 0.999, "shadow": s}, "epoch": 3},
+        "taken are the averaged weights in 'ema'",
+    ),
+    "average below a wrapper": (
+        lambda s, a: {"model": s, "model_ema": {"module": a}},
+        "taken are the weights in 'model', not those in 'model_ema'",
+    ),
+    "average without names": (
+        lambda s, a: {"net": s, "ema": {"decay": 0.9, "shadow_params": list(a.values())}},
+        "taken are the weights in 'net', not those in 'ema'",
+    ),
+    "average beside the tensors": (
+        lambda s, a: {**s, "shadow_params": list(a.values())},
+        "taken are the weights beside it, not those in 'shadow_params'",
+    ),
+    "DeepSpeed": (lambda s, a: {"module": s, "optimizer": OPTIMIZER}, None),
     "Lightning": (
         lambda s, a: lightning(s, "model", weight=torch.ones(10)),
         "only what is below 'model' is taken, not weight",
@@ -150,6 +167,21 @@ def test_averaged_models_of_torch(tmp_path, wrap):
     checkpoint, found = opened(tmp_path / "a.pt", wrap(content))
     assert_equal(found, network)
     assert "not n_averaged" in checkpoint.lines[-1]
+
+
+@pytest.mark.parametrize("names", [("online_model", "ema_model"), ("student", "teacher")])
+@pytest.mark.parametrize("wrap", [lambda s: s, partial(lightning, prefix="model")])
+def test_two_networks_in_one_file_are_named(tmp_path, names, wrap):
+    state, others = build(NetworkSpec("resnet20", 10)).state_dict(), {"step": torch.ones(1)}
+    both = {f"{name}.{key}": value for name in names for key, value in state.items()}
+    for model in ("resnet20", None):
+        with pytest.raises(
+            CheckpointError, match=f"below '{names[0]}', '{names[1]}' fits: save its"
+        ):
+            opened(tmp_path / "a.pt", wrap({**both, **others}), model=model)
+    with pytest.raises(CheckpointError) as error:
+        opened(tmp_path / "a.pt", wrap(both), model="resnet32")
+    assert "below" not in str(error.value)
 
 
 def test_masks_are_multiplied_out_for_networks_of_the_table(tmp_path):

@@ -90,7 +90,7 @@ def test_layers_that_share_a_weight_of_which_some_are_masked():
     for seed, kinds in enumerate(itertools.product(masks, repeat=3)):
         torch.manual_seed(seed)
         layers = [nn.Conv2d(4, 4, 3, padding=1, bias=False) for _ in kinds]
-        for layer, kind in zip(layers, kinds, strict=True):
+        for layer in layers:
             layer.weight = layers[0].weight
         for layer, kind in zip(layers[::-1], kinds[::-1], strict=True):
             if masks[kind] is not None:  # the largest half of one weight are the same weights
