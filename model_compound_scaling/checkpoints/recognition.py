@@ -173,10 +173,12 @@ def network_spec(
     model: str | None = None,
     depth_width: tuple[float, float] | None = None,
     num_classes: int | None = None,
+    told_by: str = "--dataset",
     origin: str | None = None,
 ) -> NetworkSpec:
     """Which network a checkpoint holds: what the file says, else the flags, else its shapes; with
-    `num_classes` (the data set's). CheckpointError with the first mismatches and fitting flags."""
+    `num_classes` (the data set's, as the flag `told_by` says). CheckpointError with the first
+    mismatches and fitting flags."""
     spec = _claimed(checkpoint, model, num_classes, origin)
     if depth_width:
         if table_row(spec.model).family != "micronet":
@@ -199,7 +201,7 @@ def network_spec(
     if num_classes not in (None, spec.num_classes):
         raise CheckpointError(
             f"{checkpoint.path} has {spec.num_classes} classes, the data set has {num_classes}: "
-            "choose the --dataset it was trained on"
+            f"choose the {told_by} it was trained on"
         )
     checkpoint.lines.extend(form.lines)
     if spec.permanent or not runs_foreign_code(spec.model):

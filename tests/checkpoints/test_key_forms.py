@@ -227,13 +227,25 @@ def test_class_folders_tell_the_number_of_classes(tmp_path, capsys):
     assert code == 0 and "evaluated on 6 images" in out
     torch.save(own_networks.head_first(5).state_dict(), path)
     code, _, err = score(capsys, *flags, *data, "--eval")
-    assert code == 5 and "has 5 classes, the data set has 3" in err
+    assert code == 5 and "has 5 classes, the data set has 3: choose the --data-path" in err
     # a file that describes itself is compared with the images where they are needed
     spec = NetworkSpec("own_networks:head_first", 5)
     torch.save(network_content(build(spec), spec, {}), path)
     assert score(capsys, *flags, *data)[0] == 0
     code, _, err = score(capsys, *flags, *data, "--eval")
-    assert code == 4 and "has 3 classes, the network 5" in err
+    assert code == 4 and "has 3 classes, the network 5: choose the --data-path the" in err
+    torch.save(own_networks.head_first(5).state_dict(), path)
+    code, _, err = score(capsys, *flags, "--dataset", "CIFAR10")
+    assert code == 5 and "has 5 classes, the data set has 10: choose the --dataset it" in err
+    code, _, err = score(capsys, *flags, *data[:2], *data[4:], "--eval")
+    assert code == 4 and "expected images in DIR/val/<class>/*.jpg" in err
+
+
+def test_what_does_not_fit_is_said_in_one_line(tmp_path):
+    torch.save(own_networks.plain(6).state_dict(), tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"0\.weight is missing; ") as error:
+        load_network(read_checkpoint(tmp_path / "a.pt"), NetworkSpec("own_networks:module", 7))
+    assert "\n" not in str(error.value)
 
 
 def test_a_network_that_has_changed_since_is_not_said_to_fit(tmp_path):
