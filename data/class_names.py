@@ -50,6 +50,16 @@ def match_classes(found: Sequence[str], network: Sequence[str]) -> Classes:
     return Classes(list(network), labels)
 
 
+def numbering(found: Sequence[str], network: Sequence[str]) -> str:
+    """In words, if names that only count stand for a network's named classes."""
+    numbers = class_numbers(found)
+    if len(network) != len(found) or not numbers or class_numbers(network):
+        return ""
+    pairs = zip(found, (network[number] for number in numbers), strict=True)
+    named = some([f"{own} is {reprlib.repr(name)}" for own, name in pairs])
+    return f"the data set's class names only count, and stand for the checkpoint's: {named}"
+
+
 def _keys(*lists: Sequence[str]) -> list[Sequence[Hashable]]:
     """What is compared in place of the names: numbers if one of the lists only counts, plain
     spellings if they are as different as the names, else the names."""

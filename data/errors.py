@@ -20,9 +20,11 @@ class DataError(UserError):
 
 
 # what would break a line of a log or steer a terminal: control characters, other ends of lines,
-# marks that turn the direction of text, and the bytes that Python could not decode
+# marks that turn the direction of text, and the bytes that Python could not decode, also as repr
+# has spelled them in the messages of others
 UNPRINTABLE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    r"|\\udc[89a-f][0-9a-f]"
 )
 
 
@@ -33,6 +35,8 @@ def printable(text: object) -> str:
 
 
 def _escape(match: re.Match) -> str:
+    if match[0].startswith("\\"):
+        return rf"\x{match[0][-2:]}"
     code = ord(match[0])  # PEP 383: undecodable bytes are U+DC80 to U+DCFF
     return f"\\x{code - 0xDC00:x}" if 0xDC80 <= code <= 0xDCFF else ascii(match[0])[1:-1]
 

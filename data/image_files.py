@@ -38,7 +38,7 @@ class Tree:
 def class_folders(root: Path | None, split: str) -> list[Path]:
     """The folders root/split/<class>, sorted. DataError if there are none, or no root is named."""
     if root is None:
-        raise DataError("--data-path DIR is needed: expected images in DIR/train/<class>/*.jpg")
+        raise DataError(f"--data-path DIR is needed: expected images in DIR/{split}/<class>/*.jpg")
     folder = root / split
     if not os.path.isdir(folder):  # unlike Path's, False as well where it cannot be found out
         raise DataError(EXPECTED.format(folder, f"there is no folder {folder}"))

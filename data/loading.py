@@ -14,7 +14,7 @@ from data.batches import (
     evaluation_batch,
     to_channels,
 )
-from data.class_names import Classes, match_classes
+from data.class_names import Classes, match_classes, numbering
 from data.datasets import AUGMENT, Dataset, Stat, choose_stats, find_dataset, variant
 from data.errors import DataError, UserError, choose
 from data.file_loader import BadImages, FileLoader, decode_all
@@ -37,7 +37,7 @@ class Data:
     std: Stat
     train: Loader | None = None
     val: Loader | None = None
-    renumbered: str = ""  # in words, if labels are not the data set's own
+    renumbered: str = ""  # in words, if labels or their names are not the data set's own
     holdout: float = 0.0  # percent of the training images that `val` is made of, 0: it is the set's
     holdout_seed: int = 0
     reported: Loader | None = None  # then the set's own validation images, which decide nothing
@@ -66,7 +66,9 @@ def load_data(name: str, options: DataOptions | None = None, **changes: object) 
         split: make_loader(split, source, row=row, options=options, bad=bad)
         for split, source in sources.items()
     }
-    names, renumbered = classes.names, classes.renumbered()
+    found = next(iter(sources.values())).class_names
+    names = classes.names
+    renumbered = classes.renumbered() or numbering(found, options.class_names)
     return Data(
         row.name, len(names), names, channels, size, *row.stats, **loaders, renumbered=renumbered,
         holdout=options.holdout, holdout_seed=options.holdout_seed,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from data.errors import UserError
+from data.errors import UserError, some
 from model_compound_scaling.networks.few_values import few_values
 
 # parameter names by network family
@@ -47,6 +47,12 @@ PRUNED = {
 def _once(network: nn.Module, names: list[str]) -> list[str]:
     """Each parameter once, by its first name: tied layers share it and are one layer here."""
     first = {parameter: name for name, parameter in network.named_parameters()}
+    every = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    if others := [name for name in names if name not in every]:
+        raise UserError(
+            f"{some(others)} is computed by the network's own code and no parameter: choose other "
+            "layers with --ternarize or --ec-pruning-se, --ec-pruning-fc, --ec-pruning-dw"
+        )
     return list(dict.fromkeys(first[network.get_parameter(name)] for name in names))
 
 
@@ -85,8 +91,10 @@ def pruned_names(network: nn.Module, *, families: list[str]) -> list[str]:
 
 def freeze_quantized(network: nn.Module) -> list[str]:
     """Exclude already quantized layers from training; returns their names."""
-    layers = _named(network, nn.Conv2d, nn.Linear)
-    names = [f"{name}.weight" for name, m in layers if few_values(m.weight) is not None]
+    kept = (
+        (name, m._parameters.get("weight")) for name, m in _named(network, nn.Conv2d, nn.Linear)
+    )
+    names = [f"{name}.weight" for name, w in kept if w is not None and few_values(w) is not None]
     names = _once(network, names)
     for name in names:
         network.get_parameter(name).requires_grad_(False)

@@ -16,11 +16,13 @@ WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 NAMES = ("model", "net", "network")  # what training programs call it
 HOLDERS = (*WRAPPERS, *NAMES, "backbone")  # as attributes, beside other tensors of their own
 # keys of files, the first that is there is taken; then those that hold an average
-STATE_DICTS = ("state_dict", "model_state_dict", *NAMES, "weights", "params")
+STATE_DICTS = ("state_dict", "model_state_dict", *NAMES, "weights", "params", "module")
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model",
-            "ema", "params_ema", "averaged_model", "swa_model", "swa_state_dict")  # fmt: skip
-NESTED = 3  # dicts in dicts
+            "ema", "params_ema", "averaged_model", "swa_model", "swa_state_dict",
+            "shadow", "shadow_params")  # fmt: skip
+NESTED = 4  # dicts in dicts
 DEEPEST = 8  # wrappers around wrappers
+MOST_BRANCHES = 20  # more names than programs give to whole networks in one file
 
 State = dict[str, Tensor]
 
@@ -36,8 +38,10 @@ class Form(NamedTuple):
 def state_dict(content: dict) -> tuple[State, list[str]]:
     """A file's state dict, empty if it holds none, and what is to be said of averages in it."""
     state, held = _held(content)
-    others = [key for key in AVERAGES if key != held and _held(content.get(key))[0]]
-    lines = [f"taken are the weights in {held!r}, not those in {key!r}" for key in others]
+    averages = {key: content[key] for key in AVERAGES if key in content and key != held}
+    others = [k for k, v in averages.items() if _held(v)[0] or unnamed_tensors({k: v})]
+    taken = f"in {held!r}" if held else "beside it"
+    lines = [f"taken are the weights {taken}, not those in {key!r}" for key in others]
     return state, lines or [f"taken are the averaged weights in {held!r}"] * (held in AVERAGES)
 
 
@@ -49,6 +53,25 @@ def _held(content: object, depth: int = NESTED) -> tuple[State, str]:
         if inner := _held(content.get(key), depth - 1)[0]:
             return inner, key
     return {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}, ""
+
+
+def unnamed_tensors(content: object) -> str:
+    """The key of a list of tensors in a file, or in a dict of it, "" if there is none."""
+    parts = [content, *content.values()] if isinstance(content, dict) else []
+    items = [item for part in parts if isinstance(part, dict) for item in part.items()]
+    lists = ((key, value) for key, value in items if isinstance(value, list | tuple) and value)
+    return next((str(key) for key, value in lists if isinstance(value[0], Tensor)), "")
+
+
+def branches(state: State) -> Iterator[tuple[str, State]]:
+    """What is below each first name of the keys where there are a few, in all forms."""
+    for inner, _ in _unwrapped(state):
+        below: dict[str, State] = {}
+        for key, tensor in inner.items():
+            name, _, rest = key.partition(".")
+            below.setdefault(name, {})[rest] = tensor
+        if 1 < len(below) <= MOST_BRANCHES:
+            yield from below.items()
 
 
 def forms(state: State) -> Iterator[Form]:

@@ -11,13 +11,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from data.errors import some
 from model_compound_scaling.checkpoints.atomic_save import read_file
 from model_compound_scaling.checkpoints.errors import CheckpointError
-from model_compound_scaling.checkpoints.key_forms import fitting, state_dict
+from model_compound_scaling.checkpoints.key_forms import fitting, state_dict, unnamed_tensors
 from model_compound_scaling.checkpoints.untrusted import Bounds, check_description
 from model_compound_scaling.networks.building import build, skeleton
 from model_compound_scaling.networks.narrowing import WidthsError
-from model_compound_scaling.networks.permanent_weights import make_permanent
+from model_compound_scaling.networks.permanent_weights import (
+    make_permanent,
+    tie_equal,
+    tied_apart,
+    untie,
+)
 from model_compound_scaling.networks.registry import OPTIONAL_FIELDS, NetworkSpec, table_row
 
 
@@ -65,6 +71,11 @@ def _require_tensors(state: dict, content: dict, path: Path) -> None:
     if any("param_groups" in part for part in parts):
         raise CheckpointError(
             f"{path} holds the state of an optimizer, not a network: save its state_dict(), too"
+        )
+    if key := unnamed_tensors(content):
+        raise CheckpointError(
+            f"{path} holds tensors without names, in the list {key}, as torch_ema and optimizers "
+            "do: copy them into the network (copy_to of torch_ema) and save its state_dict()"
         )
     names = ", ".join(map(str, list(content)[:5]))[:100] or "nothing"
     raise CheckpointError(f"{path} holds no tensors, only {names}: save a state_dict()")
@@ -115,10 +126,18 @@ def load_network(checkpoint: Checkpoint, spec: NetworkSpec) -> nn.Module:
     counters = {k: torch.zeros_like(v) for k, v in own.items() if k.endswith("batches_tracked")}
     state = OrderedDict({**counters, **form.state})
     state._metadata = own._metadata  # MNASNets refuse tensors without a version
+    ties = untie(network, tied_apart(network, form.state)) if spec.permanent else {}
+    for name, other in tied_apart(network, form.state).items():
+        raise CheckpointError(
+            f"{checkpoint.path}: {name} and {other} differ, but are one tensor in {spec.model}: "
+            "the builder must not tie them"
+        )
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise CheckpointError(f"{checkpoint.path} does not fit {spec.model}: {error}") from None
+        reason = some(wrong, "; ") or " ".join(str(error).split())
+        raise CheckpointError(f"{checkpoint.path} does not fit {spec.model}: {reason}") from None
+    tie_equal(ties)
     if spec.widths:
         _require_coherent(checkpoint, spec)
     return network

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from data.errors import UserError, some
 from model_compound_scaling.checkpoints.errors import CheckpointError
-from model_compound_scaling.checkpoints.key_forms import Form, differences, fitting, forms
+from model_compound_scaling.checkpoints.key_forms import Form, branches, differences, fitting, forms
 from model_compound_scaling.checkpoints.network_checkpoint import Checkpoint
 from model_compound_scaling.checkpoints.untrusted import runs_foreign_code
 from model_compound_scaling.networks.building import expected_tensors, skeleton
@@ -77,6 +77,19 @@ def recognise(checkpoint: Checkpoint, *, origin: str | None = None) -> NetworkSp
     return None
 
 
+def _branches_hint(checkpoint: Checkpoint, spec: NetworkSpec | None) -> str:
+    """Which parts of a file, below one name, are the network, or any of the table if None."""
+    expected = spec and _expected(spec)
+
+    def fits(state: dict[str, Tensor]) -> bool:
+        if expected is None:
+            return recognise(replace(checkpoint, state=state)) is not None
+        return not fitting(state, expected)[1]
+
+    fit = {repr(name): None for name, below in branches(checkpoint.state) if fits(below)}
+    return f"; what is below {some([*fit])} fits: save its state_dict() alone" if fit else ""
+
+
 def fitting_flags(spec: NetworkSpec) -> str:
     """The command-line flags that describe a network, or that none do."""
     if spec.widths:
@@ -121,7 +134,7 @@ def _claimed(
         if found is None:
             raise CheckpointError(
                 f"{checkpoint.path} is no network of the table: say what it is with --model "
-                "(for MicroNets also --dw-multps and --phi)"
+                f"(for MicroNets also --dw-multps and --phi){_branches_hint(checkpoint, None)}"
             )
         if runs_foreign_code(found.model):
             raise CheckpointError(
@@ -160,10 +173,12 @@ def network_spec(
     model: str | None = None,
     depth_width: tuple[float, float] | None = None,
     num_classes: int | None = None,
+    told_by: str = "--dataset",
     origin: str | None = None,
 ) -> NetworkSpec:
     """Which network a checkpoint holds: what the file says, else the flags, else its shapes; with
-    `num_classes` (the data set's). CheckpointError with the first mismatches and fitting flags."""
+    `num_classes` (the data set's, as the flag `told_by` says). CheckpointError with the first
+    mismatches and fitting flags."""
     spec = _claimed(checkpoint, model, num_classes, origin)
     if depth_width:
         if table_row(spec.model).family != "micronet":
@@ -179,13 +194,14 @@ def network_spec(
     if wrong:
         found = checkpoint.network or recognise(checkpoint, origin=origin)
         hint = f"; it fits {fitting_flags(found)}" if found and found != tried else ""
+        hint = hint or _branches_hint(checkpoint, spec)
         raise CheckpointError(
             f"{checkpoint.path} does not fit {spec.model}: {some(wrong, '; ')}{hint}"
         )
     if num_classes not in (None, spec.num_classes):
         raise CheckpointError(
             f"{checkpoint.path} has {spec.num_classes} classes, the data set has {num_classes}: "
-            "choose the --dataset it was trained on"
+            f"choose the {told_by} it was trained on"
         )
     checkpoint.lines.extend(form.lines)
     if spec.permanent or not runs_foreign_code(spec.model):

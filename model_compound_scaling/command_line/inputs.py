@@ -33,11 +33,13 @@ def open_checkpoint(
 
     name = vars(args)[flag.strip("-").replace("-", "_")]
     checkpoint = (read or read_checkpoint)(find_file(name, folder=folder, flag=flag))
+    num_classes, told_by = _told_classes(args, described=checkpoint.network is not None)
     spec = network_spec(
         checkpoint,
         model=args.model and canonical_name(args.model),
         depth_width=args.dw_multps and tuple(m**args.phi for m in args.dw_multps),
-        num_classes=_told_classes(args, described=checkpoint.network is not None),
+        num_classes=num_classes,
+        told_by=told_by,
         origin=None if args.weights_origin == "auto" else args.weights_origin,
     )
     for line in checkpoint.lines:
@@ -45,17 +47,18 @@ def open_checkpoint(
     return checkpoint, spec
 
 
-def _told_classes(args: argparse.Namespace, *, described: bool) -> int | None:
-    """The number of classes that --dataset or the class folders of --data-path tell."""
+def _told_classes(args: argparse.Namespace, *, described: bool) -> tuple[int | None, str]:
+    """The number of classes that --dataset or the class folders of --data-path tell; which of
+    them."""
     row = find_dataset(args.dataset or "ImageFolder", args.image_size or 1)
     if row.classes or row.source != "folders" or not args.data_path or described:
-        return row.classes  # where a file says another number, open_data compares the two
+        return row.classes, "--dataset"  # where a file says another, open_data compares the two
     from data.image_files import class_folders
 
     for split in ("val", "train"):
         with suppress(DataError):  # open_data says what is missing, if it is needed
-            return len(class_folders(args.data_path, split))
-    return None
+            return len(class_folders(args.data_path, split)), "--data-path"
+    return None, ""
 
 
 def input_size(args: argparse.Namespace, model: str, recorded: dict) -> int:
@@ -101,9 +104,10 @@ def open_data(
         part=Part(place.rank(), place.world_size()) if "train" in splits else WHOLE,
     )
     if spec.num_classes not in (None, data.classes):
+        flag = "--data-path" if find_dataset(name, 1).source == "folders" else "--dataset"
         raise DataError(
             f"{name} has {data.classes} classes, the network {spec.num_classes}: "
-            "choose the --dataset or --data-path the network was trained on"
+            f"choose the {flag} the network was trained on"
         )
     if data.renumbered:
         Log()(data.renumbered)

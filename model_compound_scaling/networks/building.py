@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from data.errors import UserError
 from model_compound_scaling.networks.narrowing import WidthsError, narrowed
@@ -31,6 +32,8 @@ def build(spec: NetworkSpec) -> nn.Module:
             f"--model {spec.model}: {lazy[0]} has no shape yet, as layers like LazyLinear get one "
             "from their first input: call the network once on an image in its builder"
         )
+    if any(t.is_meta for _, t in tensors) and any(map(is_parametrized, network.modules())):
+        raise NotImplementedError("torch hides where a parametrization fails for want of values")
     if spec.permanent:
         make_permanent(network)
     return narrowed(network, spec.widths)

@@ -4,8 +4,9 @@ evaluates any of them, and in state dicts, for those whose arithmetic is known."
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import (
@@ -43,23 +44,81 @@ def make_permanent(network: nn.Module) -> list[str]:
     """Make every such tensor what it is in evaluation mode, in place; returns their names."""
     was_training = [module for module in network.modules() if module.training]
     network.eval()  # in training mode, each look at a spectral norm changes it
-    names = []
-    for prefix, module in list(network.named_modules()):
-        hooks = module._forward_pre_hooks.values()
-        found = [
-            (getattr(hook, attribute), remove)
-            for hook in hooks
-            for kind, attribute, remove in HOOKS
-            if isinstance(hook, kind)
-        ]
-        if parametrize.is_parametrized(module):
-            found += [(n, parametrize.remove_parametrizations) for n in module.parametrizations]
-        for name, remove in found:
-            remove(module, name)
-            names.append(f"{prefix}.{name}".removeprefix("."))
+    found = {
+        (module, name): (remove, f"{prefix}.{name}".removeprefix("."))
+        for prefix, module in network.named_modules()
+        for name, remove in _computed_by_hooks(module)
+    }
+    # removing writes into the original, which other layers may share: each gets its own before
+    originals = {place: _own_original(*place) for place in found}
+    for (module, name), (remove, _) in found.items():
+        remove(module, name)
+    tie_equal(originals)
     for module in was_training:
         module.training = True
-    return names
+    return [name for _, name in found.values()]
+
+
+def _computed_by_hooks(module: nn.Module) -> Iterator[tuple[str, Callable]]:
+    """Names of a module's computed tensors, and what leaves each behind as a parameter."""
+    for hook in list(module._forward_pre_hooks.values()):
+        for kind, attribute, remove in HOOKS:
+            if isinstance(hook, kind):
+                yield getattr(hook, attribute), remove
+    if parametrize.is_parametrized(module):
+        for name in module.parametrizations:
+            yield name, parametrize.remove_parametrizations
+
+
+def _own_original(module: nn.Module, name: str) -> nn.Parameter | None:
+    """`_own` of the parameter that a tensor is computed from, if it is one parameter."""
+    if parametrize.is_parametrized(module, name):
+        return _own(module.parametrizations[name], "original")
+    return _own(module, f"{name}_orig")
+
+
+def _own(module: nn.Module, name: str) -> nn.Parameter | None:
+    """Give a module its own copy of a parameter, which others may share; returns the shared one."""
+    if (shared := module._parameters.get(name)) is not None:
+        copy = shared.detach().clone()
+        module._parameters[name] = nn.Parameter(copy, requires_grad=shared.requires_grad)
+    return shared
+
+
+Ties = dict[tuple[nn.Module, str], nn.Parameter | None]  # a parameter's place -> what was there
+
+
+def tie_equal(ties: Ties) -> None:
+    """Tie again what was untied and has the same values all the same."""
+    versions: dict[nn.Parameter, list[nn.Parameter]] = {}
+    for (module, name), shared in ties.items():
+        own = module._parameters.get(name)
+        if shared is None or own is None or own.is_meta:
+            continue
+        known = versions.setdefault(shared, [shared])
+        same = next((p for p in known if torch.equal(p, own)), own)
+        module._parameters[name] = same
+        known.append(same)
+
+
+def tied_apart(network: nn.Module, state: dict[str, Tensor]) -> dict[str, str]:
+    """Names of tensors whose values differ in a state dict from those of an earlier name, although
+    both are one tensor of the network; that name."""
+    first, apart = {}, {}
+    for key, tensor in network.state_dict().items():
+        if key in state and tensor.numel():
+            memory = tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+            other = first.setdefault(memory, key)
+            if not torch.equal(*(state[k].to(tensor.dtype) for k in (key, other))):
+                apart[key] = other
+    return apart
+
+
+def untie(network: nn.Module, names: Iterable[str]) -> Ties:
+    """Give each of these parameters memory of its own."""
+    split = [name.rpartition(".") for name in names]
+    places = [(network.get_submodule(path), attribute) for path, _, attribute in split]
+    return {place: _own(*place) for place in places}
 
 
 def _masked(weight: Tensor, mask: Tensor) -> Tensor | None:

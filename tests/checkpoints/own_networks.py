@@ -100,6 +100,39 @@ def pruned(num_classes: int) -> nn.Module:
     return network
 
 
+def tied(num_classes: int) -> nn.Module:
+    """Three layers of one weight."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), *(nn.Conv2d(8, 8, 3) for _ in range(3)))
+    network[2].weight = network[3].weight = network[1].weight
+    return nn.Sequential(*network, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+
+
+def tied_pruned(num_classes: int) -> nn.Module:
+    network = tied(num_classes)
+    prune.l1_unstructured(network[2], "weight", amount=0.5)
+    return network
+
+
+def tied_masked(num_classes: int) -> nn.Module:
+    """Masks that let everything through: those of a file will not."""
+    network = tied(num_classes)
+    for layer in network[1:4]:
+        prune.identity(layer, "weight")
+    return network
+
+
+def one_layer_twice(num_classes: int) -> nn.Module:
+    network = tied(num_classes)
+    network[3] = network[2]
+    return network
+
+
+def orthogonal(num_classes: int) -> nn.Module:
+    network = plain(num_classes)
+    parametrizations.orthogonal(network[7], orthogonal_map="matrix_exp")
+    return network
+
+
 def normed(num_classes: int) -> nn.Module:
     network = plain(num_classes)
     weight_norm(network[0])

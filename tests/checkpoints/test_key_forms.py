@@ -123,6 +123,23 @@ FILES = {  # of a state dict and another one -> what is said
         "taken are the averaged weights in 'model_ema'",
     ),
     "another": (lambda s, a: {"params_ema": s}, "taken are the averaged weights in 'params_ema'"),
+    "average with its decay": (
+        lambda s, a: {"ema": {"decay": 0.999, "shadow": s}, "epoch": 3},
+        "taken are the averaged weights in 'ema'",
+    ),
+    "average below a wrapper": (
+        lambda s, a: {"model": s, "model_ema": {"module": a}},
+        "taken are the weights in 'model', not those in 'model_ema'",
+    ),
+    "average without names": (
+        lambda s, a: {"net": s, "ema": {"decay": 0.9, "shadow_params": list(a.values())}},
+        "taken are the weights in 'net', not those in 'ema'",
+    ),
+    "average beside the tensors": (
+        lambda s, a: {**s, "shadow_params": list(a.values())},
+        "taken are the weights beside it, not those in 'shadow_params'",
+    ),
+    "DeepSpeed": (lambda s, a: {"module": s, "optimizer": OPTIMIZER}, None),
     "Lightning": (
         lambda s, a: lightning(s, "model", weight=torch.ones(10)),
         "only what is below 'model' is taken, not weight",
@@ -150,6 +167,21 @@ def test_averaged_models_of_torch(tmp_path, wrap):
     checkpoint, found = opened(tmp_path / "a.pt", wrap(content))
     assert_equal(found, network)
     assert "not n_averaged" in checkpoint.lines[-1]
+
+
+@pytest.mark.parametrize("names", [("online_model", "ema_model"), ("student", "teacher")])
+@pytest.mark.parametrize("wrap", [lambda s: s, partial(lightning, prefix="model")])
+def test_two_networks_in_one_file_are_named(tmp_path, names, wrap):
+    state, others = build(NetworkSpec("resnet20", 10)).state_dict(), {"step": torch.ones(1)}
+    both = {f"{name}.{key}": value for name in names for key, value in state.items()}
+    for model in ("resnet20", None):
+        with pytest.raises(
+            CheckpointError, match=f"below '{names[0]}', '{names[1]}' fits: save its"
+        ):
+            opened(tmp_path / "a.pt", wrap({**both, **others}), model=model)
+    with pytest.raises(CheckpointError) as error:
+        opened(tmp_path / "a.pt", wrap(both), model="resnet32")
+    assert "below" not in str(error.value)
 
 
 def test_masks_are_multiplied_out_for_networks_of_the_table(tmp_path):
@@ -195,13 +227,25 @@ def test_class_folders_tell_the_number_of_classes(tmp_path, capsys):
     assert code == 0 and "evaluated on 6 images" in out
     torch.save(own_networks.head_first(5).state_dict(), path)
     code, _, err = score(capsys, *flags, *data, "--eval")
-    assert code == 5 and "has 5 classes, the data set has 3" in err
+    assert code == 5 and "has 5 classes, the data set has 3: choose the --data-path" in err
     # a file that describes itself is compared with the images where they are needed
     spec = NetworkSpec("own_networks:head_first", 5)
     torch.save(network_content(build(spec), spec, {}), path)
     assert score(capsys, *flags, *data)[0] == 0
     code, _, err = score(capsys, *flags, *data, "--eval")
-    assert code == 4 and "has 3 classes, the network 5" in err
+    assert code == 4 and "has 3 classes, the network 5: choose the --data-path the" in err
+    torch.save(own_networks.head_first(5).state_dict(), path)
+    code, _, err = score(capsys, *flags, "--dataset", "CIFAR10")
+    assert code == 5 and "has 5 classes, the data set has 10: choose the --dataset it" in err
+    code, _, err = score(capsys, *flags, *data[:2], *data[4:], "--eval")
+    assert code == 4 and "expected images in DIR/val/<class>/*.jpg" in err
+
+
+def test_what_does_not_fit_is_said_in_one_line(tmp_path):
+    torch.save(own_networks.plain(6).state_dict(), tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"0\.weight is missing; ") as error:
+        load_network(read_checkpoint(tmp_path / "a.pt"), NetworkSpec("own_networks:module", 7))
+    assert "\n" not in str(error.value)
 
 
 def test_a_network_that_has_changed_since_is_not_said_to_fit(tmp_path):
@@ -252,6 +296,7 @@ def test_files_without_auxiliary_heads(tmp_path, name, heads):
     [
         ("module", None),
         ("pruned", "0.weight, 3.weight"),
+        ("orthogonal", "7.weight"),
         *(
             pytest.param(*more, marks=pytest.mark.slow)
             for more in [

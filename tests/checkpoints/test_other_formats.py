@@ -85,6 +85,14 @@ FILES = {
     "optimizer in a dict": (lambda: saved({"epoch": 3, "opt": OPTIMIZER}), "of an optimizer"),
     "tensor": (lambda: saved(torch.ones(3)), "holds a Tensor"),
     "list": (lambda: saved([torch.ones(3)]), "holds a list"),
+    "average without names": (
+        lambda: saved({"decay": 0.9, "shadow_params": [torch.ones(2)], "collected_params": None}),
+        "tensors without names, in the list shadow_params.*copy_to",
+    ),
+    "one in a dict": (
+        lambda: saved({"epoch": 3, "ema": {"shadow_params": [torch.ones(2)]}}),
+        "tensors without names, in the list shadow_params",
+    ),
     "figures": (
         lambda: saved({"epoch": 3, "best": 1.0}),
         "no tensors, only epoch, best",

@@ -9,7 +9,7 @@ from helpers import save_images
 
 from data import DATASETS, load_data
 from data.batches import CachedLoader
-from data.class_names import class_numbers, match_classes
+from data.class_names import class_numbers, match_classes, numbering
 from data.errors import DataError
 from data.shapes import FIGURES
 
@@ -71,6 +71,18 @@ def test_digits_of_mnist_by_name_and_by_folder():
         match_classes(sorted(name.split()[-1] for name in known), known)
 
 
+def test_numbers_that_stand_for_names_are_said():
+    for folders in (["0", "1", "2", "3"], ["1", "2", "3", "4"], ["c03", "c02", "c01", "c00"]):
+        own = [int(name.strip("c")) - (folders[0] == "1") for name in folders]
+        known = ["ant", "bee", "cow", "dog"]
+        said = ", ".join(
+            f"{f} is {known[i]!r}" for f, i in list(zip(folders, own, strict=True))[:3]
+        )
+        assert numbering(folders, known).endswith(f": {said} and 1 more")
+        for network in ((), ["0", "1", "2", "3"], known[:2]):
+            assert numbering(folders, network) == numbering(known, network or folders) == ""
+
+
 def test_unknown_names_change_nothing():
     assert match_classes(CIFAR10, ()) == (CIFAR10, list(range(10)))
     assert match_classes(CIFAR10, ["a", "b"]) == (CIFAR10, list(range(10)))
@@ -114,6 +126,14 @@ def test_images_keep_their_classes(tmp_path, size, cache_gb):
         batches = [list(getattr(data, split).epoch(0)) for data in (own, other)]
         for (images, labels), (same, numbers) in zip(*batches, strict=True):
             assert same.equal(images) and numbers.equal(torch.tensor([1, 2, 0])[labels])
+
+
+def test_folders_that_only_count_are_said_to_stand_for_classes(tmp_path):
+    for name in "012":
+        save_images(tmp_path / "val" / name, 2, 16)
+    options = {"data_path": tmp_path, "image_size": 16, "splits": ("val",)}
+    for names, said in (((), ""), (("x", "y", "z"), "0 is 'x', 1 is 'y', 2 is 'z'")):
+        assert load_data("ImageFolder", class_names=names, **options).renumbered[-28:] == said
 
 
 def test_built_in_sets_are_matched_as_well():

@@ -229,6 +229,7 @@ def test_names_are_shown_on_one_line():
         "a\nb\r\tc": r"a\nb\r\tc",
         "\x1b[31mred\x9b": r"\x1b[31mred\x9b",
         os.fsdecode(b"caf\xe9"): r"caf\xe9",
+        repr(os.fsdecode(b"caf\xe9\n\xff\x1b")): r"'caf\xe9\n\xff\x1b'",
         "right\u202eto left\u2028": r"right\u202eto left\u2028",
         "narrow\u202fspace": "narrow\u202fspace",
     }

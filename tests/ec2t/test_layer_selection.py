@@ -107,3 +107,19 @@ def test_tied_layers_are_named_once_and_share_their_rules():
     network.a = network.again = nn.Identity()
     with pytest.raises(UserError, match="no second convolution"):
         ternarized_names(network, family="other")
+
+
+def test_weights_that_a_hook_computes_are_refused_by_name():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 4))
+    for layer in network[1:]:
+        layer.raw = nn.Parameter(layer.weight.detach().clone())
+        del layer._parameters["weight"]
+        layer.weight = layer.raw.sign()
+        layer.register_forward_pre_hook(lambda m, _: setattr(m, "weight", m.raw.sign()))
+    for choose in (
+        lambda: pruned_names(network, families=["fc"]),
+        lambda: ternarized_names(network, family="other"),
+    ):
+        with pytest.raises(UserError, match=r"\.weight is computed by the network's own code"):
+            choose()
+    assert freeze_quantized(network) == []

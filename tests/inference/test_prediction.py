@@ -61,6 +61,15 @@ def test_errors_name_them_on_one_line(named, capsys):
         code, _, err = call(run_scoring.main, capsys, "--t-model", model, *flags, *more)
         assert (code, err.count("\n")) == (4, 1)
         assert r"zcaf\xe9\n\x1b.png" in err and err[:-1].isprintable()
+        assert r"\udce9" not in err
+
+
+def test_other_classes_are_named_as_elsewhere(named, tmp_path, capsys):
+    for name in [f"{LATIN}{letter}" for letter in "klmnopqrst"]:
+        save_images(tmp_path / "val" / name, 1, 32)
+    flags = ("--t-model", named[0], "--dataset", "ImageFolder", "--data-path", tmp_path, "--eval")
+    code, _, err = call(run_scoring.main, capsys, *flags)
+    assert code == 4 and r"'caf\xe9k', 'caf\xe9l'" in err and r"\udce9" not in err
 
 
 def test_links_and_files_that_cannot_be_reached(named, tmp_path, capsys):

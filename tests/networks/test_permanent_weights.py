@@ -1,5 +1,6 @@
 """Weights that hooks and parametrizations compute: made parameters, they are the same network."""
 
+import itertools
 import random
 from copy import deepcopy
 
@@ -81,6 +82,33 @@ def test_random_compositions(full):
             assert sorted(told) == sorted(names) and found.keys() == network.state_dict().keys()
             for key, value in network.state_dict().items():
                 torch.testing.assert_close(found[key], value)
+
+
+def test_layers_that_share_a_weight_of_which_some_are_masked():
+    """The others keep theirs; those that are the same in the end stay one."""
+    masks = {"half": 0.5, "none": 0.0, "plain": None}
+    for seed, kinds in enumerate(itertools.product(masks, repeat=3)):
+        torch.manual_seed(seed)
+        layers = [nn.Conv2d(4, 4, 3, padding=1, bias=False) for _ in kinds]
+        for layer in layers:
+            layer.weight = layers[0].weight
+        for layer, kind in zip(layers[::-1], kinds[::-1], strict=True):
+            if masks[kind] is not None:  # the largest half of one weight are the same weights
+                prune.l1_unstructured(layer, "weight", masks[kind])
+        network, image = nn.Sequential(*layers), torch.randn(1, 4, 5, 5)
+        expected = network(image)
+        make_permanent(network)
+        assert torch.equal(network(image), expected)
+        assert len(list(network.parameters())) == len({kind == "half" for kind in kinds})
+
+
+def test_a_shared_weight_that_is_parametrized_in_one_place():
+    first, second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+    second.weight = first.weight
+    parametrize.register_parametrization(first, "weight", Doubled())
+    weight = second.weight.detach().clone()
+    make_permanent(nn.Sequential(first, second))
+    assert torch.equal(first.weight, 2 * weight) and torch.equal(second.weight, weight)
 
 
 def test_parts_that_do_not_go_together_are_left_as_they_are():
