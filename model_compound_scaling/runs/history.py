@@ -60,7 +60,8 @@ class History:
         """Figures of the best epoch on images that decided nothing, None if there are none."""
         try:
             figures = json.loads((self.folder / REPORTED).read_text())
-            return figures if figures["epoch"] == self.best["epoch"] else None
+            fits = figures["epoch"] == self.best["epoch"] and isinstance(figures["top1"], float)
+            return figures if fits else None
         except (OSError, ValueError, LookupError, TypeError):
             return None
 

@@ -117,6 +117,12 @@ def answer(subject: Subject) -> str:
     return f'{head}<dl class="tiles">{"".join(shown)}</dl>'
 
 
+def deciding(trials: Iterable[Trial]) -> str:
+    """Which images chose epochs and networks."""
+    held = any(trial.history.reported for trial in trials)
+    return "training images that were held out" if held else "the validation images"
+
+
 def tried(subject: Subject, names: dict[Trial, str], chosen: Trial | None) -> str:
     """Accuracy over size, beside the sizes of the files."""
     place, pictures = None, []
@@ -125,7 +131,7 @@ def tried(subject: Subject, names: dict[Trial, str], chosen: Trial | None) -> st
     elif subject.top1 is not None:
         place = subject.score.totals["published"].params, subject.top1
     if any(trial.history.epochs for trial in names):
-        said = "Top-1 of each network's best epoch; the same validation images chose that epoch."
+        said = f"Top-1 of each network's best epoch on {deciding(names)}, which chose that epoch."
         pictures = [figure("All networks tried", charts.over_size(names, place), said)]
     whole = max(size for _, size in subject.files.values()) / 100
     rows = [[cell(form), cell(size, ","), bar(size / whole, 100 - size / whole), cell(str(path))]
@@ -143,7 +149,7 @@ def training(names: dict[Trial, str], chosen: Trial | None) -> str:
             for what, name in (("val_loss", "Loss"), ("val_top1", "Top-1, %")):
                 picture = charts.curves(names, chosen, stage, what)
                 pictures.append(figure(f"{name}: stage {stage}, {title}", picture))
-    said = f"On validation images; the best {charts.CURVES} networks of a stage at most. The thick "
+    said = f"On {deciding(names)}; the best {charts.CURVES} networks of a stage at most. The thick "
     said += "line is the chosen one, or the stage's best."
     return section("Training", said, pictures) if pictures else ""
 
@@ -179,18 +185,21 @@ def layers(result: Score) -> str:
 def all_trials(names: dict[Trial, str], chosen: Trial | None) -> str:
     """Every run, smallest first."""
     trials = sorted(names, key=lambda t: (t.parameters is None, t.parameters or 0))
-    rows = []
+    rows, held = [], any(trial.history.reported for trial in trials)
     for trial in trials:
         best, done = trial.history.best, trial.history.epochs_done
         cells = [cell("★ " * (trial is chosen) + names[trial]), cell(trial.stage)]
         cells += [cell(best.get(name), ".2f") for name in ("val_top1", "zeros")]
         cells += [cell(trial.parameters, ",.0f"), cell(best.get("epoch"), ".0f")]
         cells += [cell(done, ".0f"), cell("done" if done >= trial.planned else "in progress")]
+        if held:
+            cells.append(cell((trial.history.reported or {}).get("top1"), ".2f"))
         rows.append(cells)
     columns = ("network", "stage", f"{TOP1}, %", "zeros, %", "parameters", "best epoch", "epochs")
+    columns += ("state", "top-1 on validation images, %") if held else ("state",)
     said = "Zeros are those of the quantized weights. Column names sort. ★ is the chosen network."
     at = trials.index(chosen) if chosen else None
-    whole = table("all trials", (*columns, "state"), rows, sorted_by=4, chosen=at)
+    whole = table("all trials", columns, rows, sorted_by=4, chosen=at)
     return section("All trials", said, (), whole) if rows else ""
 
 

@@ -101,6 +101,11 @@ def test_both_stages_decide_on_the_same_images_and_report_once(tree, tmp_path, c
     assert (ternary["data"]["holdout"], ternary["data"]["holdout_seed"]) == (25.0, 0)
     header = (tmp_path / "2" / "results.csv").read_text().splitlines()[0]
     assert header.endswith(",validation_top1_percent")
+    page, runs = tmp_path / "page.html", (tmp_path / "1", tmp_path / "2")
+    flags = ("--t-model", tmp_path / "2" / "Ternary_best_acc.pt", "--report", page, "--runs", *runs)
+    assert call(run_scoring.main, capsys, *flags, "--no-cuda")[0] == 0
+    shown = page.read_text()
+    assert "training images that were held out" in shown and "on validation images, %" in shown
     code, out, _ = stage2(capsys, tree, source, tmp_path / "3", "--holdout", 10)
     assert code == 0 and "warning: --holdout 10, but 25 made the checkpoint" in out
 
