@@ -14,13 +14,20 @@ PROBE = 1024  # weights that tell nearly every full-precision layer from a quant
 
 def without_subnormals(weight: Tensor) -> Tensor:
     """Weights as they count: what is too small for a float32 of full precision is 0. Hardware may
-    flush it, and no shorter type holds it."""
-    return F.hardshrink(weight.detach(), TINY)
+    flush it, and no shorter type holds it. Whole numbers and masks have nothing so small."""
+    weight = weight.detach()
+    return F.hardshrink(weight, TINY) if weight.is_floating_point() else weight
 
 
 def zero_share(tensors: Iterable[Tensor]) -> float:
     """Sparsity: of layers as their weights count, of vectors (BatchNorm's, biases) exactly."""
-    counted = [without_subnormals(t) if t.dim() > 1 else t for t in tensors]
+    return zero_share_of((tensor, None) for tensor in tensors)
+
+
+def zero_share_of(masked: Iterable[tuple[Tensor, Tensor | None]]) -> float:
+    """The same of those values only that a mask, bool and as large, picks; None: of all."""
+    pairs = [(without_subnormals(t) if t.dim() > 1 else t, mask) for t, mask in masked]
+    counted = [values if mask is None else values[mask] for values, mask in pairs]
     nonzeros = sum(int(values.count_nonzero()) for values in counted)
     return 1 - nonzeros / max(1, sum(values.numel() for values in counted))
 

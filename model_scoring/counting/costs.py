@@ -132,14 +132,18 @@ def layer(record: Record, live: Live, context: Context, *, whole: bool) -> Count
 
 
 def stored_values(record: Record, live: Tensor | None, stored: StoredOnce) -> int:
-    """Values beside weights that a record is the first to store; of one for each channel only those
-    of channels that are `live`, bool (c,)."""
+    """Values beside weights that a record is the first to store; of those that differ by channel
+    only what channels need that are `live`, bool, as they lie in the result."""
     found = 0
     for tensor in record.stores:
         wanted = torch.ones(tensor.shape, dtype=torch.bool)
-        at = tensor.dim() - len(record.out_shape) + 1  # broadcasting aligns the last dimensions
-        if live is not None and 0 <= at < tensor.dim() and tensor.shape[at] == len(live) > 1:
-            wanted &= live.reshape([-1 if d == at else 1 for d in range(tensor.dim())])
+        if live is not None and live.dim() >= tensor.dim():
+            needed = live[(0,) * (live.dim() - tensor.dim())]  # broadcasting aligns the last ones
+            sizes = list(zip(needed.shape, tensor.shape, strict=True))
+            if all(1 in pair or len(set(pair)) == 1 for pair in sizes):
+                for d, (_, size) in enumerate(sizes):
+                    needed = needed.amax(d, keepdim=True) if size == 1 else needed
+                wanted &= needed
         found += int(stored.new(tensor, wanted).sum())
     return found
 
@@ -151,17 +155,13 @@ def positions(record: Record) -> int:
 
 def elementwise(record: Record, live: int, stored: int, settings: Settings) -> Count:
     """An operation without weights, for so many channels of its result and stored values."""
-    n, windowed = elements(record.out_shape, live), PER_WINDOW.get(record.kind)
+    n, windowed = elements(record, live), PER_WINDOW.get(record.kind)
     mults, adds = windowed(record.window) if windowed else PER_ELEMENT.get(record.kind, (0, 0))
     mults, adds = mults + record.extra[0], adds + record.extra[1]
     operations = settings.operations(adds * n, mults * n)
     return Count(settings.parameters(stored), **operations, live_in=live, live_out=live)
 
 
-def channels(shape: tuple[int, ...]) -> int:
-    return shape[1] if len(shape) > 1 else math.prod(shape)
-
-
-def elements(shape: tuple[int, ...], live: int) -> int:
-    """Elements of an activation's live channels."""
-    return math.prod(shape) // channels(shape) * live
+def elements(record: Record, live: int) -> int:
+    """Elements of so many channels of its result."""
+    return math.prod(record.out_shape) // record.width * live

@@ -14,7 +14,6 @@ import torch
 from model_scoring.counting import costs
 from model_scoring.counting.costs import Context, Count, Live
 from model_scoring.counting.settings import WORD, Settings
-from model_scoring.counting.stored_once import key
 from model_scoring.counting.weight_formats import tree_bits
 from model_scoring.tracing.operation_record import Record, Trace
 
@@ -74,7 +73,7 @@ class Structure(Context):
 
     def live_channels(self, i: int) -> int:
         """Of a record's result: those of the layer it comes from."""
-        c, source = costs.channels(self.trace.records[i].out_shape), self.sources[i]
+        c, source = self.trace.records[i].width, self.sources[i]
         filters = None if source is None else self.live[source].filters
         return c if filters is None or filters.numel() != c else int(filters.sum())
 
@@ -134,14 +133,16 @@ def batchnorm(i: int, record: Record, structure: Structure) -> Count:
     if not record.folds:
         return plain(i, record, structure)
     live, second = structure.live_channels(i), structure.second_conv(i)
-    adds = costs.elements(record.out_shape, live)
+    adds = costs.elements(record, live)
     if second is not None:
         kept = structure.live[second]
         live = int(kept.inputs.sum())
         adds = costs.positions(structure.trace.records[second]) * kept.rows
-    first = structure.stored.new_entries(key(*record.state), torch.ones(1, dtype=torch.bool))
-    params, operations = first * live, structure.settings.operations(adds, 0)
-    return Count(structure.settings.parameters(params), **operations, live_in=live, live_out=live)
+    everything = torch.ones(record.width, dtype=torch.bool)
+    new = structure.stored.new_entries("bias", record.state, everything)
+    params = structure.settings.parameters(live if new == record.width else min(live, new))
+    operations = structure.settings.operations(adds, 0)
+    return Count(params, **operations, live_in=live, live_out=live)
 
 
 def plain(i: int, record: Record, structure: Structure) -> Count:
@@ -158,8 +159,7 @@ def plain(i: int, record: Record, structure: Structure) -> Count:
 
 def skipped(i: int, record: Record, structure: Structure) -> Count:
     """Left out of the tables."""
-    c = costs.channels(record.out_shape)
-    return Count(format="not counted", live_in=c, live_out=c)
+    return Count(format="not counted", live_in=record.width, live_out=record.width)
 
 
 RULES: dict[str, Callable[[int, Record, Structure], Count]] = {

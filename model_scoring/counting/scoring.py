@@ -7,20 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import UserError
-from model_compound_scaling.networks.few_values import few_values, zero_share
+from model_compound_scaling.networks.few_values import few_values, zero_share_of
 from model_scoring.counting import published_rules, strict_rules
 from model_scoring.counting.costs import Count
 from model_scoring.counting.settings import RULE_SETS, WORD, Settings
+from model_scoring.counting.stored_once import StoredOnce
 from model_scoring.dead_channels.dead_code import dead_channels
 from model_scoring.tracing.forward_pass import one_thread, trace
 from model_scoring.tracing.operation_record import Record, Trace
-from model_scoring.tracing.stored_values import place
 
 # parameters and operations of the challenge's reference networks
 REFERENCES = {
     "imagenet": (6.9e6, 1170e6),  # MobileNetV2-1.4
     "cifar": (36.5e6, 10.49e9),  # WideResNet-28-10
 }
+Masked = tuple[Tensor, Tensor | None]  # a tensor, and which of its values: bool; None: all
 PICOJOULE = {16: (1.1, 0.4), 32: (3.7, 0.9)}  # float mult, add; Horowitz 2014, 45 nm
 
 
@@ -111,24 +112,31 @@ def score(
         if "strict" in rules:
             gone = dead_channels(traced, buildable=False).gone
             counts["strict"] = strict_rules.count(traced, settings, gone)
-        zeros = zero_share(used_values(network, traced))
+        zeros = zero_share_of(used_values(network, traced))
     parameters = sum(p.numel() for p in network.parameters())
     totals = {name: total(c, settings, reference) for name, c in counts.items()}
     return Score(traced, counts, totals, parameters, zeros, reference, settings, shape)
 
 
-def used_values(network: nn.Module, traced: Trace) -> list[Tensor]:
-    """What stands for the parameters in the pass, each place in memory once: under masks or
-    another parametrization what is made of them; parameters that the pass never touches."""
-    unused = [network.get_parameter(name) for name in traced.unused]
-    tensors = (t for record in traced.records for t in record.tensors)
-    return list({place(t): t for t in (*tensors, *unused)}.values())
+def used_values(network: nn.Module, traced: Trace) -> list[Masked]:
+    """What stands for the parameters in the pass: under masks or another parametrization what is
+    made of them; parameters that the pass never touches. With masks, each place in memory once."""
+    unused = [network.get_parameter(name).detach() for name in traced.unused]
+    return _once(traced, [t for record in traced.records for t in record.tensors] + unused)
+
+
+def _once(traced: Trace, tensors: list[Tensor]) -> list[Masked]:
+    """Tensors of a pass, and masks of values that are in none of those before them."""
+    stored = StoredOnce(traced.records)
+    shared = (stored.shared(t) and torch.ones(t.shape, dtype=torch.bool) for t in tensors)
+    pairs = zip(tensors, shared, strict=True)
+    return [(t, None if mask is False else stored.new(t, mask)) for t, mask in pairs]
 
 
 def quantized_zeros(result: Score) -> float | None:
     """Share of zeros among the weights of layers of few values; None if there is no such layer."""
     weights = [r.weight for r in layers(result) if few_values(r.weight) is not None]
-    return zero_share(weights) if weights else None
+    return zero_share_of(_once(result.trace, weights)) if weights else None
 
 
 def layers(result: Score) -> list[Record]:

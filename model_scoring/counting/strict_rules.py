@@ -15,11 +15,10 @@ from model_compound_scaling.networks.few_values import PROBE, ternary_values
 from model_scoring.counting import costs
 from model_scoring.counting.costs import Context, Count, Live
 from model_scoring.counting.settings import WORD, Settings
-from model_scoring.counting.stored_once import key
+from model_scoring.counting.stored_once import Vectors, entries, places, repeats
 from model_scoring.counting.weight_formats import tree_bits
 from model_scoring.tracing.layer_weights import Weights, grouped, with_values
 from model_scoring.tracing.operation_record import Record, Trace
-from model_scoring.tracing.stored_values import memory
 
 
 @dataclass(frozen=True)
@@ -29,13 +28,10 @@ class Network(Context):
     gone: Tensor  # bool (labels,): those channels
 
     def live(self, record: Record) -> Tensor:
-        """bool (c,): channels of a record's result that depend on the image and are needed."""
-        live = torch.ones(costs.channels(record.out_shape), dtype=torch.bool)
-        if record.constants is not None:
-            live &= record.constants.isnan()
-        if record.labels is not None:
-            live &= ~self.gone[record.labels]
-        return live
+        """bool, as the record's labels: channels that depend on the image and are needed."""
+        if record.labels is None:
+            return torch.ones((), dtype=torch.bool)
+        return record.constants.isnan() & ~self.gone[record.labels]
 
     @cached_property
     def left(self) -> list[Live | None]:
@@ -104,8 +100,8 @@ def layer(i: int, record: Record, network: Network) -> Count:
         nonzeros = live.weights.counts.sum(-1)
         adds, mults = _plain_sums(nonzeros), float(nonzeros.sum())
     masks = sum(m.numel() for m in (live.inputs, live.filters) if not bool(m.all()))
-    biases, name = _biases(i, record, network)
-    stored = network.stored.new_entries(name, biases) + _nonzero_constants(record.constants)
+    biases, made_of = _biases(i, record, network)
+    stored = _stored_biases(biases, made_of, network) + _nonzero_constants(record.constants)
     stored += costs.stored_values(record, None, network.stored)
     more, shared = record.extra, count.format == "shared"
     masks = masks / WORD if live.rows and not shared else 0.0
@@ -117,34 +113,58 @@ def layer(i: int, record: Record, network: Network) -> Count:
     )
 
 
-def _biases(i: int, record: Record, network: Network) -> tuple[Tensor, Hashable]:
-    """bool (c_out,): live filters that add a number of their own, and what these numbers are known
-    by. Constants of inputs make one, or change it, unless a BatchNorm takes them; a BatchNorm that
-    folds changes it as well."""
-    biased, name = torch.zeros(record.weights.filters, dtype=torch.bool), (i,)
+def _biases(i: int, record: Record, network: Network) -> tuple[Tensor, Vectors]:
+    """bool (c_out,): live filters that add a number of their own, and the vectors that these
+    numbers are made of, none if they are this layer's alone. Constants of inputs make one, or
+    change it, unless a BatchNorm takes them; a BatchNorm that folds changes it as well."""
+    biased, made_of = torch.zeros(record.weights.filters, dtype=torch.bool), ()
     if record.bias is not None:
-        biased, name = record.bias != 0, key(record.bias)
+        biased, made_of = record.bias != 0, (record.bias,)
     folded = record.folded
     if network.trace.takes_shifts(i) is None and bool(folded.any()):
-        biased, name = biased | folded, (i,)
+        return (biased | folded) & network.live(record), ()
     after = network.trace.batchnorm_after(i)
-    if after is not None and folds(network.trace.records[after], network):
-        name = (*name, *key(*network.trace.records[after].state))
-    return biased & network.live(record), name
+    norm = None if after is None else network.trace.records[after]
+    if made_of and norm is not None and folds(norm, network) is not None:
+        made_of = (*made_of, *norm.state)
+    return biased & network.live(record), made_of
+
+
+def _stored_biases(biases: Tensor, made_of: Vectors, network: Network) -> int:
+    """How many of a layer's biases are not stored yet."""
+    if len(made_of) == 1:
+        return int(network.stored.new(made_of[0], biases).sum())
+    return network.stored.new_entries("bias", made_of, biases) if made_of else int(biases.sum())
 
 
 def folds(record: Record, network: Network) -> int | None:
     """The layer whose weights a BatchNorm can be multiplied into: full precision, and used nowhere
-    else than before this BatchNorm."""
+    else than before the same channels of this BatchNorm."""
     if len(record.inputs) != 1:
         return None
     records, after, (before,) = network.trace.records, network.trace.batchnorm_after, record.inputs
     if records[before].weights is None or after(before) is None:
         return None
-    norms = [after(j) for j in network.stored.users[memory(records[before].weight)]]
-    states = {None if j is None else key(*records[j].state) for j in norms}
-    alone, ternary = None not in states and len(states) == 1, network.left[before].weights.ternary
-    return before if alone and not ternary else None
+    norms = {j: after(j) for j in network.stored.users_of(records[before].weight)}
+    if network.left[before].weights.ternary or any(
+        n is None or records[j].weight is None for j, n in norms.items()
+    ):
+        return None
+    pairs = [(records[j].weight, records[n].state) for j, n in norms.items()]
+    return before if _one_scale(pairs) else None
+
+
+def _one_scale(pairs: list[tuple[Tensor, Vectors]]) -> bool:
+    """Whether each value of weights that share memory has one scale only, in all BatchNorms after
+    them."""
+    if len(pairs) == 1 and not repeats(pairs[0][0]):
+        return True
+    scales: dict[int, Hashable] = {}  # place -> what the scale is made of
+    for weight, state in pairs:
+        for row, entry in zip(places(weight).flatten(1).tolist(), entries(state), strict=True):
+            if any(scales.setdefault(place, entry) != entry for place in row):
+                return False
+    return True
 
 
 def batchnorm(i: int, record: Record, network: Network) -> Count:
@@ -161,10 +181,10 @@ def batchnorm(i: int, record: Record, network: Network) -> Count:
             own = torch.isin(record.labels, before.labels[own])
         biased &= ~own
     scaled = torch.zeros_like(live) if source is not None else live
-    parts = (("bias", biased), ("scale", scaled))
-    stored = sum(network.stored.new_entries((p, *key(*record.state)), mask) for p, mask in parts)
+    parts = (("shift", biased), ("scale", scaled))
+    stored = sum(network.stored.new_entries(p, record.state, mask) for p, mask in parts)
     params = network.settings.parameters(stored + _nonzero_constants(record.constants))
-    at = costs.elements(record.out_shape, 1)
+    at = costs.elements(record, 1)
     operations = network.settings.operations(int(biased.sum()) * at, int(scaled.sum()) * at)
     name, count = "folded" if source is not None else "", int(live.sum())
     return Count(params, **operations, format=name, live_in=count, live_out=count)
@@ -174,7 +194,8 @@ def plain(i: int, record: Record, network: Network) -> Count:
     """Activations, sums, products, pooling: per element that depends on the image."""
     live = network.live(record)
     stored = costs.stored_values(record, live, network.stored)
-    return costs.elementwise(record, int(live.sum()), stored, network.settings)
+    count = int(live.sum()) * record.width // live.numel()
+    return costs.elementwise(record, count, stored, network.settings)
 
 
 RULES: dict[str, Callable[[int, Record, Network], Count]] = {

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from data.errors import UserError
 from model_compound_scaling.networks.cifar_resnet import OptionA
 from model_compound_scaling.networks.efficientnet import SameConv2d
 from model_compound_scaling.networks.logits import tensors
 from model_compound_scaling.networks.narrowing import resize, sizes_of
 from model_scoring.dead_channels.dead_code import dead_channels, mixing, narrowable
+from model_scoring.dead_channels.float64 import Float64
 from model_scoring.tracing.constant_channels import contribution
 from model_scoring.tracing.forward_pass import one_thread, trace
 from model_scoring.tracing.operation_record import Trace
@@ -126,8 +128,11 @@ def thin(network: nn.Module, shape: tuple[int, int, int]) -> Thin:
         original = deepcopy(network).cpu().double().eval()
     except RuntimeError:  # pruning's hooks, for one, leave tensors there that torch cannot copy
         return Thin(network, 0, "hooks compute its weights: make them permanent first")
-    with one_thread():
-        traced = trace(original, shape)
+    with one_thread(), Float64():
+        try:
+            traced = trace(original, shape)
+        except (UserError, AssertionError):
+            return Thin(network, 0, "its code does not run in float64")
         dead = dead_channels(traced)
         if not traced.followed:
             return Thin(network, 0, "its code cannot be followed without an image")
@@ -135,6 +140,8 @@ def thin(network: nn.Module, shape: tuple[int, int, int]) -> Thin:
             return Thin(network, 0, "no channel is dead")
         work = deepcopy(original)
         remove(work, traced, dead.gone)
-    if not _same_function(original, work, shape):
+    with Float64():
+        same = _same_function(original, work, shape)
+    if not same:
         return Thin(network, 0, "its code counts on the widths it has")
     return Thin(work.float(), dead.rounds)

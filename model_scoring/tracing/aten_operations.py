@@ -76,6 +76,10 @@ OPERATIONS: dict[str, Operation] = {
             "pixel_unshuffle channel_shuffle upsample_nearest2d im2col _local_scalar_dense", None),
 }
 
+# Operations that pick values by their places: whole numbers that belong to the network's code.
+PICKS = frozenset([
+    "index", "_unsafe_index", "index_select", "gather", "embedding", "take", "take_along_dim",
+])
 # Operations that only create values, in the form of a given tensor: their result does not depend on
 # the image.
 FACTORIES = frozenset([

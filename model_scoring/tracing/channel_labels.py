@@ -50,6 +50,13 @@ class Channels:
             return None
         return self.map(torch.flatten)
 
+    def within(self, shape: Shape) -> "Channels | None":
+        """Themselves, if they broadcast to an activation of this shape."""
+        sizes = self.labels.shape
+        fits = len(sizes) == len(shape)
+        fits = fits and all(a in (1, b) for a, b in zip(sizes, shape, strict=True))
+        return self if fits else None
+
     def spread(self, shape: Shape) -> "Channels":
         """Those of one for each channel, (C,), for an activation (N, C, ...)."""
         return self.map(lambda part: part.reshape([1, -1, *[1] * (len(shape) - 2)]))

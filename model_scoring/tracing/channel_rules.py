@@ -90,9 +90,14 @@ def unary(rule: Callable[[Call, Shape, Channels], Known]) -> Rule:
 
 @unary
 def same(call: Call, shape: Shape, known: Channels) -> Known:
-    """Copies, and padding that repeats what is there. Whole numbers would be other constants."""
-    whole = getattr(call.arguments.get("dtype"), "is_floating_point", True) is False
-    return [Channels.varying(known.labels) if whole else known] * len(call.shapes)
+    """Copies, rounded to their type, and padding that repeats what is there. Whole numbers would be
+    other constants."""
+    if call.arguments.get("dtype") is None:
+        return [known] * len(call.shapes)
+    dtype = call.outputs[0].dtype
+    if not dtype.is_floating_point:
+        return [Channels.varying(known.labels)]
+    return [Channels(known.labels, known.constants.to(dtype).to(known.constants.dtype))]
 
 
 def elementwise(call: Call) -> Known:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from data.errors import UserError
 from model_scoring.tracing.channel_labels import Width
 from model_scoring.tracing.channel_rules import Caller
-from model_scoring.tracing.operation_record import Tag, Trace, tag_of
+from model_scoring.tracing.operation_record import Tag, Trace, tag_of, tagged
 from model_scoring.tracing.recorder import Recorder
 from model_scoring.tracing.stored_values import Values
 
@@ -46,10 +46,12 @@ class _Callers(TorchFunctionMode):
             result = func(*args, **kwargs)
         finally:
             self.recorder.caller = before
-        fresh = name in ("tensor", "as_tensor") and not hasattr(result, "_scoring_tag")
+        fresh = name in ("tensor", "as_tensor") and not tagged(result)
         if fresh and self.recorder.values.followed:
             numbers = torch.as_tensor(args[0] if args else kwargs["data"], device="cpu")
-            Tag(False, value=numbers.to(result.dtype)).put(result)
+            numbers = numbers.to(result.dtype)
+            # one number is part of the code, as those in calls are
+            Tag(False, value=numbers, stores=(numbers,) * (numbers.numel() > 1)).put(result)
         return result
 
     def _sizes(self, tensor: Tensor, sizes: object, dim: int | None = None) -> object:
@@ -101,8 +103,8 @@ def _state(network: nn.Module, device: torch.device, values: Values) -> dict[str
             state[name] = tensor.detach().to(device, copy=True)
             owner = frozenset({name} if isinstance(tensor, nn.Parameter) else ())
             numbers = values.copy(tensor.detach())
-            stores = (numbers,) if owner else ()
-            Tag(False, parameters=owner, value=numbers, stores=stores, source=name).put(state[name])
+            tag = Tag(False, parameters=owner, value=numbers, stores=(numbers,), source=name)
+            tag.put(state[name])
     return state
 
 

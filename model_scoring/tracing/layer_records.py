@@ -164,7 +164,8 @@ def _batchnorm(call: Call) -> tuple[Fields, Known]:
     tags = tuple(map(call.tag, ("weight", "bias", "running_mean", "running_var")))
     training = call.arguments.get("training", call.name == "_batch_norm_with_update")
     if training or None in tags[2:]:
-        return {"kind": "norm"}, None
+        used = (tag for tag in tags[:2] if tag is not None)  # not the stored statistics
+        return {"kind": "norm", "stores": tuple(t for tag in used for t in tag.stores)}, None
     channels, state = call.tags[0].channels, tuple(map(_value, tags))
     seen = channels and channels.vectors(tuple(call.inputs[0].shape))
     given = [tag for tag in tags if tag is not None]

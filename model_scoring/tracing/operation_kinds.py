@@ -22,10 +22,53 @@ def _scaled(call: Call, number: str, *operands: str) -> int:
     return 0 if ahead else factor(call.arguments.get(number))
 
 
-def _product(call: Call) -> str | None:
-    """A comparison's result selects, as `where` does; 1 / x is one division."""
-    selects = any(tag.selects for tag in call.tags)
-    return None if selects or call.caller.name == "__rdiv__" else "scale"
+def _is(call: Call, argument: str, *numbers: float) -> bool:
+    """Whether an argument is one of these numbers everywhere, by the code: nothing that is
+    stored."""
+    given, tag = call.arguments.get(argument), call.tag(argument)
+    if tag is None:
+        return isinstance(given, int | float) and given in numbers
+    known = not tag.from_image and not tag.stores and tag.value is not None
+    return known and any(bool((tag.value == number).all()) for number in numbers)
+
+
+def _sum(call: Call) -> str | None:
+    """x + 0 is x, and 0 - x costs what -x does."""
+    first, scaled = ("other", "self") if call.name == "rsub" else ("self", "other")
+    if _is(call, scaled, 0):
+        return None
+    if _is(call, first, 0):
+        same = call.name == "add" and call.arguments.get("alpha", 1) == 1
+        return None if same else "sign"
+    return "add"
+
+
+def _product(call: Call, *factors: str) -> str | None:
+    """A comparison's result selects, as `where` does; 1 / x is one division; x * 1 is x, and x * -1
+    costs what -x does."""
+    selects, factors = any(tag.selects for tag in call.tags), factors or ("self", "other")
+    if selects or call.caller.name == "__rdiv__" or any(_is(call, f, 1) for f in factors):
+        return None
+    return "sign" if any(_is(call, f, -1) for f in factors) else "scale"
+
+
+def _quotient(call: Call) -> str | None:
+    """As a product, but for one that is rounded."""
+    return "scale" if call.arguments.get("rounding_mode") else _product(call, "other")
+
+
+def _limits(call: Call, low: str, high: str, *default: float) -> str | None:
+    """One bound or two; infinite ones are none."""
+    given = [call.arguments.get(n, d) for n, d in zip((low, high), default, strict=True)]
+    pairs = zip((low, high), given, (-math.inf, math.inf), strict=True)
+    bounds = sum(not (number is None or _is(call, n, end)) for n, number, end in pairs)
+    return (None, "relu", "relu6")[bounds]
+
+
+def _leak(call: Call, *slopes: str, default: float) -> str | None:
+    """A slope of 0 leaves ReLU, one of 1 nothing."""
+    found = {call.arguments.get(slope, default) for slope in slopes}
+    return {0: "relu", 1: None}.get(*found, "leaky_relu") if len(found) == 1 else "leaky_relu"
 
 
 def multiplications(exponent: object) -> int:
@@ -45,8 +88,13 @@ def _power(call: Call) -> int:
 
 # fmt: off
 KINDS: dict[str, Callable[[Call], str | None]] = {
-    # one bound or two; also `hardtanh`, whose bounds are never left out
-    "clamp": lambda call: "relu" if None in map(call.arguments.get, ("min", "max")) else "relu6",
+    **dict.fromkeys(("clamp", "clamp_min", "clamp_max"), lambda call: (
+        _limits(call, "min", "max", None, None))),
+    "hardtanh": lambda call: _limits(call, "min_val", "max_val", -1, 1),
+    "leaky_relu": lambda call: _leak(call, "negative_slope", default=0.01),
+    "rrelu_with_noise": lambda call: _leak(call, "lower", "upper", default=None),
+    **dict.fromkeys(("add", "sub", "rsub"), _sum),
+    "div": _quotient,
     # the larger or smaller of two; with a stored operand as ReLU
     **dict.fromkeys(("maximum", "minimum"), lambda call: (
         "compare" if all(tag.from_image for tag in call.tags) else "relu")),
@@ -59,7 +107,7 @@ EXTRAS: dict[str, Callable[[Call], Extra]] = {
     **dict.fromkeys(("add", "sub"), lambda call: (_scaled(call, "alpha", "other"), 0)),
     "rsub": lambda call: (_scaled(call, "alpha", "self"), 0),
     **dict.fromkeys(("addcmul", "addcdiv"), lambda call: (
-        _scaled(call, "value", "tensor1", "tensor2"), 1)),
+        _scaled(call, "value", "tensor1", "tensor2"), int(not _is(call, "self", 0)))),
     "pow": lambda call: (_power(call) - 1, 0),
 }
 # fmt: on

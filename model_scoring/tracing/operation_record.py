@@ -41,11 +41,19 @@ class Record:
     shared: bool = False  # an earlier record has the same weight
     reads: Reads | None = None  # of convolutions and linear layers
     state: tuple[Tensor | None, ...] = ()  # of BatchNorm: weight, bias, running mean and variance
-    labels: Tensor | None = None  # (c_out,) of its result; None: not one for each channel
-    constants: Tensor | None = None  # (c_out,) see constant_channels; None: no channel is constant
+    # of its result: of layers and BatchNorm (c_out,), else as they lie in it, see Channels
+    labels: Tensor | None = None
+    constants: Tensor | None = None
     layer: str = ""  # name of the layer that can be narrowed, if it is one
     window: float = 1  # pooling: input elements per output element; matmul: length of the products
     extra: tuple[float, float] = (0, 0)  # (mults, adds) per output element beyond its kind's
+
+    @property
+    def width(self) -> int:
+        """Number of channels of its result, in whatever dimension."""
+        if self.labels is not None and self.labels.numel() > 1:
+            return self.labels.numel()
+        return self.out_shape[1] if len(self.out_shape) > 1 else math.prod(self.out_shape)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -176,3 +184,8 @@ class Tag:
 def tag_of(tensor: Tensor) -> Tag:
     """A tensor's tag; one that has none came from nowhere known."""
     return getattr(tensor, "_scoring_tag", None) or Tag()
+
+
+def tagged(tensor: Tensor) -> bool:
+    """Whether the pass has made it, or knows it."""
+    return hasattr(tensor, "_scoring_tag")

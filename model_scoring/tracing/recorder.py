@@ -13,16 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from model_compound_scaling.networks.logits import tensors
 from model_compound_scaling.networks.narrowing import NARROWINGS
-from model_scoring.tracing.aten_operations import FACTORIES, NO_RULE, OPERATIONS, STORED, UNKNOWN
+from model_scoring.tracing.aten_operations import (
+    FACTORIES,
+    NO_RULE,
+    OPERATIONS,
+    PICKS,
+    STORED,
+    UNKNOWN,
+)
 from model_scoring.tracing.channel_labels import Channels, Labels
 from model_scoring.tracing.channel_rules import RULES, Call, Caller
 from model_scoring.tracing.layer_records import LAYERS, Fields, window
 from model_scoring.tracing.operation_kinds import kind_of
-from model_scoring.tracing.operation_record import Padding, Record, Tag, Trace, tag_of
+from model_scoring.tracing.operation_record import Padding, Record, Tag, Trace, tag_of, tagged
 from model_scoring.tracing.stored_values import Values, memory, place
 
 TRANSPOSES = ("t", "transpose")
@@ -55,6 +62,12 @@ class Recorder(TorchDispatchMode):
         self.records: list[Record] = []
         self.paddings: list[Padding] = []
         self.labels = Labels()
+        # stored tensors that are not registered, and what stands for them: see _adopted
+        self.foreign: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
+        registered = vars(nn.Module())
+        held = [v for m in network.modules() for k, v in vars(m).items() if k not in registered]
+        tensors_held = (leaf for leaf in tree_leaves(held) if isinstance(leaf, Tensor))
+        self.attributes = {memory(t) for t in tensors_held if t.layout == torch.strided}
         self.taken: Counter[str] = Counter()  # names of records
         self.uses: Counter[str] = Counter()  # of parameters and buffers
         self.values = Values(followed)
@@ -64,6 +77,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         (name, names, out, writes), kwargs = _schema(func), kwargs or {}
+        args, kwargs = self._adopted(args, kwargs)
         options = {k: v for k, v in kwargs.items() if k not in out}
         inputs = [t for t in tree_leaves((args, options)) if isinstance(t, Tensor)]
         # both before an in-place operation changes them
@@ -96,6 +110,33 @@ class Recorder(TorchDispatchMode):
                 reason = f"{name}: {type(error).__name__}: {error}"
                 raise TracingError(reason) from error
         return result
+
+    def _adopted(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Arguments with stand-ins for tensors that are neither registered nor made in the pass,
+        such as plain attributes of modules: stored, and shapes without memory where others are."""
+        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        shapes = any(leaf.is_meta for leaf in leaves)
+        foreign = [t for t in leaves if not t.is_meta and (shapes or not tagged(t))]
+        stand_ins = {id(t): self._stand_in(t, shapes) for t in foreign}
+        if not stand_ins:
+            return args, kwargs
+        return tree_map(lambda leaf: stand_ins.get(id(leaf), leaf), (args, kwargs))
+
+    def _stand_in(self, tensor: Tensor, shapes: bool) -> Tensor:
+        """A tagged view of a stored tensor, or its shape alone; itself where it may be an image's:
+        code that needs values can make tensors that no operation is seen of."""
+        if not (tagged(tensor) or self.values.followed or memory(tensor) in self.attributes):
+            return tensor
+        key = id(tensor), shapes
+        if key not in self.foreign:
+            tag = tag_of(tensor)
+            if not tagged(tensor):
+                numbers = self.values.copy(tensor.detach())
+                tag = Tag(False, value=numbers, stores=(numbers,))
+            stand_in = tensor.detach().to("meta") if shapes else tensor.detach()
+            tag.put(stand_in)
+            self.foreign[key] = tensor, stand_in  # keeps what is identified alive
+        return self.foreign[key][1]
 
     def _layer(self, tags: list[Tag]) -> str:
         """The layer at work, if it is of a kind that can be narrowed and uses tensors of its own
@@ -130,7 +171,7 @@ class Recorder(TorchDispatchMode):
             tag = Tag(
                 from_image=False,
                 parameters=call.parameters,
-                stores=_cheapest(number, call.tags),
+                stores=_cheapest(number, _counted(call)),
                 value=number,
                 adapts=call.name.endswith("_like"),
                 source=call.tags[0].source if call.name in TRANSPOSES else "",
@@ -148,7 +189,9 @@ class Recorder(TorchDispatchMode):
         if kind is None:
             self._note_copies(call)
         else:
-            own = channels[0].vectors(call.shapes[0]) if channels else None
+            own = channels[0].within(call.shapes[0]) if channels else None
+            if own and ("weight" in special or "state" in special):
+                own = own.map(torch.flatten)
             fields = {
                 "kind": kind,
                 "operation": call.name,
@@ -156,7 +199,7 @@ class Recorder(TorchDispatchMode):
                 "out_shape": call.shapes[0] if call.shapes else (),
                 "inputs": tuple(sorted(producers)),
                 "parameters": tuple(sorted(call.parameters)),
-                "stores": tuple(t for tag in call.tags for t in tag.stores),
+                "stores": tuple(t for tag in _counted(call) for t in tag.stores),
                 "labels": own and own.labels,
                 "constants": own and own.constants,
                 "window": window(call, kind),
@@ -174,11 +217,11 @@ class Recorder(TorchDispatchMode):
             self._put(output, call, tag)
 
     def _note_copies(self, call: Call) -> None:
-        """Parameters that join an image without arithmetic are stored all the same."""
-        for tag in call.tags:
+        """Stored values that join an image without arithmetic are stored all the same."""
+        for tag in _counted(call):
             if tag.stores and not tag.from_image:
                 n, names = sum(t.numel() for t in tag.stores), tuple(sorted(tag.parameters))
-                name = self._unique(names[0])
+                name = self._unique(names[0] if names else tag.source or "constant")
                 self.records.append(
                     Record(name, STORED, "parameter", (n,), (n,), (), names, tag.stores)
                 )
@@ -229,6 +272,16 @@ class Recorder(TorchDispatchMode):
         outputs = frozenset().union(*(tag.producers for tag in tags))
         unused, followed = tuple(sorted(self.unused)), self.values.followed
         return Trace(self.records, outputs, unused, self.labels, self.paddings, followed)
+
+
+def _counted(call: Call) -> list[Tag]:
+    """Tags of inputs whose values are needed: neither places to pick, nor what is overwritten."""
+    pairs = list(zip(call.inputs, call.tags, strict=True))
+    if call.name == "copy":
+        pairs = pairs[1:]
+    if call.name in PICKS:
+        pairs = [pair for pair in pairs if pair[0] is call.inputs[0] or pair[1].from_image]
+    return [tag for _, tag in pairs]
 
 
 def _cheapest(value: Tensor | None, tags: list[Tag]) -> tuple[Tensor, ...]:

@@ -101,6 +101,8 @@ def activation(net: RandomNetwork, c: int) -> Step:
     functions = [F.relu, F.silu, F.hardswish, F.mish, F.relu6, torch.sigmoid, torch.tanh]
     functions += [lambda x: x.clamp(min=-0.5), lambda x: 1 - x, lambda x: torch.add(x, x, alpha=2)]
     function = net.chance.choice(functions)
+    if net.chance.random() < 0.4:  # with channels last, as linear layers want them
+        return lambda s, x: function(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), c
     return lambda s, x: function(x), c
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from helpers import MICRONET
 from torch import nn
 from torch.nn.utils import parametrizations, prune
+from torchvision.ops import FrozenBatchNorm2d
 
 from model_compound_scaling.networks.building import build
 from model_scoring.counting import report
@@ -115,7 +116,56 @@ def scale():
     return nn.Parameter(torch.rand(4, 1, 1) + 0.5)
 
 
+def parameter(*shape):
+    return lambda: nn.Parameter(torch.randn(shape))
+
+
 CASES = {
+    "a slice of weights and biases": (
+        graph(
+            lambda s, x: torch.cat([F.conv2d(x, s.w, s.b), F.conv2d(x, s.w[:2], s.b[:2])], 1),
+            w=parameter(4, 4, 1, 1),
+            b=parameter(4),
+        ),
+        20,
+    ),
+    "every second row and its bias": (
+        graph(
+            lambda s, x: torch.cat(
+                [F.linear(pooled(x), s.w, s.b), F.linear(pooled(x), s.w[::2], s.b[::2])], 1
+            ),
+            w=parameter(4, 4),
+            b=parameter(4),
+        ),
+        20,
+    ),
+    "a bias that is a scale": (
+        graph(
+            lambda s, x: F.conv2d(x, s.w, s.b) * s.b[:, None, None],
+            w=parameter(4, 4, 1, 1),
+            b=parameter(4),
+        ),
+        20,
+    ),
+    "a bias that is a weight": (
+        graph(lambda s, x: F.conv2d(x, s.w, s.w[:, 0, 0, 0]), w=parameter(4, 4, 1, 1)),
+        16,
+    ),
+    "an expanded kernel": (
+        graph(lambda s, x: F.conv2d(x, s.w.expand(4, 1, 3, 3), groups=4), w=parameter(1, 1, 3, 3)),
+        9,
+    ),
+    "an expanded bias": (
+        graph(
+            lambda s, x: F.conv2d(x, s.w, s.b.expand(4)), w=parameter(4, 4, 1, 1), b=parameter(1)
+        ),
+        17,
+    ),
+    "an expanded row": (
+        graph(lambda s, x: F.linear(pooled(x), s.w.expand(5, 4)), w=parameter(1, 4)),
+        4,
+    ),
+    "an expanded scale": (graph(lambda s, x: x * s.g.expand(4, 6, 6), g=parameter(4, 1, 1)), 4),
     "a module under two names": (same_under_two_names, 20),
     "equal weights that are two": (equal_copies, 40),
     "a weight of two linear layers": (tied_linear, 24),
@@ -153,6 +203,79 @@ CASES = {
 }
 
 
+class Held(nn.Module):
+    """A tensor that no optimizer trains: a buffer, an attribute, in a list, or of the module."""
+
+    def __init__(self, how: str, values: torch.Tensor, function):
+        super().__init__()
+        self.how, self.function = how, function
+        if how == "parameter":
+            self.values = nn.Parameter(values, requires_grad=False)
+        elif how == "buffer":
+            self.register_buffer("values", values)
+        elif how == "list":
+            self.listed = {"all": [values]}
+        elif how == "attribute":
+            self.values = values
+
+    def forward(self, x):
+        return self.function(x, GLOBAL if self.how == "global" else self._held())
+
+    def _held(self):
+        return self.listed["all"][0] if self.how == "list" else self.values
+
+
+GLOBAL = torch.arange(1.0, 5.0)
+USES = {
+    "scale": (lambda x, v: x * v[:, None, None], 4),
+    "sum": (lambda x, v: x + v.view(4, 1, 1), 4),
+    "twice": (lambda x, v: F.relu(x * v[:, None, None]) * v[:, None, None], 4),
+    "kernel": (lambda x, v: F.conv2d(x, v.view(4, 1, 1, 1), groups=4), 4),
+    "kernel, changed": (lambda x, v: F.conv2d(x, (v / 3)[:, None, None, None], groups=4), 4),
+    "bias": (lambda x, v: F.conv2d(x, torch.ones(4, 1, 1, 1), v, groups=4), 8),
+    "channels": (lambda x, v: torch.cat([x, v.view(1, 4, 1, 1).expand(1, 4, 6, 6)], 1), 4),
+    "choice": (lambda x, v: torch.where(x > 0, x, v[:, None, None]), 4),
+    "group norm": (lambda x, v: F.group_norm(x, 2, v), 4),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("how", ["parameter", "buffer", "list", "attribute", "global"])
+def test_what_inference_needs_is_stored_whoever_holds_it(how, use):
+    function, params = USES[use]
+    network = Held(how, GLOBAL.clone(), function)
+    assert stored(network) == [params, params]
+    assert not hasattr(GLOBAL, "_scoring_tag")
+    result = score(network, (4, 6, 6))
+    assert result.trace.followed and "matmul" not in {r.kind for r in result.records}
+
+
+@pytest.mark.parametrize("how", ["parameter", "buffer", "list", "attribute"])
+def test_attributes_of_code_that_needs_an_image(how):
+    def run(x, v):
+        return x * v[:, None, None] if float(x.sum()) < 1 else x
+
+    assert stored(Held(how, GLOBAL.clone(), run)) == [4, 4]
+
+
+@pytest.mark.parametrize("how", ["parameter", "buffer", "attribute"])
+@pytest.mark.parametrize("values", [torch.arange(1, 5) > 0, torch.arange(1, 5)])
+def test_masks_and_whole_numbers(how, values):
+    scaled = Held(how, values, lambda x, v: F.conv2d(x, torch.ones(4, 4, 1, 1)) * v[:, None, None])
+    assert stored(scaled) == [20, 20]
+    assert score(scaled, (4, 6, 6)).zeros == 0
+
+
+@pytest.mark.parametrize("how", ["parameter", "buffer", "attribute"])
+def test_an_order_of_channels_is_part_of_the_code(how):
+    assert stored(Held(how, torch.tensor([3, 1, 0, 2]), lambda x, v: x[:, v])) == [0, 0]
+
+
+def test_a_frozen_batchnorm_is_a_scale_and_a_shift():
+    network = nn.Sequential(conv(), FrozenBatchNorm2d(4))
+    assert stored(network) == [28, 28]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_parameters(case):
     torch.manual_seed(0)
@@ -181,6 +304,42 @@ def test_a_shared_batchnorm(function, published, strict):
     for norm in (network.n, network.m):
         nn.init.uniform_(norm.running_mean)
     assert stored(network) == [published, strict]
+
+
+def narrow(norm: nn.BatchNorm2d, part: slice, x):
+    tensors = norm.running_mean, norm.running_var, norm.weight, norm.bias
+    return F.batch_norm(x, *(tensor[part] for tensor in tensors))
+
+
+@pytest.mark.parametrize(
+    ("weights", "norms", "strict"),
+    [
+        (slice(2), slice(2), 20),  # a slimmable network: each filter with its own scale
+        (slice(2, 4), slice(2, 4), 20),
+        (slice(2), slice(2, 4), 24),  # one filter cannot take two scales: these stay apart
+    ],
+)
+def test_a_slice_of_a_batchnorm(weights, norms, strict):
+    torch.manual_seed(0)
+
+    def run(s, x):
+        wide = narrow(s.n, slice(4), F.conv2d(x, s.a.weight))
+        return torch.cat([wide, narrow(s.n, norms, F.conv2d(x, s.a.weight[weights]))], 1)
+
+    network = Graph(run, a=conv(bias=False), n=nn.BatchNorm2d(4))
+    nn.init.uniform_(network.n.running_mean)
+    assert stored(network)[1] == strict
+
+
+def test_the_first_layer_folds_as_any_other():
+    """A shared bias is another number behind another BatchNorm."""
+    torch.manual_seed(0)
+
+    def run(s, x):
+        return s.n(F.conv2d(x, s.a.weight, s.a.bias)) + s.m(F.conv2d(x, s.b.weight, s.a.bias))
+
+    network = Graph(run, a=conv(), b=conv(bias=False), n=nn.BatchNorm2d(4), m=nn.BatchNorm2d(4))
+    assert stored(network)[1] == 32 + 8
 
 
 def test_a_scale_that_cannot_fold_is_computed():
@@ -237,3 +396,22 @@ def test_the_summary_says_of_what_the_zeros_are_the_share():
         f"72 parameters; zeros: {100 * (16 + 4) / 72:.2f} % of all parameters, "
         "50.00 % of the quantized weights; 1 of 2 layers ternary"
     )
+
+
+@torch.no_grad()
+def test_zeros_of_what_is_shared_are_counted_once():
+    weight = nn.Linear(4, 4, bias=False)
+    weight.weight[0] = 0
+
+    def slices(s, x):
+        return torch.cat([F.linear(pooled(x), s.a.weight[:2]), s.a(pooled(x))], 1)
+
+    assert score(Graph(slices, a=weight), (4, 6, 6)).zeros == 4 / 16
+    kernel = nn.Parameter(torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0, 0]).view(1, 1, 3, 3))
+
+    def expanded(s, x):
+        return F.conv2d(x, s.k.expand(4, 1, 3, 3), groups=4)
+
+    result = score(Graph(expanded, k=kernel), (4, 6, 6))
+    assert result.zeros == pytest.approx(8 / 9)
+    assert quantized_zeros(result) == pytest.approx(8 / 9)

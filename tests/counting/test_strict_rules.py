@@ -59,7 +59,7 @@ def test_dense_linear():
 
 
 def test_linear_on_every_position():
-    count = strict(Call(lambda x: x * 1), (3, 4, 4))
+    count = strict(Call(lambda x: x * 2), (3, 4, 4))
     assert costs(count["scale"]) == (0, 0, 48)
     network = nn.Sequential(nn.Flatten(2), nn.Linear(16, 5, bias=False))
     assert costs(strict(network, (3, 4, 4))["1"]) == (80, 15 * 5 * 3, 16 * 5 * 3)

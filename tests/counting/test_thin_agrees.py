@@ -1,9 +1,11 @@
 """The strict rules claim what the thin network is: named cases, and random networks."""
 
+import copy
 from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from random_networks import RandomNetwork, random_network
 from torch import nn
 
@@ -50,7 +52,9 @@ def compare(network: nn.Module, shape=SHAPE) -> int:
     result = thin(network, shape)
     generator = torch.Generator().manual_seed(1)
     images = 3 * torch.randn(3, *shape, generator=generator) + 1
-    expected, found = network(images), result.network(images)
+    # in float64: of what a norm makes 0 in the end, float32 leaves its own rounding only
+    doubles = (copy.deepcopy(n).double() for n in (network, result.network))
+    expected, found = (n(images.double()) for n in doubles)
     assert (expected - found).abs().max() <= 1e-4 * expected.abs().max().clamp(min=1e-2)
     before, after = strict(network, shape), strict(result.network, shape)
     one, other = before.totals["strict"], after.totals["strict"]
@@ -132,3 +136,94 @@ def test_a_layer_whose_zeros_leave_with_dead_channels_stays_ternary():
     sides = sum(len(row.unique()) for row in network[1].weight[[0, 1, 3, 4, 5]])
     assert second.mults == sides * 81
     compare(network)
+
+
+class Between(nn.Module):
+    """Two convolutions, the first with two dead filters, and a function of what is between."""
+
+    def __init__(self, function):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.function, self.kernel = function, torch.ones(8, 1, 3, 3) / 9
+        self.scale = nn.Parameter(torch.rand(8))
+        self.a.weight.data[[1, 5]] = 0
+
+    def forward(self, x):
+        return self.b(self.function(self, self.a(x))).mean((2, 3))
+
+
+LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [
+        (
+            lambda s, x: F.gelu(F.relu(x)),
+            lambda s, x: F.gelu(F.relu(x.permute(LAST))).permute(FIRST),
+        ),
+        (lambda s, x: F.relu(x), lambda s, x: F.relu(x.flatten(2).mT).mT.view(x.shape)),
+        (lambda s, x: F.silu(x), lambda s, x: F.silu(x.transpose(0, 1)).transpose(0, 1)),
+        (
+            lambda s, x: x * s.scale[:, None, None],
+            lambda s, x: (x.permute(LAST) * s.scale).permute(FIRST),
+        ),
+        (lambda s, x: x + F.relu(x), lambda s, x: (x.mT + F.relu(x.mT)).mT),
+    ],
+)
+@torch.no_grad()
+def test_dead_channels_cost_nothing_in_whatever_dimension_they_lie(first, other):
+    found = []
+    for function in (first, other):
+        network = Between(function).eval()
+        total = strict(network, (3, 8, 8)).totals["strict"]
+        found.append((total.params, total.adds, total.mults))
+        compare(network, (3, 8, 8))
+    assert found[0] == found[1]
+
+
+TYPES = {
+    "float": lambda s, x: x.float(),
+    "half": lambda s, x: x.half().float(),
+    "to": lambda s, x: x.to(torch.float32),
+    "type_as": lambda s, x: x.type_as(torch.zeros(1)),
+    "ones": lambda s, x: F.conv2d(x, torch.ones(8, 1, 1, 1, dtype=torch.float32), groups=8),
+    "sum": lambda s, x: x + x.sum((2, 3), keepdim=True, dtype=torch.float32),
+    "an attribute": lambda s, x: F.conv2d(x, s.kernel, groups=8),
+    "autocast": lambda s, x: autocast(x),
+}
+
+
+def autocast(x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return F.relu(x)
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("last", [False, True])
+def test_code_that_names_types_is_followed(name, last, monkeypatch):
+    """With the comparison at the end, to nine digits: in float64 throughout."""
+    monkeypatch.undo()
+    network = Between(TYPES[name])
+    network = nn.Sequential(network, Cast()) if last else network
+    result = thin(network.eval(), SHAPE)
+    assert "float64" not in result.note and "widths" not in result.note
+    if name not in ("an attribute", "ones"):  # kernels for each channel, which nobody narrows
+        assert result.passes == 1
+
+
+class Cast(nn.Module):
+    def forward(self, x):
+        return x.float()
+
+
+@pytest.mark.parametrize("error", [ValueError, AssertionError])
+def test_code_that_takes_no_float64_is_left_alone(error):
+    def run(s, x):
+        if x.dtype != torch.float32:
+            raise error("float32, please")
+        return x
+
+    result = thin(Between(run).eval(), SHAPE)
+    assert (result.passes, result.note) == (0, "its code does not run in float64")
