@@ -114,6 +114,8 @@ def _product(call: Call) -> tuple[Fields, Known]:
         extra = factor(alpha) + (factor(beta) if added else 0), int(added is not None)
         return {"kind": "matmul", "window": image.shape[-1], "extra": extra}, None
     value = _matrices(weight.value, flipped).mT  # (groups, c_out / groups, c_in / groups)
+    if len(value) > 1 and value.stride(0) == 0 and added is None:  # one matrix for all rows
+        value, image = value[:1], image.flatten(0, 1)[None]
     value, groups = value * alpha if alpha != 1 else value, len(value)
     value = value[0] if groups == 1 else value.flatten(0, 1)
     seen = _columns(x.channels, image, flipped)
@@ -135,7 +137,7 @@ def _product(call: Call) -> tuple[Fields, Known]:
 def _columns(channels: Channels | None, image: Tensor, flipped: bool) -> Channels | None:
     """Channels (c_in,) of the factor that is not stored, if those are its columns."""
     found = channels and channels.map(lambda part: _matrices(part, flipped))
-    if found is None or found.labels.shape[1] > 1:
+    if found is None or found.labels.shape[1] > 1 or len(found.labels) > len(image):
         return None
     return found.map(lambda part: part.expand(len(image), 1, image.shape[-1]).flatten())
 

@@ -165,6 +165,13 @@ CASES = {
         graph(lambda s, x: F.linear(pooled(x), s.w.expand(5, 4)), w=parameter(1, 4)),
         4,
     ),
+    "an expanded matrix": (
+        graph(
+            lambda s, x: torch.bmm(x.permute(0, 2, 3, 1)[0], s.w.t()[None].expand(6, 4, 5)),
+            w=parameter(5, 4),
+        ),
+        20,
+    ),
     "an expanded scale": (graph(lambda s, x: x * s.g.expand(4, 6, 6), g=parameter(4, 1, 1)), 4),
     "a module under two names": (same_under_two_names, 20),
     "equal weights that are two": (equal_copies, 40),
