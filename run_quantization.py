@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from model_quantization.gamma_search import Sizes, Total
 
 STRENGTHS = [0.125, 0.15, 0.175]
+SEARCH = {"objective": "score", "trials": 6, "trial_epochs": None}  # with --target-accuracy
 STAGE = Path(__file__).parent / "model_quantization"
 SOURCES, OUTPUT = STAGE / "trained_fp_models", STAGE / "saved_models"
 
@@ -88,10 +89,10 @@ def build_parser() -> Parser:
     goal("--target-accuracy", kind.percent, None, "A", "find the smallest network with A percent "
         "top-1: from each first centroids gamma is raised until one misses it, then bisected; each "
         "network but the first starts from the strongest that has A", incidental=True)
-    add("--objective", tuple(OBJECTIVES), "score", None, "what smallest means: parameters, "
-        "operations, score (published rules) or bytes of the packed file", incidental=True)
-    add("--trials", kind.positive, 6, "N",
-        "with --target-accuracy: networks to make, from each first centroids", incidental=True)
+    add("--objective", tuple(OBJECTIVES), None, None, "what smallest means: parameters, operations,"
+        " score (published rules; the default) or bytes of the packed file", incidental=True)
+    add("--trials", kind.positive, None, "N", "with --target-accuracy: networks to make, from each "
+        "first centroids (default: 6)", incidental=True)
     add("--trial-epochs", kind.positive, None, "N", "epochs of a network that starts from another, "
         "with moving and then with frozen codes (default: a third of those of the first)")
     add("--centroids", int, 0, "K", "if not 0, find the first K centroids, K as --levels, by "
@@ -137,8 +138,12 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--levels is for quantization: pruned weights keep their own values")
     if args.centroids not in (0, args.levels):
         raise UserError(f"--centroids {args.centroids} does not go with --levels {args.levels}")
-    if args.target_accuracy is None and args.trial_epochs:
-        raise UserError("--trial-epochs takes effect with --target-accuracy: add it")
+    for name, default in SEARCH.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+        elif args.target_accuracy is None:
+            flag_name = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag_name} takes effect with --target-accuracy: add it")
     if args.plot_ternarization or args.plot_pareto:
         require_packages("plots need", "matplotlib", fix="pip install matplotlib")
 
@@ -261,7 +266,7 @@ def conclude(args: argparse.Namespace, runs: "list[History]") -> None:
 
 def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
     check(args)
-    strengths = args.lambda_max_divrs or ([0.15] if args.target_accuracy else STRENGTHS)
+    strengths = args.lambda_max_divrs or (STRENGTHS if args.target_accuracy is None else [0.15])
     grid = (args.ini_c_divrs, strengths, args.ttq_threshold)
     targets = {name: getattr(args, f"target_{name}") for name in ("sparsity", "params", "bytes")}
     points = grid_points(args.method, *grid, targets)

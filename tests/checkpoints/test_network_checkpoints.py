@@ -182,7 +182,7 @@ def test_widths_of_another_network_are_refused(tmp_path):
         load_network(checkpoint, spec)
 
 
-def test_unknstructured_networks_need_a_name(tmp_path):
+def test_unknown_networks_need_a_name(tmp_path):
     network = build(NetworkSpec("torchvision:squeezenet1_1", 10))
     checkpoint = read_checkpoint(save(tmp_path, network.state_dict()))
     with pytest.raises(CheckpointError, match="--model"):

@@ -176,7 +176,8 @@ def test_stage_1_says_with_8_that_it_misses(images, tmp_path, capsys):
 @pytest.mark.parametrize(
     "flags",
     ["--target-accuracy 101", "--target-accuracy -1", "--target-accuracy 50 --trials 0",
-     "--target-accuracy 50 --objective size", "--trial-epochs 2", "--target-bytes 0",
+     "--target-accuracy 50 --objective size", "--trial-epochs 2", "--trials 6", "--objective bytes",
+     "--target-bytes 0",
      "--target-accuracy 50 --target-bytes 9", "--target-accuracy 50 --epochs 0",
      "--target-accuracy 50 --method ttq", "--target-accuracy 50 --resume x.pt"],
 )  # fmt: skip
