@@ -208,21 +208,13 @@ def report_page(
     trials: "Sequence[Trial]",
 ) -> bytes:
     """What --report writes: the page about a score and the trials before it."""
-    from model_scoring.report_page import Subject, render
+    from model_scoring.report_page import Asked, gather, render
 
-    sizes = {"checkpoint": (checkpoint.path, checkpoint.path.stat().st_size)}
-    paths = {form: getattr(args, name) for name, form in FORMS.items() if getattr(args, name)}
-    sizes |= {form: (path, len(files[path])) for form, path in paths.items()}
-    data = args.dataset or checkpoint.data.get("dataset", "unknown images")
-    figures = checkpoint.content.get("figures") if args.prune_threshold == 1 else None
-    figures = figures if isinstance(figures, dict) else {}
-    figures = {name: value for name, value in figures.items() if isinstance(value, int | float)}
-    other = args.eval or args.dataset or args.image_size or args.normalize
-    if not other and "val_top1" in figures:
-        measured = figures["val_top1"], f"validation images of {data}, measured in training"
-    subject = Subject(args.question or f"{content['model']} on {data}", content["model"], result,
-                      *measured, figures, sizes, content["environment"], args.seed)  # fmt: skip
-    return render(subject, trials)
+    forms = {form: path for name, form in FORMS.items() if (path := getattr(args, name))}
+    other = bool(args.eval or args.dataset or args.image_size or args.normalize)
+    pruned = args.prune_threshold != 1
+    asked = Asked(args.question, args.dataset, other, pruned, forms, args.seed)
+    return render(gather(asked, result, checkpoint, content, measured, files), trials)
 
 
 def show(result: "Score", rules: str, packed: "Packed | None") -> None:

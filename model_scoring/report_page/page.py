@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
@@ -17,24 +16,10 @@ from model_scoring.counting.settings import RULE_SETS
 from model_scoring.report_page import charts
 from model_scoring.report_page.drawing import COLOURS, FAINT, THIRD, plain
 from model_scoring.report_page.run_folders import Trial
+from model_scoring.report_page.subject import Subject
 
 TOP1 = "top\u20111"  # which stays on one line
 TEMPLATE = Path(__file__).with_name("template.html")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The scored network and what is known of it."""
-
-    question: str
-    model: str
-    score: Score
-    top1: float | None  # percent; None: not known
-    images: str  # that it was measured on, and how
-    figures: dict  # the numbers of the epoch that its file is of; empty: it does not say
-    files: dict[str, tuple[Path, int]]  # form -> file, bytes; the first is the checkpoint
-    start: dict  # of the command that makes the page, as in environment.json
-    seed: int
 
 
 def text(value: object) -> str:
