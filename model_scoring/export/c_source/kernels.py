@@ -7,7 +7,7 @@ import torch
 
 from model_compound_scaling.networks.few_values import few_values, without_subnormals
 from model_scoring.export.c_source.constants import Constants
-from model_scoring.export.c_source.layout import Grid, Layout, distances, weights
+from model_scoring.export.c_source.layout import Layout, distances, weights
 from model_scoring.export.c_source.steps import (
     Activation,
     Affine,
@@ -29,8 +29,8 @@ MOST_INPUTS = 2**16  # that the entries of a list can tell apart
 class Kernels:
     """Writes steps; `used` are the templates that they need."""
 
-    def __init__(self, layout: Layout, constants: Constants) -> None:
-        self.layout, self.constants = layout, constants
+    def __init__(self, layout: Layout, constants: Constants, image_planes: int) -> None:
+        self.layout, self.constants, self.image_planes = layout, constants, image_planes
         self.text: list[str] = []
         self.calls: list[str] = []
         self.used: dict[str, None] = {}
@@ -58,8 +58,13 @@ def _struct(fields: dict[str, object], indent: str = "    ") -> str:
     return "{\n" + "\n".join(lines) + "\n" + indent[4:] + "}"
 
 
-def _grid(grid: Grid) -> str:
-    return f"{{{grid.height}, {grid.width}, {grid.pitch}, {grid.rows}, {grid.columns}}}"
+def _grid(kernels: Kernels, value: Value) -> str:
+    grid = kernels.layout.grid(value)
+    ends = np.array(grid.starts)
+    copies = [*grid.starts[:-1], *(dx for dx, _ in grid.copies), *(ends[1:] - ends[:-1] - grid.run)]
+    numbers = (grid.height, grid.width, grid.pitch, grid.before, len(grid.copies))
+    named = kernels.constants.array(np.array(copies), "i")
+    return f"{{{', '.join(map(str, numbers))}, {named}}}"
 
 
 def _number(value: float) -> str:
@@ -103,8 +108,8 @@ def _lists(kernels: Kernels, rows: np.ndarray, values: np.ndarray, entries: np.n
 def _part(kernels: Kernels, step: Convolution) -> str:
     rows = []
     for part in step.parts:
-        pitch = kernels.layout.grid(part.value).pitch
-        taps = kernels.constants.array(np.array([t.y * pitch + t.x for t in part.taps]), "i")
+        grid = kernels.layout.grid(part.value)
+        taps = kernels.constants.array(np.array([grid.distance(t) for t in part.taps]), "i")
         rows.append(f"    {{{kernels.planes(part.value)}, {len(part.taps)}, {taps}}}")
     text, name = ",\n".join(rows), f"parts_{len(kernels.calls)}"
     kernels.text.append(f"static const part {name}[{len(rows)}] = {{\n{text}}};\n")
@@ -132,7 +137,7 @@ def _common(kernels: Kernels, step: Convolution, scale: np.ndarray | None) -> di
         "scale": "0" if scale is None else kernels.floats(scale),
         "bias": kernels.floats(step.shift),
         "activation": _activation(step.activation),
-        "grid": _grid(kernels.layout.grid(step.out)),
+        "grid": _grid(kernels, step.out),
         "runs": _runs(kernels, step),
         "adds": int(step.add is not None),
     }
@@ -205,18 +210,17 @@ def _map(kernels: Kernels, step: Map) -> Written:
         "scale": "0" if (step.scale == 1).all() else kernels.floats(step.scale),
         "shift": "0" if (step.shift == 0).all() else kernels.floats(step.shift),
         "activation": _activation(step.activation),
-        "grid": _grid(grid),
+        "grid": _grid(kernels, step.out),
     }
     return "map", "map_planes", "a", fields
 
 
 def _both(kernels: Kernels, step: Step) -> dict[str, object]:
-    layout = kernels.layout
     return {
         "in": kernels.planes(step.x),
         "out": kernels.planes(step.out),
-        "in_grid": _grid(layout.grid(step.x)),
-        "out_grid": _grid(layout.grid(step.out)),
+        "in_grid": _grid(kernels, step.x),
+        "out_grid": _grid(kernels, step.out),
         "count": step.out.planes.size,
     }
 
@@ -234,7 +238,7 @@ def _pool(kernels: Kernels, step: Pool) -> Written:
 
 
 def _sample(kernels: Kernels, step: Sample) -> Written:
-    source = "image" if kernels.layout.outside(step.x) else "a"
+    source = "image" if int(step.x.planes.flat[0]) < kernels.image_planes else "a"
     fields = _both(kernels, step) | {
         "step_y": step.step[0],
         "step_x": step.step[1],
@@ -262,7 +266,7 @@ def _flatten(kernels: Kernels, step: Flatten) -> Written:
         "in": kernels.planes(step.x),
         "out": int(kernels.layout.of(step.out)[0]),
         "count": step.x.planes.size,
-        "grid": _grid(kernels.layout.grid(step.x)),
+        "grid": _grid(kernels, step.x),
     }
     return "flatten", "flatten_planes", "a", fields
 

@@ -1,6 +1,8 @@
 """Where everything lies: borders of planes, and the arena, planned by lifetimes."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -8,26 +10,31 @@ from data.errors import UserError
 from model_scoring.export.c_source.steps import (
     Convolution,
     Linear,
+    Part,
     Pool,
     Program,
     Size,
     Step,
+    Tap,
     Value,
 )
 
 ALIGNMENT = 16  # floats: a cache line
 SLACK = 512  # floats that a block of vectors may read beyond what it uses
+MOST_WIDTH = 128  # of planes with copies, see templates/planes.c
 MOST_ARENA = 2**30  # bytes
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A plane with its border, see templates/planes.c."""
+    """A plane with its border, see templates/planes.c. Without columns of zeros there are copies
+    that are shifted by dx pixels instead, so that taps read whole cache lines."""
 
     height: int
     width: int
-    rows: int
-    columns: int
+    rows: int = 0
+    columns: int = 0
+    copies: tuple[tuple[int, int], ...] = ((0, 0),)  # (dx, place in a cache line)
 
     @property
     def pitch(self) -> int:
@@ -35,31 +42,83 @@ class Grid:
 
     @property
     def before(self) -> int:
-        """Floats of the border before the first pixel."""
+        """Floats of zeros before the first pixel."""
         return self.rows * self.pitch + self.columns
-
-    @property
-    def step(self) -> int:
-        """Floats from plane to plane."""
-        return (self.height + self.rows) * self.pitch
 
     @property
     def run(self) -> int:
         """Floats from the first pixel to the last."""
         return (self.height - 1) * self.pitch + self.width
 
+    @cached_property
+    def starts(self) -> list[int]:
+        """Where copies lie, from the first one's first pixel on; at last, the next plane's."""
+        starts = [0]
+        for _, place in (*self.copies[1:], (0, 0)):
+            least = starts[-1] + self.run + self.before
+            single = self.height == self.width == 1 and not self.before
+            starts.append(least if single else least + (-least - place) % ALIGNMENT)
+        starts[-1] += ALIGNMENT * (
+            starts[-1] % 128 == 0
+        )  # whose cache lines would evict each other
+        return starts
 
-def _grids(program: Program) -> dict[Size, Grid]:
-    """One for all planes of a size, with the widest border that a convolution reads there."""
-    borders = {size: (0, 0) for _, _, size in program.buffers}
+    def copy(self, tap: Tap) -> tuple[int, int]:
+        """Which copy a tap reads."""
+        copy = _copy(tap, self.width)
+        return copy if copy in self.copies else (0, 0)
+
+    def distance(self, tap: Tap) -> int:
+        """Of what a tap reads from the output's pixel."""
+        copy = self.copy(tap)
+        return self.starts[self.copies.index(copy)] + tap.y * self.pitch + tap.x - copy[0]
+
+
+def _copy(tap: Tap, width: int) -> tuple[int, int]:
+    """A shift, and the place in a cache line where the tap's row would start; that only matters for
+    rows of half a line."""
+    return tap.x, tap.y * width % ALIGNMENT if 2 * width == ALIGNMENT else 0
+
+
+def _parts(program: Program) -> Iterator[tuple[Convolution, Part]]:
     for step in program.steps:
         for part in step.parts if isinstance(step, Convolution) else ():
-            size = part.value.size
-            for tap in part.taps:
-                ends = zip((tap.y, tap.x), step.out.size, size, strict=True)
-                needed = (max(-a, n - 1 + a - (m - 1), 0) for a, n, m in ends)
-                borders[size] = tuple(map(max, borders[size], needed))
-    return {size: Grid(*size, *border) for size, border in borders.items()}
+            yield step, part
+
+
+def _prefers_copies(size: Size, readers: list[tuple[Convolution, Part]]) -> bool:
+    """Copies pay where many filters read them and rows are whole or half cache lines."""
+    shifts = {tap.x for _, part in readers for tap in part.taps}
+    depthwise = any(step.groups > 1 for step, _ in readers)
+    fits = 2 * size[1] % ALIGNMENT == 0 and size[1] <= MOST_WIDTH
+    return fits and len(shifts) <= 3 and not depthwise
+
+
+def _grids(program: Program) -> dict[int, Grid]:
+    """One for each buffer, by its first plane. Planes of one size have one pitch, with the widest
+    border that a convolution reads there."""
+    firsts = np.array([first for first, _, _ in program.buffers])
+    borders = {size: (0, 0) for _, _, size in program.buffers}
+    readers = {size: [] for size in borders}
+    copies = {int(first): {(0, 0): None} for first in firsts}
+    for step, part in _parts(program):
+        size = part.value.size
+        readers[size].append((step, part))
+        buffers = set(firsts[np.searchsorted(firsts, part.value.planes, "right") - 1].flat)
+        for tap in part.taps:
+            ends = zip((tap.y, tap.x), step.out.size, size, strict=True)
+            needed = (max(-a, n - 1 + a - (m - 1), 0) for a, n, m in ends)
+            borders[size] = tuple(map(max, borders[size], needed))
+            for buffer in buffers:
+                copies[int(buffer)][_copy(tap, size[1])] = None
+    grids = {}
+    for first, _, size in program.buffers:
+        rows, columns = borders[size]
+        if _prefers_copies(size, readers[size]):
+            grids[first] = Grid(*size, rows, 0, tuple(copies[first]))
+        else:
+            grids[first] = Grid(*size, rows, columns)
+    return grids
 
 
 @dataclass
@@ -67,18 +126,14 @@ class Layout:
     """Offsets, in floats from the aligned start of the arena, of the first pixel of every plane;
     those of the image count from its own start."""
 
-    grids: dict[Size, Grid]
-    image: Grid
+    grids: dict[int, Grid]  # by a buffer's first plane; the image's is 0
     offsets: np.ndarray  # int64 (planes,)
     floats: int  # of the arena
-    image_planes: int
 
     def grid(self, value: Value) -> Grid:
-        return self.image if self.outside(value) else self.grids[value.size]
-
-    def outside(self, value: Value) -> bool:
-        """Whether this is the image itself, not in the arena."""
-        return int(value.planes.flat[0]) < self.image_planes
+        """Of a value, all of whose planes have the same pitch."""
+        plane = int(value.planes.flat[0])
+        return self.grids[max(first for first in self.grids if first <= plane)]
 
     def of(self, value: Value) -> np.ndarray:
         """Offsets of a value's planes, in their order."""
@@ -113,14 +168,18 @@ def _lifetimes(program: Program) -> list[tuple[int, int]]:
     return list(zip(born, dies, strict=True))
 
 
+def _aligned(floats: int) -> int:
+    return -(-floats // ALIGNMENT) * ALIGNMENT
+
+
 def plan(program: Program) -> Layout:
     """Places of all buffers: the largest first, each as low as those alive at the same time allow.
     Raises UserError for an arena beyond 1 GiB."""
     grids, lives = _grids(program), _lifetimes(program)
-    sizes = [grids[s].before + n * grids[s].step + grids[s].columns for _, n, s in program.buffers]
-    sizes = [-(-size // ALIGNMENT) * ALIGNMENT + ALIGNMENT for size in sizes]
+    before = {first: _aligned(grid.before) for first, grid in grids.items()}
+    sizes = [before[f] + n * grids[f].starts[-1] for f, n, _ in program.buffers]
     start = max((scratch(step) for step in program.steps), default=0)
-    start = -(-start // ALIGNMENT) * ALIGNMENT
+    start = _aligned(start)
     places: dict[int, int] = {}
     for b in sorted(range(len(sizes)), key=lambda b: -sizes[b]):
         if lives[b][1] < 0:
@@ -144,12 +203,10 @@ def plan(program: Program) -> Layout:
     offsets = np.zeros(count + sum(n for _, n, _ in program.buffers), np.int64)
     offsets[:count] = np.arange(count) * height * width
     for b, place in places.items():
-        first, n, size = program.buffers[b]
-        grid = grids[size]
-        pixel = place + -(-grid.before // ALIGNMENT) * ALIGNMENT
-        offsets[first : first + n] = pixel + np.arange(n) * grid.step
-    image = Grid(height, width, 0, 0)
-    return Layout(grids, image, offsets, floats, count)
+        first, n, _ = program.buffers[b]
+        planes = np.arange(n) * grids[first].starts[-1]
+        offsets[first : first + n] = place + before[first] + planes
+    return Layout({0: Grid(height, width)} | grids, offsets, floats)
 
 
 def distances(step: Convolution, layout: Layout) -> np.ndarray:
@@ -157,8 +214,7 @@ def distances(step: Convolution, layout: Layout) -> np.ndarray:
     `find_inputs` in templates/convolution.c."""
     columns = []
     for part in step.parts:
-        pitch = layout.grid(part.value).pitch
-        taps = np.array([tap.y * pitch + tap.x for tap in part.taps])
+        taps = np.array([layout.grid(part.value).distance(tap) for tap in part.taps])
         planes = layout.of(part.value).reshape(step.groups, -1)
         columns.append((planes[:, :, None] + taps).reshape(step.groups, -1))
     return np.concatenate(columns, 1)

@@ -111,7 +111,7 @@ def c_source(
     program = lower(network, shape, len(description.class_names) or None)
     classes = _require(program, description)
     layout, constants = plan(program), Constants()
-    kernels = Kernels(layout, constants)
+    kernels = Kernels(layout, constants, shape[0])
     for step in program.steps:
         kernels.write(step)
     functions = _functions(kernels, layout.of(program.logits))

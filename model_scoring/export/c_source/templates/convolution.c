@@ -63,7 +63,7 @@ INLINE void finish(const int count, const vec *sum, const convolution *c, int f,
 
 static void finish_borders(const convolution *c, float *a)
 {
-    clear_borders(a, &c->out, c->filters, &c->grid);
+    complete(a, &c->out, c->filters, &c->grid);
     if (c->also_scale)
-        clear_borders(a, &c->also, c->filters, &c->grid);
+        complete(a, &c->also, c->filters, &c->grid);
 }

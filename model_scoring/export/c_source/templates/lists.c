@@ -13,13 +13,15 @@ typedef struct {
     const uint16_t *list;
 } lists;
 
+enum { MOST_BY_LISTS = 6 }; /* more need more lines of inputs than the first cache has */
+
 INLINE void add_lists(const int n, const int wide, const lists *l, float *a, const offset *inputs,
                       int in, int out, int last)
 {
     const float *x = a + (wide ? 0 : l->base) + in;
     const uint16_t *next = l->list, *count = l->count;
     for (int f = 0; f < l->c.filters; f++) {
-        vec sum[8];
+        vec sum[MOST_BY_LISTS];
         UNROLL for (int k = 0; k < n; k++)
             sum[k] = SPLAT(0.0f);
         for (int v = 0; v < l->values; v++) {
@@ -46,14 +48,12 @@ INLINE void add_lists(const int n, const int wide, const lists *l, float *a, con
         else                                                                                       \
             add_lists(n, 0, l, a, inputs, in, out, last);                                          \
     }
-ADD_LISTS(1) ADD_LISTS(2) ADD_LISTS(3) ADD_LISTS(4) ADD_LISTS(5) ADD_LISTS(6) ADD_LISTS(7)
-ADD_LISTS(8)
+ADD_LISTS(1) ADD_LISTS(2) ADD_LISTS(3) ADD_LISTS(4) ADD_LISTS(5) ADD_LISTS(6)
 
 static void convolve_lists(const lists *l, float *a, float *scratch)
 {
     static void (*const kernels[])(const lists *, float *, const offset *, int, int, int) = {
-        add_lists_1, add_lists_2, add_lists_3, add_lists_4,
-        add_lists_5, add_lists_6, add_lists_7, add_lists_8};
+        add_lists_1, add_lists_2, add_lists_3, add_lists_4, add_lists_5, add_lists_6};
     const runs *r = &l->c.runs;
     offset *inputs = (offset *)scratch;
     if (l->wide)
@@ -61,7 +61,7 @@ static void convolve_lists(const lists *l, float *a, float *scratch)
     for (int i = 0; i < r->count; i++) {
         block b;
         for (int at = 0; at < r->length; at += b.vectors * V) {
-            b = next_block(r->length, at, 8);
+            b = next_block(r->length, at, MOST_BY_LISTS);
             kernels[b.vectors - 1](l, a, inputs, i * r->in + b.at, i * r->out + b.at, b.last);
         }
     }

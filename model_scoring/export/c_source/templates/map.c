@@ -46,5 +46,5 @@ static void map_planes(const map *m, float *a)
             store_all(b.vectors, out + b.at, sum, b.last);
         }
     }
-    clear_borders(a, &m->out, m->count, &m->grid);
+    complete(a, &m->out, m->count, &m->grid);
 }

@@ -1,6 +1,8 @@
-/* Activations lie in planes, one for each channel, with zeros around them: `rows` rows above and
-   below, and `columns` columns after each row, which are the next row's zeros on the left, too.
-   So each tap of a filter reads at one constant distance from the output's pixel. */
+/* Activations lie in planes, one for each channel, with rows of zeros above and below them, so that
+   each tap of a filter reads at one constant distance from the output's pixel. To the left and right
+   there are either columns of zeros, the right ones of a row being the left ones of the next; or each
+   plane has copies, shifted by a pixel with zeros at the edge, so that all loads are of whole cache
+   lines (others take twice as long). */
 
 typedef struct { /* where the first pixels of planes are, in floats */
     uint32_t first, step;
@@ -8,7 +10,10 @@ typedef struct { /* where the first pixels of planes are, in floats */
 } planes;
 
 typedef struct {
-    int32_t height, width, pitch, rows, columns;
+    int32_t height, width, pitch;
+    int32_t before;       /* zeros before the first pixel of all */
+    int32_t copies;       /* the plane itself is the first one */
+    const int32_t *copy;  /* their distances from it, then their shifts, then the zeros after each */
 } grid;
 
 /* Pixels that follow each other in memory, for input and output alike: the whole plane in one run
@@ -22,19 +27,52 @@ INLINE uint32_t plane(const planes *p, int i)
     return p->table ? p->table[i] : p->first + (uint32_t)i * p->step;
 }
 
-static void clear_borders(float *a, const planes *out, int count, const grid *g)
+enum { MOST_WIDTH = 128 }; /* of planes with copies */
+
+INLINE void clear(float *to, int count)
 {
-    const int gap = g->pitch - g->width, below = g->rows * g->pitch + gap;
-    if (below == 0)
-        return;
-    memset(a + plane(out, 0) - below, 0, sizeof(float) * (size_t)below);
+    for (; count >= V; count -= V, to += V)
+        STORE(to, SPLAT(0.0f));
+    for (volatile float *rest = to; count > 0; count--) /* memset would be a slow call */
+        *rest++ = 0;
+}
+
+/* All copies that are shifted by dx: to[j] = from[j + dx], or 0 outside of the row. */
+static void copy_shifted(float *a, const planes *out, int count, const grid *g, int k)
+{
+    const int run = g->height * g->width, width = g->width;
+    const int dx = g->copy[g->copies + k], after = g->copy[2 * g->copies + k];
+    uint32_t inside[MOST_WIDTH + V];
+    for (int j = 0; j < width + V; j++)
+        inside[j] = j % width + dx < 0 || j % width + dx >= width ? 0 : ~(uint32_t)0;
     for (int c = 0; c < count; c++) {
-        float *row = a + plane(out, c) + g->width;
-        for (int i = 1; i < g->height; i++, row += g->pitch)
-            for (int j = 0; j < gap; j++)
-                row[j] = 0;
-        memset(row, 0, sizeof(float) * (size_t)below);
+        const float *from = a + plane(out, c);
+        float *to = a + plane(out, c) + g->copy[k];
+        for (int at = 0, column = 0; at < run; at += V) {
+            STORE(to + at, MASKED(LOAD(from + at + dx), inside + column));
+            for (column += V; column >= width;)
+                column -= width;
+        }
+        clear(to + run, after);
     }
+}
+
+/* What belongs to planes whose pixels are written: zeros around them, and copies. */
+static void complete(float *a, const planes *out, int count, const grid *g)
+{
+    const int run = (g->height - 1) * g->pitch + g->width, gap = g->pitch - g->width;
+    if (g->before == 0 && g->copies == 1)
+        return;
+    clear(a + plane(out, 0) - g->before, g->before);
+    for (int c = 0; c < count; c++) {
+        float *first = a + plane(out, c);
+        for (int i = 1; gap && i < g->height; i++)
+            for (int j = 0; j < gap; j++)
+                first[i * g->pitch - gap + j] = 0;
+        clear(first + run, g->copy[2 * g->copies]);
+    }
+    for (int k = 1; k < g->copies; k++)
+        copy_shifted(a, out, count, g, k);
 }
 
 INLINE void store_all(const int count, float *to, const vec *x, int last)

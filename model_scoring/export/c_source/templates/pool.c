@@ -67,5 +67,5 @@ static void pool_planes(const pool *p, float *a, float *row)
                 y[j] = sum;
             }
         }
-    clear_borders(a, &p->out, p->count, out);
+    complete(a, &p->out, p->count, out);
 }

@@ -11,30 +11,30 @@ typedef struct {
 static void sample_planes(const sample *s, const float *in, float *a)
 {
     const grid *g = &s->out_grid;
+    const int step = s->step_x, first = s->from_x;
+    const int low = first < 0 ? (step - 1 - first) / step : 0;
+    const int high = (s->in_grid.width - first + step - 1) / step;
     for (int c = 0; c < s->count; c++)
         for (int i = 0; i < g->height; i++) {
             const int y = s->from_y + i * s->step_y;
             const int within = y >= 0 && y < s->in_grid.height;
-            const float *x = in + plane(&s->in, c) + (within ? y * s->in_grid.pitch : 0);
-            float *to = a + plane(&s->out, c) + i * g->pitch;
-            int from = s->from_x < 0 ? (s->step_x - 1 - s->from_x) / s->step_x : 0;
-            int end = (s->in_grid.width - s->from_x + s->step_x - 1) / s->step_x;
-            end = within && end > 0 ? (end < g->width ? end : g->width) : 0;
-            from = from < end ? from : end;
-            x += s->from_x;
+            const int end = within && high > 0 ? (high < g->width ? high : g->width) : 0;
+            const int from = low < end ? low : end;
+            const float *restrict x = in + plane(&s->in, c) + (within ? y * s->in_grid.pitch : 0);
+            float *restrict to = a + plane(&s->out, c) + i * g->pitch;
             for (int j = 0; j < from; j++)
                 to[j] = s->outside;
-            if (s->step_x == 1)
+            if (step == 1)
                 for (int j = from; j < end; j++)
-                    to[j] = x[j];
-            else if (s->step_x == 2)
+                    to[j] = x[j + first];
+            else if (step == 2)
                 for (int j = from; j < end; j++)
-                    to[j] = x[2 * j];
+                    to[j] = x[2 * j + first];
             else
                 for (int j = from; j < end; j++)
-                    to[j] = x[j * s->step_x];
+                    to[j] = x[j * step + first];
             for (int j = end; j < g->width; j++)
                 to[j] = s->outside;
         }
-    clear_borders(a, &s->out, s->count, g);
+    complete(a, &s->out, s->count, g);
 }

@@ -6,6 +6,7 @@
 typedef float vec;
 typedef float loose;
 typedef uint32_t offset;
+#define MASKED(x, mask) (*(mask) ? (x) : 0)
 #define INLINE static inline
 #define UNROLL
 #define MAX(a, b) ((a) < (b) ? (b) : (a))
@@ -36,14 +37,20 @@ typedef uint32_t bits __attribute__((vector_size(4 * NAME_VECTOR)));
 typedef uint32_t offset __attribute__((may_alias));
 #define INLINE static inline __attribute__((always_inline, unused))
 #define UNROLL _Pragma("GCC unroll 16")
-#define CHOOSE(mask, a, b) ((vec)(((bits)(mask) & (bits)(a)) | (~(bits)(mask) & (bits)(b))))
-INLINE vec MAX(vec a, vec b)
+typedef uint32_t loose_bits
+    __attribute__((vector_size(4 * NAME_VECTOR), aligned(4), may_alias));
+#define MASKED(x, mask) ((vec)((bits)(x) & *(const loose_bits *)(mask)))
+INLINE vec MAX(vec a, vec b) /* compilers know the one instruction for these loops */
 {
-    return CHOOSE(a < b, b, a);
+    for (int i = 0; i < NAME_VECTOR; i++)
+        a[i] = a[i] < b[i] ? b[i] : a[i];
+    return a;
 }
 INLINE vec MIN(vec a, vec b)
 {
-    return CHOOSE(b < a, b, a);
+    for (int i = 0; i < NAME_VECTOR; i++)
+        a[i] = b[i] < a[i] ? b[i] : a[i];
+    return a;
 }
 INLINE vec power_of_two(vec shifted, vec mantissa)
 {
@@ -98,33 +105,33 @@ typedef struct {
     float low, high; /* bounds of CLAMP, slope of LEAKY_RELU, alpha of ELU */
 } activation;
 
-INLINE vec activated(const activation *f, vec x)
-{
-    switch (f->kind) {
-    case SIGMOID:
-        return sigmoid(x);
-    case SILU:
-        return x * sigmoid(x);
-    case HARDSIGMOID:
-        return MAX(MIN(x + 3, SPLAT(6.0f)), SPLAT(0.0f)) / 6;
-    case HARDSWISH:
-        return x * MAX(MIN(x + 3, SPLAT(6.0f)), SPLAT(0.0f)) / 6;
-    case TANH:
-        return 2 * sigmoid(2 * x) - 1;
-    case LEAKY_RELU:
-        return MAX(x, SPLAT(0.0f)) + f->low * MIN(x, SPLAT(0.0f));
-    case ELU:
-        return MAX(x, SPLAT(0.0f)) + f->low * (exponential(MIN(x, SPLAT(0.0f))) - 1);
-    case GELU:
-        return x * 0.5f * (1 + error_function(x * 0.707106781f));
-    }
-    return x;
-}
-
+#define FOR_ALL(expression)                                                                        \
+    for (int k = 0; k < count; k++) {                                                              \
+        const vec y = x[k];                                                                        \
+        x[k] = expression;                                                                         \
+    }                                                                                              \
+    break
 static void activate_curved(const activation *f, vec *x, int count)
 {
-    for (int k = 0; k < count; k++)
-        x[k] = activated(f, x[k]);
+    const vec zero = SPLAT(0.0f), six = SPLAT(6.0f);
+    switch (f->kind) {
+    case SIGMOID:
+        FOR_ALL(sigmoid(y));
+    case SILU:
+        FOR_ALL(y * sigmoid(y));
+    case HARDSIGMOID:
+        FOR_ALL(MAX(MIN(y + 3, six), zero) * (1 / 6.0f));
+    case HARDSWISH:
+        FOR_ALL(y * MAX(MIN(y + 3, six), zero) * (1 / 6.0f));
+    case TANH:
+        FOR_ALL(2 * sigmoid(2 * y) - 1);
+    case LEAKY_RELU:
+        FOR_ALL(MAX(y, zero) + f->low * MIN(y, zero));
+    case ELU:
+        FOR_ALL(MAX(y, zero) + f->low * (exponential(MIN(y, zero)) - 1));
+    case GELU:
+        FOR_ALL(y * 0.5f * (1 + error_function(y * 0.707106781f)));
+    }
 }
 
 INLINE void activate(const int count, const activation *f, vec *x)
