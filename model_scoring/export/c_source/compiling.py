@@ -34,11 +34,11 @@ def _compiler() -> list[str]:
 
 
 def build(source: CSource, folder: Path, *flags: str, output: str) -> Path:
-    """Compile into a folder with further flags. Raises NoCompiler, or UserError with the first line
-    that the compiler says."""
+    """Compile into a folder. Raises NoCompiler, or UserError with the first line that the compiler
+    says."""
     command, path, out = _compiler(), folder / f"{source.name}.c", folder / output
     path.write_text(source.source)
-    given = [*command, *FLAGS, *flags, str(path), "-o", str(out), "-lm"]
+    given = [*command, *flags, str(path), "-o", str(out), "-lm"]
     done = subprocess.run(given, capture_output=True, text=True, errors="replace", cwd=folder)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -69,9 +69,11 @@ class Compiled:
         return logits
 
 
-def compiled(source: CSource, folder: Path) -> Compiled:
-    """Compile as a shared library in a folder, which may go afterwards."""
-    path = build(source, folder, "-shared", "-fPIC", output=f"{source.name}.so")
+def compiled(source: CSource, folder: Path, *flags: str) -> Compiled:
+    """Compile as a shared library in a folder, which may go afterwards; without flags as the
+    comment in the source says. Raises as `build` does."""
+    flags = (*(flags or FLAGS), "-shared", "-fPIC")
+    path = build(source, folder, *flags, output=f"{source.name}.so")
     return Compiled(source, ctypes.CDLL(str(path)))
 
 

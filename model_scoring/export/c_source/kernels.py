@@ -1,16 +1,16 @@
 """Steps as calls of the kernels in templates/: the structs that they take."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from model_compound_scaling.networks.few_values import few_values, without_subnormals
 from model_scoring.export.c_source.constants import Constants
-from model_scoring.export.c_source.layout import Layout, distances, weights
+from model_scoring.export.c_source.layout import Layout, distances, tiles, weights
 from model_scoring.export.c_source.steps import (
     Activation,
-    Affine,
     Convolution,
     Flatten,
     Linear,
@@ -85,18 +85,23 @@ def lists(weight: np.ndarray) -> np.ndarray | None:
     return values[np.argsort(abs(values), kind="stable")]
 
 
-def _lists(kernels: Kernels, rows: np.ndarray, values: np.ndarray, entries: np.ndarray, base: int
-           ) -> dict[str, object]:  # fmt: skip
-    """Fields of lists: rows (filters, inputs) of weights, entries as large or broadcast."""
-    found = [np.nonzero(rows == value) for value in values]
-    entries = np.broadcast_to(entries, rows.shape)
-    filters, inputs, number = (
-        np.concatenate(part) if len(values) else np.zeros(0, np.int64)
-        for part in zip(*((*f, np.full(len(f[0]), k)) for k, f in enumerate(found)), strict=True)
-    ) if len(values) else (np.zeros(0, np.int64),) * 3  # fmt: skip
-    order = np.lexsort((inputs, number, filters))
-    counts = np.bincount(filters * len(values) + number, minlength=len(rows) * len(values))
-    listed = entries[filters, inputs][order] - base
+@dataclass(frozen=True)
+class Entries:
+    """What the lists of a layer say of its inputs: where they are, and in which tile."""
+
+    where: np.ndarray  # (filters, inputs), or one that broadcasts to it
+    tile: np.ndarray  # (inputs,)
+
+
+def _lists(kernels: Kernels, rows: np.ndarray, values: np.ndarray, entries: Entries) -> dict:
+    """Fields of lists for rows (filters, inputs) of weights."""
+    filters, inputs = np.nonzero(np.isin(rows, values))
+    number = np.argmax(rows[filters, inputs][:, None] == values, 1) if len(values) else filters
+    tile, tiles = entries.tile[inputs], int(entries.tile[-1]) + 1
+    order = np.lexsort((inputs, number, filters, tile))
+    cells = (tile * len(rows) + filters) * len(values) + number
+    counts = np.bincount(cells, minlength=tiles * len(rows) * len(values))
+    listed = np.broadcast_to(entries.where, rows.shape)[filters, inputs][order]
     return {
         "values": len(values),
         "ratio": kernels.floats(values[:-1] / values[1:]),
@@ -146,6 +151,7 @@ def _common(kernels: Kernels, step: Convolution, scale: np.ndarray | None) -> di
             "also": kernels.planes(step.also.out),
             "also_scale": kernels.floats(step.also.scale),
             "also_bias": kernels.floats(step.also.shift),
+            "also_grid": _grid(kernels, step.also.out),
             "also_activation": _activation(step.also.activation),
         }
     return fields
@@ -169,11 +175,18 @@ def _convolution(kernels: Kernels, step: Convolution) -> Written:
     wide = int(where.max()) - base >= 2**16
     if wide:
         where, base = np.arange(where.size).reshape(where.shape), 0
-    entries = np.repeat(where, len(rows) // step.groups, 0)
+    entries = Entries(
+        np.repeat(where, len(rows) // step.groups, 0) - base, tiles(step, kernels.layout)
+    )
     scale = step.scale * (values[-1] if len(values) else 0.0)
-    listed = _lists(kernels, rows, values, entries, base)
-    common = {"c": _common(kernels, step, scale), "base": base, "wide": int(wide)}
-    return "lists", "convolve_lists", "a, scratch", common | listed
+    fields = {
+        "c": _common(kernels, step, scale),
+        "tiles": int(entries.tile[-1]) + 1,
+        "base": base,
+        "wide": int(wide),
+        **_lists(kernels, rows, values, entries),
+    }
+    return "lists", "convolve_lists", "a, scratch", fields
 
 
 def _linear(kernels: Kernels, step: Linear) -> Written:
@@ -193,7 +206,8 @@ def _linear(kernels: Kernels, step: Linear) -> Written:
     else:
         fields["scale"] = kernels.floats(step.scale * (values[-1] if len(values) else 0.0))
         inputs = np.arange(step.weight.shape[1])
-        fields |= _lists(kernels, step.weight, values, inputs, 0)
+        entries = Entries(inputs, np.zeros_like(inputs))
+        fields |= _lists(kernels, step.weight, values, entries)
     return "linear", "multiply_vector", "a, scratch", fields
 
 
@@ -280,4 +294,3 @@ WRITERS: dict[type[Step], Callable[..., Written]] = {
     Mean: _mean,
     Flatten: _flatten,
 }
-assert all(issubclass(kind, Step) for kind in (*WRITERS, Affine))

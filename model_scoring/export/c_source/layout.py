@@ -20,6 +20,9 @@ from model_scoring.export.c_source.steps import (
 )
 
 ALIGNMENT = 16  # floats: a cache line
+BLOCK = 96  # pixels whose sums are in registers at a time
+FIRST_CACHE = 9000  # floats of it that a tile of channels may take
+LEAST_IN_TILE = 24  # weights of a filter that are worth another one
 SLACK = 512  # floats that a block of vectors may read beyond what it uses
 MOST_WIDTH = 128  # of planes with copies, see templates/planes.c
 MOST_ARENA = 2**30  # bytes
@@ -142,9 +145,9 @@ class Layout:
 
 def scratch(step: Step) -> int:
     """Floats that a step needs for itself."""
-    if isinstance(step, Convolution):
-        channels = step.weight.shape[1] * step.groups
-        return channels * step.weight.shape[2] if step.parts else 0
+    if isinstance(step, Convolution):  # distances of all inputs, and sums that wait
+        inputs = step.weight[0].size * step.groups
+        return _aligned(inputs) + len(step.weight) * BLOCK
     if isinstance(step, Linear):
         return step.weight.shape[1]
     return step.x.size[1] if isinstance(step, Pool) else 0
@@ -224,3 +227,20 @@ def weights(step: Convolution) -> np.ndarray:
     """(filters, inputs) in the same order."""
     parts = [step.weight[:, :, [tap.index for tap in part.taps]] for part in step.parts]
     return np.concatenate([part.reshape(len(part), -1) for part in parts], 1)
+
+
+def tiles(step: Convolution, layout: Layout) -> np.ndarray:
+    """(inputs,) which tile of channels each belongs to: a tile's pixels, of a block of the output,
+    stay in the first cache."""
+    channels, columns, floats = step.weight.shape[1], [], 0
+    for part in step.parts:
+        grid = layout.grid(part.value)
+        rows = {grid.copy(tap): [] for tap in part.taps}
+        for tap in part.taps:
+            rows[grid.copy(tap)].append(tap.y * grid.pitch)
+        floats += sum(min(BLOCK + max(r) - min(r), grid.run) for r in rows.values())
+        columns.append(np.repeat(np.arange(channels), len(part.taps)))
+    count = -(-channels * floats // FIRST_CACHE) if step.groups == 1 else 1
+    nonzeros = np.count_nonzero(step.weight) / len(step.weight)
+    count = max(1, min(count, int(nonzeros // LEAST_IN_TILE)))
+    return np.concatenate(columns) * count // channels

@@ -116,3 +116,14 @@ class Lowering:
     def rank(self, ref: Ref) -> int:
         """Dimensions of what a call made."""
         return len(self.graph.calls[ref.call].shape) if ref.call >= 0 else 4
+
+
+def store_twice(program: Program) -> Program:
+    """Let a convolution store what a map makes of it as well: BatchNorm before the next one."""
+    makers = {id(s.out): s for s in program.steps if isinstance(s, steps.Convolution)}
+    for step in list(program.steps):
+        maker = makers.get(id(step.x)) if isinstance(step, steps.Map) and step.add is None else None
+        if maker is not None and maker.also is None:
+            maker.also = step
+            program.steps.remove(step)
+    return program

@@ -7,7 +7,7 @@ from torch import nn
 
 from model_scoring.export.c_source import layers, planes
 from model_scoring.export.c_source.graph import graph_of
-from model_scoring.export.c_source.lowering import Lowering
+from model_scoring.export.c_source.lowering import Lowering, store_twice
 from model_scoring.export.c_source.steps import Program
 
 # fmt: off
@@ -35,4 +35,4 @@ RULES: dict[str, Callable] = {
 def lower(network: nn.Module, shape: tuple[int, int, int], classes: int | None) -> Program:
     """The steps of a network in evaluation mode on the CPU for an image (channels, height, width).
     Raises UserError if an operation has no kernel, or torch cannot export the network."""
-    return Lowering(graph_of(network, shape, classes), shape).run(RULES)
+    return store_twice(Lowering(graph_of(network, shape, classes), shape).run(RULES))

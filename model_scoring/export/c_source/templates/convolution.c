@@ -14,7 +14,7 @@ typedef struct {
     const float *scale, *bias;
     const float *also_scale, *also_bias;
     activation activation, also_activation;
-    grid grid;
+    grid grid, also_grid;
     runs runs;
     int32_t adds; /* whether there is a residual */
 } convolution;
@@ -65,5 +65,5 @@ static void finish_borders(const convolution *c, float *a)
 {
     complete(a, &c->out, c->filters, &c->grid);
     if (c->also_scale)
-        complete(a, &c->also, c->filters, &c->grid);
+        complete(a, &c->also, c->filters, &c->also_grid);
 }
