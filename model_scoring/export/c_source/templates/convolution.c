@@ -36,7 +36,7 @@ static void find_inputs(const convolution *c, offset *inputs)
 INLINE void finish(const int count, const vec *sum, const convolution *c, int f, float *a, int at,
                    int last)
 {
-    vec y[count > 0 ? 16 : 1];
+    vec y[8];
     const float bias = c->bias[f];
     if (c->scale) {
         const float scale = c->scale[f];

@@ -25,7 +25,7 @@ INLINE void add_lists(const int n, const int wide, const lists *l, float *a, con
     for (int tile = 0; tile < l->tiles; tile++)
         for (int f = 0; f < l->c.filters; f++) {
             float *waiting = sums + f * n * V;
-            vec sum[n > 0 ? MOST_BY_LISTS : 1];
+            vec sum[MOST_BY_LISTS];
             UNROLL for (int k = 0; k < n; k++)
                 sum[k] = SPLAT(0.0f);
             for (int v = 0; v < l->values; v++) {
