@@ -54,6 +54,7 @@ class Compiled:
 
     source: CSource
     library: ctypes.CDLL
+    library_bytes: int  # code, weights, and what a library takes beside them
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """Logits (n, classes) of images (n, channels, height, width), one after the other."""
@@ -74,7 +75,7 @@ def compiled(source: CSource, folder: Path, *flags: str) -> Compiled:
     comment in the source says. Raises as `build` does."""
     flags = (*(flags or FLAGS), "-shared", "-fPIC")
     path = build(source, folder, *flags, output=f"{source.name}.so")
-    return Compiled(source, ctypes.CDLL(str(path)))
+    return Compiled(source, ctypes.CDLL(str(path)), path.stat().st_size)
 
 
 @torch.no_grad()

@@ -175,9 +175,8 @@ def _convolution(kernels: Kernels, step: Convolution) -> Written:
     wide = int(where.max()) - base >= 2**16
     if wide:
         where, base = np.arange(where.size).reshape(where.shape), 0
-    entries = Entries(
-        np.repeat(where, len(rows) // step.groups, 0) - base, tiles(step, kernels.layout)
-    )
+    where = np.repeat(where, len(rows) // step.groups, 0) - base
+    entries = Entries(where, tiles(step, kernels.layout))
     scale = step.scale * (values[-1] if len(values) else 0.0)
     fields = {
         "c": _common(kernels, step, scale),

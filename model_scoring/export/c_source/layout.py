@@ -20,9 +20,10 @@ from model_scoring.export.c_source.steps import (
 )
 
 ALIGNMENT = 16  # floats: a cache line
-BLOCK = 96  # pixels whose sums are in registers at a time
-FIRST_CACHE = 9000  # floats of it that a tile of channels may take
-LEAST_IN_TILE = 24  # weights of a filter that are worth another one
+BLOCK = 128  # pixels whose sums are in registers at a time
+SECOND_CACHE = 2**16  # floats of it that a value's copies may take
+FIRST_CACHE = 11000  # floats of it that a tile of channels may take
+LEAST_IN_TILE = 16  # weights of a filter that are worth another one
 SLACK = 512  # floats that a block of vectors may read beyond what it uses
 MOST_WIDTH = 128  # of planes with copies, see templates/planes.c
 MOST_ARENA = 2**30  # bytes
@@ -90,11 +91,14 @@ def _parts(program: Program) -> Iterator[tuple[Convolution, Part]]:
 
 
 def _prefers_copies(size: Size, readers: list[tuple[Convolution, Part]]) -> bool:
-    """Copies pay where many filters read them and rows are whole or half cache lines."""
-    shifts = {tap.x for _, part in readers for tap in part.taps}
-    depthwise = any(step.groups > 1 for step, _ in readers)
+    """Copies pay where many filters read them, rows are whole or half cache lines, and all copies
+    stay in the second cache. They have zeros for the output's columns only where a row ends."""
+    shifts = {_copy(tap, size[1]) for _, part in readers for tap in part.taps}
+    other = any(step.groups > 1 or step.out.size[1] > size[1] for step, _ in readers)
     fits = 2 * size[1] % ALIGNMENT == 0 and size[1] <= MOST_WIDTH
-    return fits and len(shifts) <= 3 and not depthwise
+    largest = max((part.value.planes.size for _, part in readers), default=0) * size[0] * size[1]
+    small = largest * len(shifts) <= SECOND_CACHE
+    return fits and len({dx for dx, _ in shifts}) <= 3 and small and not other
 
 
 def _grids(program: Program) -> dict[int, Grid]:

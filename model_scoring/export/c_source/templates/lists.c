@@ -15,15 +15,16 @@ typedef struct {
     const uint16_t *list;
 } lists;
 
-enum { MOST_BY_LISTS = V < 16 ? 6 : 96 / V }; /* vectors in registers; 96 pixels at most */
+enum { MOST_BY_LISTS = V < 16 ? 8 : 128 / V }; /* vectors in registers; 128 pixels at most */
 
 INLINE void add_lists(const int n, const int wide, const lists *l, float *a, const offset *inputs,
                       float *sums, int in, int out, int last)
 {
+    const convolution c = l->c; /* which no store can change */
     const float *x = a + (wide ? 0 : l->base) + in;
     const uint16_t *next = l->list, *count = l->count;
     for (int tile = 0; tile < l->tiles; tile++)
-        for (int f = 0; f < l->c.filters; f++) {
+        for (int f = 0; f < c.filters; f++) {
             float *waiting = sums + f * n * V;
             vec sum[MOST_BY_LISTS];
             UNROLL for (int k = 0; k < n; k++)
@@ -47,7 +48,7 @@ INLINE void add_lists(const int n, const int wide, const lists *l, float *a, con
                 UNROLL for (int k = 0; k < n; k++)
                     STORE(waiting + k * V, sum[k]);
             } else {
-                finish(n, sum, &l->c, f, a, out, last);
+                finish(n, sum, &c, f, a, out, last);
             }
         }
 }
@@ -61,13 +62,14 @@ INLINE void add_lists(const int n, const int wide, const lists *l, float *a, con
         else                                                                                       \
             add_lists(n, 0, l, a, inputs, sums, in, out, last);                                    \
     }
-ADD_LISTS(1) ADD_LISTS(2) ADD_LISTS(3) ADD_LISTS(4) ADD_LISTS(5) ADD_LISTS(6)
+ADD_LISTS(1) ADD_LISTS(2) ADD_LISTS(3) ADD_LISTS(4) ADD_LISTS(5) ADD_LISTS(6) ADD_LISTS(7)
+ADD_LISTS(8)
 
 static void convolve_lists(const lists *l, float *a, float *scratch)
 {
     static void (*const kernels[])(const lists *, float *, const offset *, float *, int, int,
-                                   int) = {add_lists_1, add_lists_2, add_lists_3,
-                                           add_lists_4, add_lists_5, add_lists_6};
+                                   int) = {add_lists_1, add_lists_2, add_lists_3, add_lists_4,
+                                           add_lists_5, add_lists_6, add_lists_7, add_lists_8};
     const runs *r = &l->c.runs;
     offset *inputs = (offset *)scratch;
     float *sums = scratch + l->c.inputs * l->c.groups;

@@ -27,7 +27,7 @@ INLINE uint32_t plane(const planes *p, int i)
     return p->table ? p->table[i] : p->first + (uint32_t)i * p->step;
 }
 
-enum { MOST_WIDTH = 128 }; /* of planes with copies */
+enum { MOST_WIDTH = 128, MOST_COPIES = 8 }; /* of planes with copies */
 
 INLINE void clear(float *to, int count)
 {
@@ -37,42 +37,52 @@ INLINE void clear(float *to, int count)
         *rest++ = 0;
 }
 
-/* All copies that are shifted by dx: to[j] = from[j + dx], or 0 outside of the row. */
-static void copy_shifted(float *a, const planes *out, int count, const grid *g, int k)
+/* A copy that is shifted by dx: to[j] = from[j + dx], or 0 outside of the row, as a mask says. */
+INLINE void copy_shifted(const float *from, float *to, int run, int width, const uint32_t *inside)
 {
-    const int run = g->height * g->width, width = g->width;
-    const int dx = g->copy[g->copies + k], after = g->copy[2 * g->copies + k];
-    uint32_t inside[MOST_WIDTH + V];
-    for (int j = 0; j < width + V; j++)
-        inside[j] = j % width + dx < 0 || j % width + dx >= width ? 0 : ~(uint32_t)0;
-    for (int c = 0; c < count; c++) {
-        const float *from = a + plane(out, c);
-        float *to = a + plane(out, c) + g->copy[k];
-        for (int at = 0, column = 0; at < run; at += V) {
-            STORE(to + at, MASKED(LOAD(from + at + dx), inside + column));
-            for (column += V; column >= width;)
-                column -= width;
-        }
-        clear(to + run, after);
+    int at = 0, column = 0;
+    if (V % width == 0)
+        for (; at + V <= run; at += V)
+            STORE(to + at, MASKED(LOAD(from + at), inside));
+    for (; at + V <= run; at += V) {
+        STORE(to + at, MASKED(LOAD(from + at), inside + column));
+        for (column += V; column >= width;)
+            column -= width;
     }
+    for (; at < run; at++)
+        to[at] = inside[at % width] ? from[at] : 0;
+}
+
+INLINE void find_inside(uint32_t *inside, int width, int dx)
+{
+    for (int j = 0; j < width; j++)
+        inside[j] = j + dx < 0 || j + dx >= width ? 0 : ~(uint32_t)0;
+    for (int j = 0; j < V; j++)
+        inside[width + j] = inside[j]; /* which goes on where V is larger than the width, too */
 }
 
 /* What belongs to planes whose pixels are written: zeros around them, and copies. */
 static void complete(float *a, const planes *out, int count, const grid *g)
 {
     const int run = (g->height - 1) * g->pitch + g->width, gap = g->pitch - g->width;
+    const int32_t *shift = g->copy + g->copies, *after = shift + g->copies;
+    uint32_t inside[MOST_COPIES][MOST_WIDTH + V];
     if (g->before == 0 && g->copies == 1)
         return;
+    for (int k = 1; k < g->copies; k++)
+        find_inside(inside[k], g->width, shift[k]);
     clear(a + plane(out, 0) - g->before, g->before);
     for (int c = 0; c < count; c++) {
         float *first = a + plane(out, c);
         for (int i = 1; gap && i < g->height; i++)
             for (int j = 0; j < gap; j++)
                 first[i * g->pitch - gap + j] = 0;
-        clear(first + run, g->copy[2 * g->copies]);
+        clear(first + run, after[0]);
+        for (int k = 1; k < g->copies; k++) {
+            copy_shifted(first + shift[k], first + g->copy[k], run, g->width, inside[k]);
+            clear(first + g->copy[k] + run, after[k]);
+        }
     }
-    for (int k = 1; k < g->copies; k++)
-        copy_shifted(a, out, count, g, k);
 }
 
 INLINE void store_all(const int count, float *to, const vec *x, int last)

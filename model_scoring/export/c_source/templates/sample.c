@@ -8,6 +8,20 @@ typedef struct {
     float outside; /* what stands for pixels outside the input */
 } sample;
 
+/* to[j] = x[2 j]: the lower half of every pair. Up to x[readable - 1] there is memory. */
+INLINE void every_second(const float *x, float *to, int from, int end, int readable)
+{
+#if NAME_VECTOR > 1
+    typedef uint64_t pairs __attribute__((vector_size(4 * V), aligned(4), may_alias));
+    typedef uint32_t halves __attribute__((vector_size(2 * V), aligned(4), may_alias));
+    for (; from + V / 2 <= end && 2 * from + V <= readable; from += V / 2)
+        *(halves *)(to + from) = __builtin_convertvector(*(const pairs *)(x + 2 * from), halves);
+#endif
+    for (; from < end; from++)
+        to[from] = x[2 * from];
+    (void)readable;
+}
+
 static void sample_planes(const sample *s, const float *in, float *a)
 {
     const grid *g = &s->out_grid;
@@ -28,8 +42,7 @@ static void sample_planes(const sample *s, const float *in, float *a)
                 for (int j = from; j < end; j++)
                     to[j] = x[j + first];
             else if (step == 2)
-                for (int j = from; j < end; j++)
-                    to[j] = x[2 * j + first];
+                every_second(x + first, to, from, end, s->in_grid.width - first + (in == a));
             else
                 for (int j = from; j < end; j++)
                     to[j] = x[j * step + first];
