@@ -21,7 +21,7 @@ from model_compound_scaling.runs.save_interval import Interval
 if TYPE_CHECKING:
     import torch
 
-    from model_compound_scaling.runs import RunRequest
+    from model_compound_scaling.runs import Configuration, RunRequest
 
 
 def run(body: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequence | None) -> int:
@@ -71,18 +71,18 @@ def out_of_memory(error: Exception) -> UserError | None:
 
 def run_request(
     args: argparse.Namespace,
-    incidental: frozenset[str],
+    configuration: "Callable[[dict], Configuration]",
     folder: Path,
     device: "torch.device",
     **more: object,
 ) -> "RunRequest":
     """The run in a folder that the flags ask for, configured by them, the number of processes, and
-    `more`; `incidental`: the parser's names of those that change no result."""
-    from model_compound_scaling.runs import Configuration, RunRequest
+    `more`; `configuration`: the parser's, of such values."""
+    from model_compound_scaling.runs import RunRequest
     from model_compound_scaling.runs.environment import environment
 
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    config = Configuration(plain | {"processes": place.world_size()} | more, incidental)
+    config = configuration(plain | {"processes": place.world_size()} | more)
     interval = Interval.parse(args.checkpoint_every)
     override = args.resume_override
     return RunRequest(folder, config, args.resume, override, interval, environment(device))
