@@ -108,7 +108,7 @@ class Quantization:
             uses_all=self.spec.model in REGISTRY,
             compiled=self.settings.recipe.compile,
         )
-        self.phase, self.epochs, self.optimizer = "", range(0), None
+        self.phase, self.epochs, self.step = "", range(0), None
         self.gamma = self.settings.point.gamma
         self.codes: list[Tensor] = []  # before the epoch
         self.reported: set[tuple[str, str]] = set()
@@ -137,7 +137,7 @@ class Quantization:
                 self.ternarizer.set_gamma(self.strength(epoch * len(self.data.train)))
         factor = self.settings.recipe.lr_factor(epoch - self.epochs.start, len(self.epochs))
         lr, lr2 = factor * self.settings.lr, factor * self.settings.lr2
-        for group, rate in zip(self.optimizer.param_groups, (lr, lr2, lr), strict=True):
+        for group, rate in zip(self.step.optimizer.param_groups, (lr, lr2, lr), strict=True):
             group["lr"] = rate
         self.codes = self.ternarizer.codes()
         return {"gamma": self.gamma, "lr": lr}
@@ -147,9 +147,9 @@ class Quantization:
         rise = self.settings.epochs * len(self.data.train) / 2
         return self.gamma * (min(1.0, steps / rise) if self.settings.rising else 1.0)
 
-    def finish_step(self, number: int) -> None:
-        """After the optimizer's step of this number, counted from 0."""
-        self.ternarizer.gamma = self.strength(number + 1)
+    def finish_step(self) -> None:
+        """After the optimizer's step."""
+        self.ternarizer.gamma = self.strength(self.step.number + 1)
         self.ternarizer.finish_step()
 
     def train(self, phase: str, epochs: range) -> None:
@@ -157,20 +157,21 @@ class Quantization:
         settings, ternarizer = self.settings, self.ternarizer
         self.phase, self.epochs = phase, epochs
         rates = {"lr": settings.lr, "lr2": settings.lr2, "weight_decay": settings.weight_decay}
-        self.optimizer = make_optimizer(self.network, ternarizer, **rates)
-        step = TrainStep(self.forward, network=self.network, optimizer=self.optimizer,
+        optimizer = make_optimizer(self.network, ternarizer, **rates)
+        step = TrainStep(self.forward, network=self.network, optimizer=optimizer,
                          classes=self.data.classes, recipe=settings.recipe,
                          prepare=ternarizer.prepare_step, finish=self.finish_step,
                          distillation=settings.distillation)  # fmt: skip
-        self.step_state = step.state_dict
+        self.step = step
         state = self.run.state.get("resume", {})
         if state.get("phase") == phase:
             self.network.load_state_dict(self.run.state["state_dict"])
             ternarizer.load_state_dict(state["ternarizer"])
             if self.goal:  # else it is the configuration's
                 self.gamma = state["gamma"]
+            ternarizer.gamma = state.get("strength", self.gamma)
             self.codes = [c.to(ternarizer.latent.device) for c in state["codes"]]
-            load_optimizer(self.optimizer, state["optimizer"], keep=("lr",))
+            load_optimizer(optimizer, state["optimizer"], keep=("lr",))
             if "step" in state:
                 step.load_state_dict(state["step"])
         calls = {"prepare": self.prepare, "figures": self.figures, "content": self.content}
@@ -190,9 +191,10 @@ class Quantization:
             "phase": self.phase,
             "ternarizer": self.ternarizer.state_dict(),
             "gamma": self.gamma,
+            "strength": self.ternarizer.gamma,  # how far it has risen
             "codes": self.codes,
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step_state(),
+            "optimizer": self.step.optimizer.state_dict(),
+            "step": self.step.state_dict(),
         }
         return network_content(self.network, self.spec, inputs.describe(self.data), resume=resume)
 

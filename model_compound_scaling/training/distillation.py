@@ -39,7 +39,7 @@ class Distillation:
     def loss(self, cross_entropy: Tensor, logits: Tensor, wanted: Tensor) -> Tensor:
         """Scalar, from the student's and the teacher's logits (N, classes)."""
         student, teacher = (
-            F.log_softmax(x.float() / self.temperature, 1) for x in (logits, wanted)
+            F.log_softmax(x / self.temperature, 1) for x in (logits, wanted.to(logits.dtype))
         )
         pair = (teacher, student) if self.reverse else (student, teacher)
         divergence = F.kl_div(*pair, reduction="batchmean", log_target=True)

@@ -28,11 +28,12 @@ class TrainStep:
     classes: int
     recipe: Recipe = field(default_factory=Recipe)
     prepare: Callable[[], None] | None = None  # called before the optimizer's step
-    finish: Callable[[int], None] | None = None  # and, with the step's number, after it
+    finish: Callable[[], None] | None = None  # and after it
     distillation: Distillation | None = None
     averaged: Average | None = None  # an exponential moving average, updated last
 
     def __post_init__(self) -> None:
+        self.number = -1  # of the last call
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         device = self.parameters[0].device
         self.first_bad = torch.full((), -1, device=device)
@@ -53,6 +54,7 @@ class TrainStep:
         """(mean loss, hits) of images (N, C, H, W) and labels (N,), before the update. All that is
         random in the step depends on `seed`; `number` is the step's name in messages; `weight` is
         this process' share of the images times the number of processes."""
+        self.number = number
         torch.manual_seed(seed)
         images, targets = self.mix(images, labels) if self.mix else (images, labels)
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None):
@@ -70,7 +72,7 @@ class TrainStep:
             self.prepare()
         self._update(loss, number)
         if self.finish:
-            self.finish(number)
+            self.finish()
         if self.averaged:
             self.averaged.update()
         return loss.detach(), hits(logits.detach(), labels, 1)

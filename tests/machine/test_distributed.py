@@ -334,10 +334,12 @@ def test_ternary_codes_are_the_same_in_all_processes_and_a_difference_is_seen(fo
     assert not torch.equal(a["codes"], a["first"])  # so that there was something to agree on
 
 
-def test_quantization_in_two_processes(images, alone, fork, tmp_path):
+@pytest.mark.parametrize("more", ["", "--amp bf16 --channels-last --teacher self --distill 0.5"])
+def test_quantization_in_two_processes(images, alone, fork, tmp_path, more):
     flags = "--ini-c-divrs 0.3 --lambda-max-divrs 0.15 --epochs 1 --retrain-epochs 1 --no-cuda"
     source = ["--model-dict", str(alone / "best_model.pt"), "--data-path", str(images)]
-    command = [*source, "--batch-size", "8", *flags.split(), "--output", str(tmp_path)]
+    command = [*source, "--batch-size", "8", *flags.split(), *more.split()]
+    command += ["--output", str(tmp_path)]
     two = Together(fork, tmp_path, lambda _: run_quantization.main(command))
     assert two.codes() == [0, 0], two.shown("err")
     lines = next(tmp_path.glob("*/metrics.jsonl")).read_text().splitlines()
