@@ -33,7 +33,8 @@ class Distances(nn.Module):
 def test_an_operator_that_is_missing_in_16_bit(images, tmp_path, capsys, amp):
     torch.save(Distances().state_dict(), tmp_path / "net.pt")
     flags = f"--dataset ImageFolder --data-path {images} --image-size 16 --batch-size 8 --no-cuda"
-    flags += f" --model {__name__}:Distances --epochs 1 --retrain-epochs 0 --amp {amp} --output {tmp_path / 'out'}"
+    flags += f" --model {__name__}:Distances --epochs 1 --retrain-epochs 0 --amp {amp}"
+    flags += f" --output {tmp_path / 'out'}"
     assert run_quantization.main(["--model-dict", str(tmp_path / "net.pt"), *flags.split()]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "not implemented for" in error and "--amp" in error
