@@ -60,6 +60,9 @@ def first_network(
     if init:
         own, found = network.state_dict(), init.state_dict()
         new = [key for key, tensor in own.items() if tensor.shape != found[key].shape]
+        for key in new:  # as nn.Linear begins: torchvision's large first logits undo the training
+            bound = own[key][0].numel() ** -0.5 if own[key].dim() > 1 else 0.0
+            own[key].uniform_(-bound, bound)
         network.load_state_dict(found | {key: own[key] for key in new})
     require_fit(network, data)
     require_trainable(network)
