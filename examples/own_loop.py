@@ -96,10 +96,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = make_model(args.model).to(device)
     for loop in (plain_loop, ternary_loop):
         loop(model, train, args.epochs)
-        zeros = sum((p == 0).sum() for p in model.parameters()) / sum(
-            p.numel() for p in model.parameters()
-        )
-        print(f"{loop.__name__}: top-1 {accuracy(model, val):.2f} %, {100 * zeros:.1f} % zeros")
+        zeros = 100 * torch.cat([p.flatten() == 0 for p in model.parameters()]).float().mean()
+        print(f"{loop.__name__}: top-1 {accuracy(model, val):.2f} %, zeros {zeros:.1f} %")
     torch.save(model.state_dict(), args.result)
 
 
