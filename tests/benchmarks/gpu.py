@@ -40,7 +40,7 @@ from model_compound_scaling.networks.registry import NetworkSpec
 from model_compound_scaling.runs.environment import environment
 from model_compound_scaling.training.loop import Progress, train_epoch
 from model_compound_scaling.training.optimizers import make_sgd
-from model_compound_scaling.training.recipe import AMP, Options
+from model_compound_scaling.training.recipe import AMP, Recipe
 from model_compound_scaling.training.step import TrainStep
 from model_quantization.ec2t import Ternarizer
 from model_quantization.layer_selection import ternarized_names
@@ -50,8 +50,9 @@ from tests.benchmarks.pairing import paired, seconds
 from tests.benchmarks.training import SGD, cached_loader
 
 CLASSES = 100
-LEAST_SHARE, MOST_EC2T = 0.9, 1.05  # of the bare step's speed; times the plain step
-# name -> whether TF32 is allowed (PyTorch allows it to convolutions by itself), Options.amp
+LEAST_SHARE = 0.9  # of the bare step's speed
+MOST = {"EC2T": 1.05, "distilled": 1.03}  # times what it is added to
+# name -> whether TF32 is allowed (PyTorch allows it to convolutions by itself), amp
 PRECISIONS = {"fp32": (False, "off"), "tf32": (True, "off"), "bf16": (True, "bf16")}
 
 
@@ -64,8 +65,10 @@ class Mode:
     compile: bool = False
 
     @property
-    def amp(self) -> str:
-        return PRECISIONS[self.precision][1]
+    def recipe(self) -> Recipe:
+        """What makes both stages compute so; all but TF32, which is PyTorch's own switch."""
+        amp = PRECISIONS[self.precision][1]
+        return Recipe(amp=amp, channels_last=self.channels_last, compile=self.compile)
 
     def __str__(self) -> str:
         words = [self.precision, "channels last" * self.channels_last, "compiled" * self.compile]
@@ -113,29 +116,32 @@ def modes(device: torch.device, compiled: bool) -> list[Mode]:
     return found + [Mode(p, last, True) for p, last in slow if compiled]
 
 
+def laid_out(work: Work, recipe: Recipe) -> nn.Module:
+    return lay_out(work.network(), work.device, channels_last=recipe.channels_last)
+
+
 def make_step(
-    network: nn.Module, optimizer: torch.optim.Optimizer, mode: Mode, **calls: Callable
+    network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, **calls: Callable
 ) -> TrainStep:
-    """As the loops of both stages make it, but that stage 2, too, takes the mode's precision,
-    compiled network and (in `stage2`) layout: where its script sets them otherwise, do so here."""
-    device = next(network.parameters()).device
-    forward = for_processes(Logits(network, CLASSES), device, uses_all=True, compiled=mode.compile)
-    shared = {"network": network, "optimizer": optimizer, "classes": CLASSES}
-    return TrainStep(forward, **shared, options=Options(amp=mode.amp), **calls)
+    """As both stages make theirs."""
+    device, logits = next(network.parameters()).device, Logits(network, CLASSES)
+    forward = for_processes(logits, device, uses_all=True, compiled=recipe.compile)
+    shared = {"network": network, "optimizer": optimizer, "classes": CLASSES, "recipe": recipe}
+    return TrainStep(forward, **shared, **calls)
 
 
-def stage1(work: Work, mode: Mode) -> TrainStep:
-    network = lay_out(work.network(), work.device, channels_last=mode.channels_last)
-    return make_step(network, sgd(network), mode)
+def stage1(work: Work, recipe: Recipe) -> TrainStep:
+    network = laid_out(work, recipe)
+    return make_step(network, sgd(network), recipe)
 
 
-def stage2(work: Work, mode: Mode) -> TrainStep:
-    network = lay_out(work.network(), work.device, channels_last=mode.channels_last)
+def stage2(work: Work, recipe: Recipe) -> TrainStep:
+    network = laid_out(work, recipe)
     names = ternarized_names(network, family="micronet")
     ternarizer = Ternarizer(network, names, initial_scale=0.45, gamma=0.15)
     optimizer = make_optimizer(network, ternarizer, lr=1e-4, lr2=1e-5, weight_decay=5e-6)
     calls = {"prepare": ternarizer.prepare_step, "finish": ternarizer.finish_step}
-    return make_step(network, optimizer, mode, **calls)
+    return make_step(network, optimizer, recipe, **calls)
 
 
 def sgd(network: nn.Module) -> torch.optim.SGD:
@@ -193,7 +199,7 @@ def measure_mode(work: Work, mode: Mode) -> Iterator[dict]:
     batch = next(loader.epoch(0))
     for stage, (make, optimizer_of) in STAGES.items():
         before = torch.cuda.memory_allocated() if gpu else 0
-        step = make(work, mode)
+        step = make(work, mode.recipe)
         plain = plain or step  # the first stage's network is the bare one of both
         loop = partial(one_epoch, step, loader)
         loop()  # compiles, and tries algorithms in memory of their own
@@ -202,7 +208,9 @@ def measure_mode(work: Work, mode: Mode) -> Iterator[dict]:
             waited = waits(loop) / work.batches
             peak = torch.cuda.max_memory_allocated() - before
         forward = plain.forward if mode.compile else plain.network
-        bare = bare_steps(forward, optimizer_of(plain.network), batch, work.batches, mode.amp)
+        bare = bare_steps(
+            forward, optimizer_of(plain.network), batch, work.batches, mode.recipe.amp
+        )
         slow, fast, share = paired((loop, bare), device=work.device, pairs=work.pairs)
         images = work.batch * work.batches
         speeds = {"bare_images_per_second": images / fast, "loop_images_per_second": images / slow}
@@ -216,15 +224,15 @@ def one_epoch(step: TrainStep, loader: CachedLoader) -> None:
     train_epoch(step, loader, Progress({}), seed=0, epoch=0, label="")
 
 
-def ec2t_over_adam(work: Work) -> Iterator[dict]:
-    """What EC2T adds to a step."""
+def added_to_a_step(work: Work) -> Iterator[dict]:
+    """What EC2T adds to a plain step, and a teacher to its own forward pass."""
     repeats = 10 if work.device.type == "cuda" else 1
-    for model, classes, batch in work.cases:
+    for (model, classes, batch), pair in itertools.product(work.cases, ec2t_step.PAIRS):
         where = (model, classes, batch, work.device)
-        steps = tuple(ec2t_step.make_step(*where, ec2t=ec2t) for ec2t in (False, True))
+        steps = tuple(ec2t_step.make_step(*where, kind) for kind in pair)
         *_, quartiles = paired(steps, device=work.device, pairs=work.pairs, repeats=repeats)
-        what = f"EC2T step / Adam step, {model}, batch {batch}"
-        yield {"what": what, "ratio": quartiles, "at_most": MOST_EC2T}
+        what = f"step of {model}, batch {batch}: {pair[1]} / {pair[0]}"
+        yield {"what": what, "ratio": quartiles, "at_most": MOST[pair[1]]}
 
 
 def augmentation(work: Work) -> Iterator[dict]:
@@ -283,7 +291,7 @@ def label(row: dict) -> str:
 def measure(work: Work, *, compiled: bool, limit: float) -> Measured:
     """All that `limit` seconds allow."""
     measured, start, longest = Measured(), time.monotonic(), 0.0
-    for part in (ec2t_over_adam, augmentation, one_process):
+    for part in (added_to_a_step, augmentation, one_process):
         measured.figures += part(work)
     for mode in modes(work.device, compiled):
         began = time.monotonic()

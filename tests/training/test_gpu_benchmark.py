@@ -25,15 +25,16 @@ def test_a_tiny_run_writes_its_tables(tmp_path, capsys):
     precisions, layouts = ("fp32", "bf16"), (False, True)
     assert keys == [(s, p, c, False) for p in precisions for c in layouts for s in (1, 2)]
     assert_sound(found["modes"])
-    ec2t, augmented, ddp = found["figures"]
-    assert all(math.isfinite(v) for v in ec2t["ratio"] + ddp["ratio"])
+    ec2t, distilled, augmented, ddp = found["figures"]
+    assert all(math.isfinite(v) for row in (ec2t, distilled, ddp) for v in row["ratio"])
+    assert [row["at_most"] for row in (ec2t, distilled)] == [1.05, 1.03]
     assert augmented["images_per_second"] > 0 and "gloo" in ddp["what"]
     missing = ["tf32", "waits for the device", "peak memory", "DDP over nccl", "compiled steps"]
     assert [line.partition(":")[0] for line in found["not_measured"]] == missing
     assert all(f"* not measured: {line}" in shown for line in found["not_measured"])
     assert found["environment"]["versions"]["torch"] in torch.__version__
     lines = [line for line in shown.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + len(keys) + 2 + 3
+    assert len(lines) == 2 + len(keys) + 2 + 4
     assert {line.count("|") for line in lines} == {10, 3}  # columns of the two tables
     assert not torch.distributed.is_initialized()
 
@@ -41,7 +42,7 @@ def test_a_tiny_run_writes_its_tables(tmp_path, capsys):
 def test_what_no_time_is_left_for_is_named():
     work = gpu.make_work(torch.device("cpu"), None)
     measured = gpu.measure(work, compiled=True, limit=0)
-    assert not measured.modes and len(measured.figures) == 3
+    assert not measured.modes and len(measured.figures) == 4
     left_out = [line for line in measured.not_measured if "no time" in line]
     assert len(left_out) == 8 and "bf16, channels last, compiled: no time was left" in left_out
 
