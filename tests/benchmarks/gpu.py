@@ -1,6 +1,7 @@
 """What a GPU makes of both training stages, as a table for docs/benchmarks.md: images a second of
 the training loop beside the bare step, in each precision, with channels last and compiled; waits
-for the device; peak memory; what EC2T adds to a step; augmentation; DDP over NCCL in one process.
+for the device; peak memory; what EC2T and a teacher add to a step; augmentation; DDP over NCCL in
+one process.
 
     python tests/benchmarks/gpu.py --json gpu.json     # at most 9 minutes
     python tests/benchmarks/gpu.py --no-cuda           # the same code on a CPU, tiny
@@ -100,8 +101,8 @@ class Work:
 
 
 def make_work(device: torch.device, batch: int | None) -> Work:
-    """The thesis' width and a seventh of its depth, which takes a tenth of the time to compile; on
-    a CPU as little as shows that all of it works."""
+    """The thesis' width and an eighth of its depth, so that there is time to compile it; on a CPU as
+    little as shows that all of it works."""
     if device.type == "cuda":
         return Work(device, 0.4, 1.9, batch or 256, 30, 5, tuple(ec2t_step.GPU_CASES))
     return Work(device, 0.14, 0.5, batch or 8, 2, 3, (("resnet20", 10, 4),))
@@ -123,7 +124,7 @@ def laid_out(work: Work, recipe: Recipe) -> nn.Module:
 def make_step(
     network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, **calls: Callable
 ) -> TrainStep:
-    """As both stages make theirs."""
+    """As the two stages make theirs."""
     device, logits = next(network.parameters()).device, Logits(network, CLASSES)
     forward = for_processes(logits, device, uses_all=True, compiled=recipe.compile)
     shared = {"network": network, "optimizer": optimizer, "classes": CLASSES, "recipe": recipe}
@@ -152,10 +153,8 @@ def adam(network: nn.Module) -> torch.optim.Adam:
     return torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
 
 
-STAGES = {
-    1: (stage1, sgd),
-    2: (stage2, adam),
-}  # the step of the loop, the optimizer of the bare one
+# the step of the loop, the optimizer of the bare one
+STAGES = {1: (stage1, sgd), 2: (stage2, adam)}
 
 
 def bare_steps(
