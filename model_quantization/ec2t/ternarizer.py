@@ -65,7 +65,7 @@ class Ternarizer:
             self.centroids.fill_(1)
         if self.kmeans:
             self.layers.kmeans()
-        self._assign()
+        self.finish_step()
 
     def _require(self, names: list[str]) -> None:
         """ValueError for what cannot be quantized."""

@@ -101,8 +101,8 @@ class Work:
 
 
 def make_work(device: torch.device, batch: int | None) -> Work:
-    """The thesis' width and an eighth of its depth, so that there is time to compile it; on a CPU as
-    little as shows that all of it works."""
+    """The thesis' width and an eighth of its depth, so that there is time to compile it; on a CPU
+    as little as shows that all of it works."""
     if device.type == "cuda":
         return Work(device, 0.4, 1.9, batch or 256, 30, 5, tuple(ec2t_step.GPU_CASES))
     return Work(device, 0.14, 0.5, batch or 8, 2, 3, (("resnet20", 10, 4),))

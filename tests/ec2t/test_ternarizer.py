@@ -73,6 +73,11 @@ def test_groups_hold_every_trained_parameter_once():
 def test_gradients_of_one_step_do_not_reach_the_next():
     """The optimizer's zero_grad does not know the network's ternary weights."""
     network, ternarizer, optimizer = make()
+    network(batch(9)[0]).sum().backward()  # of another loop, before the network becomes ternary
+    assert all(weight.grad.any() for weight in ternarizer.weights)
+    Ternarizer(network, ternarizer.names, initial_scale=0.4, gamma=0.2)
+    assert all(weight.grad is None for weight in ternarizer.weights)
+    network, ternarizer, optimizer = make()
     other, other_ternarizer, other_optimizer = make()
     for step in range(3):
         loop(network, ternarizer, optimizer, [step])
