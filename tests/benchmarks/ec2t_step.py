@@ -36,14 +36,13 @@ def make_step(model: str, classes: int, batch: int, device: torch.device, kind: 
     network = build(default_spec(model, classes)).to(device)
     images = torch.randn(batch, 3, 32, 32, device=device)
     labels = torch.randint(0, classes, (batch,), device=device)
-    ternarizer, parameters = None, list(network.parameters())
+    ternarizer, parameters = None, network.parameters()
     teacher = Teacher(build(default_spec(model, classes)), *WHOLE, torch.arange(classes)).to(device)
     distillation = Distillation(teacher, 0.5, 4.0)
     if kind != "plain":
         names = ternarized_names(network, family=table_row(model).family)
         ternarizer = Ternarizer(network, names, initial_scale=0.45, gamma=0.15)
-        others = [p for p in parameters if p not in set(ternarizer.weights)]
-        parameters = [ternarizer.latent, ternarizer.centroids, *others]
+        parameters = ternarizer.parameter_groups(lr=1e-4, centroid_lr=1e-4)
     optimizer = torch.optim.Adam(parameters, lr=1e-4)
 
     def step() -> None:
