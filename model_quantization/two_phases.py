@@ -66,16 +66,10 @@ class Quantizing:
 
 
 def make_optimizer(
-    network: nn.Module, ternarizer: Ternarizer, *, lr: float, lr2: float, weight_decay: float
+    ternarizer: Ternarizer, *, lr: float, lr2: float, weight_decay: float
 ) -> torch.optim.Adam:
     """Adam with three groups: latents, centroids, and all other parameters."""
-    quantized = set(ternarizer.weights)
-    others = [p for p in network.parameters() if p not in quantized and p.requires_grad]
-    groups = [
-        {"params": [ternarizer.latent], "lr": lr},
-        {"params": [ternarizer.centroids], "lr": lr2},
-        {"params": others, "lr": lr, "weight_decay": weight_decay},
-    ]
+    groups = ternarizer.parameter_groups(lr=lr, centroid_lr=lr2, weight_decay=weight_decay)
     return torch.optim.Adam(groups, fused=True)
 
 
@@ -157,7 +151,7 @@ class Quantization:
         settings, ternarizer = self.settings, self.ternarizer
         self.phase, self.epochs = phase, epochs
         rates = {"lr": settings.lr, "lr2": settings.lr2, "weight_decay": settings.weight_decay}
-        optimizer = make_optimizer(self.network, ternarizer, **rates)
+        optimizer = make_optimizer(ternarizer, **rates)
         step = TrainStep(self.forward, network=self.network, optimizer=optimizer,
                          classes=self.data.classes, recipe=settings.recipe,
                          prepare=ternarizer.prepare_step, finish=self.finish_step,

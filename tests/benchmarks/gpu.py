@@ -140,7 +140,7 @@ def stage2(work: Work, recipe: Recipe) -> TrainStep:
     network = laid_out(work, recipe)
     names = ternarized_names(network, family="micronet")
     ternarizer = Ternarizer(network, names, initial_scale=0.45, gamma=0.15)
-    optimizer = make_optimizer(network, ternarizer, lr=1e-4, lr2=1e-5, weight_decay=5e-6)
+    optimizer = make_optimizer(ternarizer, lr=1e-4, lr2=1e-5, weight_decay=5e-6)
     calls = {"prepare": ternarizer.prepare_step, "finish": ternarizer.finish_step}
     return make_step(network, optimizer, recipe, **calls)
 

@@ -305,7 +305,7 @@ def agree(rank, folder):
     names = ternarized_names(network, family="micronet")
     ternarizer = Ternarizer(network, names, initial_scale=0.3, gamma=0.15)
     first = torch.cat([c.flatten() for c in ternarizer.codes()])
-    optimizer = make_optimizer(network, ternarizer, lr=1e-3, lr2=1e-4, weight_decay=0.0)
+    optimizer = make_optimizer(ternarizer, lr=1e-3, lr2=1e-4, weight_decay=0.0)
     step = TrainStep(for_processes(network, device), network=network, optimizer=optimizer,
                      classes=10, prepare=ternarizer.prepare_step,
                      finish=ternarizer.finish_step)  # fmt: skip
