@@ -116,7 +116,7 @@ def encode(layers: Sequence[StaticLayer], codes: Sequence[Array]) -> list[bytes]
     for symbols, active in zip(lanes.symbols[::-1], lanes.active[::-1].tolist(), strict=True):
         x, at = states[:active], lanes.table[:active] + symbols[:active]
         frequency = lanes.frequency.take(at)
-        full = np.flatnonzero(x >> 16 >= frequency)
+        (full,) = (x >> 16 >= frequency).nonzero()
         word = x.take(full)
         words.append(word.astype(np.uint16))
         owners.append(lanes.owner.take(full))
@@ -148,7 +148,7 @@ def _run(lanes: _Lanes, states: Array, words: Array, ends: Array) -> None:
         x >>= 16
         x *= lanes.frequency.take(at)
         x += slot - lanes.start.take(at)
-        empty = np.flatnonzero(x < LOWEST)
+        (empty,) = (x < LOWEST).nonzero()
         owner = lanes.owner.take(empty)
         taken = np.bincount(owner, minlength=len(ends))
         # the next words of each layer, in the order of its lanes
