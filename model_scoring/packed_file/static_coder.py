@@ -18,6 +18,7 @@ from model_scoring.packed_file.rans_coder import LOWEST, MASK
 Array = np.ndarray
 LANE = 16384  # weights of a lane at least, if there are as many. Each costs 4 bytes, few time
 GROUP, MOST_SYMBOLS = 3, 64  # with more symbols, those that are hardly possible cost too much
+TOGETHER = 256  # layers that are decoded at once: each takes 128 KiB on the way
 # a share s is recorded as -16 log2(s): what 0 ... 255 stand for, in 1/65536
 SHARES = np.searchsorted(LOG2, 4096 - 16 * np.arange(256))
 
@@ -95,7 +96,7 @@ class _Lanes:
         self.start = np.concatenate([c[:-1] for c in cuts]).astype(np.uint32)
         self.frequency = np.concatenate([np.diff(c) for c in cuts]).astype(np.uint32)
         steps = np.array([layer.steps for layer in self.layers])
-        self.active = (steps[:, None] > np.arange(steps.max())).T @ lanes
+        self.active = len(self.owner) - np.bincount(steps.repeat(lanes)).cumsum()[:-1]
         self.symbols = np.zeros((steps.max(), len(self.owner)), dtype=np.uint16)
 
     def columns(self, i: int) -> Array:
@@ -161,9 +162,12 @@ def _run(lanes: _Lanes, states: Array, words: Array, ends: Array) -> None:
 
 def decode(layers: Sequence[StaticLayer], parts: Sequence[bytes]) -> list[Array]:
     """The flat codes of each layer. Raises CheckpointError if the bytes are damaged, and before it
-    takes memory for more than LANE / 4 weights a byte."""
+    takes memory for more than LANE / 2 weights a byte."""
     if not layers:
         return []
+    if len(layers) > TOGETHER:
+        halves = slice(len(layers) // 2), slice(len(layers) // 2, None)
+        return [codes for half in halves for codes in decode(layers[half], parts[half])]
     if any(len(p) < 4 * n.lanes or len(p) % 2 for n, p in zip(layers, parts, strict=True)):
         raise CheckpointError("the entropy-coded part has an impossible length")
     lanes = _Lanes(layers)
