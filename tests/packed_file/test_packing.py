@@ -232,24 +232,24 @@ def test_static_layers_stay_as_they_are():
     assert (coded.static, len(coded.content), zlib.crc32(coded.content)) == (True, 2528, 1031556524)
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 8, 15, 16, 100, 255, 256])
-@pytest.mark.parametrize("offset", [-300, -100, 0, 1])
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 255, 256])
+@pytest.mark.parametrize("offset", [-300, -100, 0])
 def test_layers_of_up_to_256_values_come_back(count, offset):
     """All negative, of both signs, with and without zero; each in its entropy."""
     rng = np.random.default_rng(count)
     values = (np.arange(count) + offset).astype(np.float32) / 3
     shares = rng.random(count) ** 3 + 1e-3
-    w = rng.choice(values, (200, 40, 3, 3), p=shares / shares.sum())
+    w = rng.choice(values, (30, 8, 3, 3), p=shares / shares.sum())
     w.reshape(-1)[:count] = values
-    coded = pack_layers({"w": quantized(w)})["w"]
-    assert same_bits(round_trip({"w": w})["w"], w)
-    head = 10 + 5 * count + 4 * (w.size // static_coder.LANE)
-    assert len(coded.content) <= 1.01 * entropy_bytes(w) + head
+    packed = pack_layers({"w": quantized(w)})
+    assert same_bits(unpack_layers(packed, {"w": w.shape})["w"].weights(), w)
+    assert len(packed["w"].content) <= 1.01 * entropy_bytes(w) + 5 * count + 10
 
 
-def test_static_coder_takes_the_entropy_of_the_frequencies():
-    """Against -log2 of the products of single frequencies; layers of all sizes together and alone
-    give the same bytes."""
+def test_static_coder_takes_the_entropy(monkeypatch):
+    """Layers of all sizes, together and alone give the same bytes."""
+    monkeypatch.setattr(static_coder, "LANE", 500)
+    monkeypatch.setattr(static_coder, "TOGETHER", 10)
     rng = np.random.default_rng(11)
     layers, codes, bits = [], [], []
     for size in (0, 1, 2, 100, static_coder.LANE, 3 * static_coder.LANE + 7):
@@ -557,7 +557,8 @@ def test_nothing_large_is_built_to_see_that_it_is_not_in_the_file(tmp_path, monk
         assert_one_line(error.value)
 
 
-def test_codes_where_none_can_be(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [format.ADAPTIVE, format.STATIC])
+def test_codes_where_none_can_be(tmp_path, monkeypatch, kind):
     network, spec = random_network(13)
     state = network.state_dict()
     some = next(name for name, t in state.items() if t.dim() == 1)
@@ -565,8 +566,11 @@ def test_codes_where_none_can_be(tmp_path, monkeypatch):
     monkeypatch.setattr(
         format,
         "_table",
-        lambda names, sections, layers: table(
-            names, {some: b"", **sections} if names[0] == some else sections, {*layers, some}
+        lambda names, sections, kinds, count: table(
+            names,
+            {some: b"", **sections} if names[0] == some else sections,
+            {**kinds, some: kind},
+            count,
         ),
     )
     monkeypatch.setattr(format, "ALONE", 1)
@@ -579,12 +583,11 @@ def test_codes_where_none_can_be(tmp_path, monkeypatch):
 @pytest.mark.parametrize("structure", [False, True])
 def test_crafted_layers_are_errors(structure):
     rng = np.random.default_rng(8)
-    w = draw(rng, (32, 80, 3, 3), 2, 0.6)
-    w[:, :60] *= not structure
+    w = draw(rng, (16, 16, 3, 3), 2, 0.6)
+    w[:, :12] *= not structure
     coded = pack_layers({"w": quantized(w)})["w"]
     assert coded.static != structure
-    head = range(30)
-    for at in [*head, *rng.integers(0, len(coded.content), 10).tolist()]:
+    for at in [*range(16), *rng.integers(16, len(coded.content), 4).tolist()]:
         damaged = bytearray(coded.content)
         damaged[at] ^= 1 << int(rng.integers(0, 8))
         try:
