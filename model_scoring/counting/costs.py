@@ -38,6 +38,9 @@ PER_ELEMENT = {
     "batchnorm": (1, 1),  # with scale or shift from the image
     "add": (0, 1),  # residual sums
     "sign": (0, 0),  # part of the next operation
+    "round": (1, 0),  # as a comparison
+    "quantize": (5, 0),  # scale, rounding, two bounds, product with the step
+    "straight_through": (0, 0),  # for gradients only
     "scale": (1, 0),  # squeeze-and-excitation product
 }
 # the same for outputs made of n elements each
