@@ -27,6 +27,11 @@ class Weights:
         return self.high is not None
 
     @property
+    def coded(self) -> bool:
+        """Whether codes of few bits are stored for them, which no other scale can be part of."""
+        return self.ternary or self.bits is not None
+
+    @property
     def filters(self) -> int:
         """Their number, in all groups."""
         return self.counts.shape[:2].numel()
