@@ -48,7 +48,7 @@ def hull(parts: Iterable[Numbers]) -> Numbers:
 def _round(x: Numbers, step: float, how: Callable[[float], int]) -> Numbers:
     """To multiples of a step; where float32 may round a half either way, the farther one."""
     ends = ((x.low, -1e-4), (x.high, 1e-4))
-    low, high = (e if math.isinf(e) else step * how(e / step + more) for e, more in ends)
+    low, high = (step * how(e / step + m) if e and math.isfinite(e) else e for e, m in ends)
     return Numbers(low, high, step)
 
 
