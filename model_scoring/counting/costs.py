@@ -138,7 +138,7 @@ def layer(record: Record, live: Live, context: Context, *, whole: bool) -> Count
         wanted = live.kept[..., None].expand(parts.shape).reshape(record.weight.shape)
         new = stored.new(record.weight, wanted).reshape(parts.shape)
         n, z, rows = int(new.sum()), int((new & (parts != 0)).sum()), int(new.any(3).any(2).sum())
-    settings, bits = context.settings, None if weights.ternary else weights.bits
+    settings, bits = context.settings, 0 if weights.ternary else weights.bits or 0
     options = {"ternary": weights.ternary, "settings": settings, "whole": whole, "bits": bits}
     name, params = cheapest(n, z, rows, **options)
     if n and bits:

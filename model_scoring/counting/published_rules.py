@@ -130,10 +130,9 @@ def linear(i: int, record: Record, structure: Structure) -> Count:
     bias, more, rows = record.bias is not None, record.extra, costs.positions(record)
     count, settings = _stored(i, record, structure, bias=bias), structure.settings
     others = costs.stored_values(record, None, structure.stored)
-    sums, plain = NO_SUMS, max(count.nonzeros - count.live_out, 0)
-    if record.weights.bits and not record.ternary and count.live_out:
-        whole = _sums(count.nonzeros / count.live_out, record, settings)
-        sums, plain = (sums, plain) if whole is None else (whole.times(count.live_out), 0)
+    sums = None if record.ternary else _sums(count.nonzeros / count.live_out, record, settings)
+    plain = max(count.nonzeros - count.live_out, 0) if sums is None else 0
+    sums = (sums or NO_SUMS).times(count.live_out)
     adds = plain + (bias + more[1]) * count.live_out
     mults = count.nonzeros * factor_bits(record, record.weights, settings) / settings.mul_bits
     mults += more[0] * count.live_out

@@ -25,10 +25,8 @@ class Settings:
 
     def operations(self, adds: float, mults: float, bits: int | None = None) -> dict[str, float]:
         """In units of 32-bit operations; `bits` of the factors, if they are of another width."""
-        return {
-            "adds": adds * self.add_bits / WORD,
-            "mults": mults * (bits or self.mul_bits) / WORD,
-        }
+        bits = bits or self.mul_bits
+        return {"adds": adds * self.add_bits / WORD, "mults": mults * bits / WORD}
 
 
 # the reference network of the score, for data sets that have one whatever the size of the images

@@ -103,10 +103,8 @@ def _by_value(sides: list[Tensor], bits: tuple[int, int]) -> Work:
     so many operands for each filter, a product each, and additions of the products. With w_n = -w_p
     one sum of differences and one product do. `bits` as in `summed_bits`."""
     mults = float(sum((side > 0).sum() for side in sides))
-    filled = torch.stack(sides).count_nonzero(0)
-    return Work(
-        Sums.of(_sizes(torch.cat(sides)), *bits), float((filled - 1).clamp(min=0).sum()), mults
-    )
+    joined = (torch.stack(sides).count_nonzero(0) - 1).clamp(min=0)
+    return Work(Sums.of(_sizes(torch.cat(sides)), *bits), float(joined.sum()), mults)
 
 
 def _work(record: Record, live: Live, settings: Settings) -> Work:

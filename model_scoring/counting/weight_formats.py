@@ -25,18 +25,11 @@ def ternary_bits(n: int, z: int, rows: int, bits: int, formats: bool) -> list[tu
 
 
 def cheapest(
-    n: int,
-    z: int,
-    rows: int,
-    *,
-    ternary: bool,
-    settings: Settings,
-    whole: bool,
-    bits: int | None = None,
+    n: int, z: int, rows: int, *, ternary: bool, settings: Settings, whole: bool, bits: int = 0
 ) -> tuple[str, float]:
     """Name of the cheapest format and its parameters of 32 bits. `whole`, as the published tables:
     ternary ones are rounded up to whole parameters before the comparison, and a single zero already
-    asks for a mask. `bits` of whole numbers; None: values as the settings have them."""
+    asks for a mask. `bits` of whole numbers; 0: values as the settings have them."""
     if n == 0:
         return "none", 0.0
     bits = bits or settings.value_bits

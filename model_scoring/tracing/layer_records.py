@@ -42,10 +42,8 @@ def _weighted(call: Call, layer: _Layer) -> tuple[Fields, Channels]:
     """Fields of its record, and the channels (c_out,) that it makes."""
     labels, weight, groups, seen = call.labels, layer.weight, layer.groups, layer.seen
     bits, steps = integers(weight, layer.step)
-    weights, inputs = (
-        replace(examine(weight, groups), bits=bits, steps=steps),
-        groups * weight.shape[1],
-    )
+    weights = replace(examine(weight, groups), bits=bits, steps=steps)
+    inputs = groups * weight.shape[1]
     depthwise = seen is not None and 1 < groups == inputs == len(weight)
     if seen is None:  # channels in another dimension
         labels.pin(layer.image.channels)

@@ -29,9 +29,10 @@ def given(call: Call, name: str) -> Numbers:
         return Numbers(float(number), float(number)) if isinstance(number, int | float) else ANY
     if tag.from_image:
         return tag.numbers
-    if tag.value is None or not tag.value.numel() or bool(tag.value.isnan().any()):
+    if tag.value is None or tag.value.is_complex() or not tag.value.numel():
         return ANY
-    return Numbers(*map(float, tag.value.aminmax()))
+    low, high = map(float, tag.value.aminmax())
+    return ANY if math.isnan(low) else Numbers(low, high)
 
 
 def hull(parts: Iterable[Numbers]) -> Numbers:
@@ -47,9 +48,8 @@ def hull(parts: Iterable[Numbers]) -> Numbers:
 
 def _round(x: Numbers, step: float, how: Callable[[float], int]) -> Numbers:
     """To multiples of a step; where float32 may round a half either way, the farther one."""
-    ends = ((x.low, -1e-4), (x.high, 1e-4))
-    low, high = (step * how(e / step + m) if e and math.isfinite(e) else e for e, m in ends)
-    return Numbers(low, high, step)
+    ends = ((x.low / step, -1e-4), (x.high / step, 1e-4))
+    return Numbers(*(step * how(e + m) if e and math.isfinite(e) else e for e, m in ends), step)
 
 
 def _rounded(call: Call) -> Numbers:
@@ -61,7 +61,7 @@ def _cast(call: Call) -> Numbers:
     x, dtype = given(call, "self"), call.outputs[0].dtype
     if dtype == torch.bool:
         return TRUTH
-    return x if dtype.is_floating_point else _round(x, 1.0, math.trunc)
+    return x if dtype.is_floating_point or dtype.is_complex else _round(x, 1.0, math.trunc)
 
 
 def larger(x: Numbers, y: Numbers) -> Numbers:
@@ -229,6 +229,9 @@ RULES: dict[str, Callable[[Call], Numbers]] = {
     "div": _quotient,
     "where": _chosen,
     "masked_fill": lambda call: hull([given(call, "self"), given(call, "value")]),
+    "constant_pad_nd": lambda call: hull(
+        [given(call, "self"), given(call, "value") if call.arguments.get("value") else ZERO]
+    ),
     "fill": lambda call: given(call, "value"),
     "copy": lambda call: given(call, "src"),
     "_to_copy": _cast,
@@ -261,12 +264,9 @@ def fields(call: Call, kind: str, extra: tuple[float, float], result: Numbers) -
     """What a record says of quantization, given the numbers of its result."""
     operands = [tag.numbers for tag in call.tags if tag.from_image]
     bits, spared = [numbers.bits for numbers in operands], needless(call)
-    known = None not in bits
-    found = {
-        "activation_bits": max(bits) if known else None,
-        "dequantizes": kind == "quantize"
-        or (kind == "scale" and known and result.bits is not None),
-    }
+    bits = None if None in bits else max(bits)
+    scaled = kind == "scale" and None not in (bits, result.bits)
+    found = {"activation_bits": bits, "dequantizes": scaled or kind == "quantize"}
     if kind == "quantize" or any(numbers.step for numbers in operands):
         found["extra"] = extra[0] - spared, extra[1]
     else:
@@ -293,7 +293,7 @@ def settle(trace: Trace) -> None:
         record = records[i]
         if record.operation in ("sub", "rsub") and found(i) == {STRAIGHT_THROUGH}:
             records[i] = record = replace(record, kind=STRAIGHT_THROUGH)
-        saved = record.needless if "round" in found(i, "scale") else 0
+        saved = record.needless and record.needless * ("round" in found(i, "scale"))
         read_by = found(i, STRAIGHT_THROUGH, "maxpool") if record.dequantizes else ()
         saved += bool(read_by) and read_by <= {"conv", "linear"}
         if saved:

@@ -196,23 +196,20 @@ class Recorder(TorchDispatchMode):
             own = channels[0].within(call.shapes[0]) if channels else None
             if own and ("weight" in special or "state" in special):
                 own = own.map(torch.flatten)
-            fields = (
-                {
-                    "kind": kind,
-                    "operation": call.name,
-                    "in_shape": call.in_shapes[0],
-                    "out_shape": call.shapes[0] if call.shapes else (),
-                    "inputs": tuple(sorted(producers)),
-                    "parameters": tuple(sorted(call.parameters)),
-                    "stores": tuple(t for tag in _counted(call) for t in tag.stores),
-                    "labels": own and own.labels,
-                    "constants": own and own.constants,
-                    "window": window(call, kind),
-                    "extra": extra,
-                }
-                | number_ranges.fields(call, kind, extra, numbers)
-                | special
-            )
+            fields = {
+                "kind": kind,
+                "operation": call.name,
+                "in_shape": call.in_shapes[0],
+                "out_shape": call.shapes[0] if call.shapes else (),
+                "inputs": tuple(sorted(producers)),
+                "parameters": tuple(sorted(call.parameters)),
+                "stores": tuple(t for tag in _counted(call) for t in tag.stores),
+                "labels": own and own.labels,
+                "constants": own and own.constants,
+                "window": window(call, kind),
+                "extra": extra,
+            }
+            fields |= number_ranges.fields(call, kind, extra, numbers) | special
             producers = frozenset({len(self.records)})
             weight = fields.get("weight")
             at = None if weight is None else place(weight)
@@ -224,6 +221,7 @@ class Recorder(TorchDispatchMode):
             tag = Tag(producers=producers, channels=known, selects=selects, numbers=numbers,
                       writes=self.writes, **number_ranges.identity(call))  # fmt: skip
             self._put(output, call, tag)
+            numbers = numbers if kind is None else number_ranges.ANY  # what is no copy: indices
 
     def _note_copies(self, call: Call) -> None:
         """Stored values that join an image without arithmetic are stored all the same."""

@@ -115,7 +115,7 @@ def worst(layer: nn.Conv2d, low: int, high: int, sign: int) -> Tensor:
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_against_every_output_element(kind, bits, signed):
     values, how = WEIGHTS[kind]
-    for seed, shape in enumerate(SHAPES):
+    for seed, shape in enumerate(SHAPES if bits == 4 else SHAPES[:2]):
         layer = nn.Conv2d(4, 6, bias=False, **shape)
         layer.weight.data = random_weights(layer.weight.shape, values, seed)
         layer.weight.data[:, 0, 0, 0] = values[-1]  # no input and no filter is dead

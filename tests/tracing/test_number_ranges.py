@@ -1,5 +1,7 @@
 """Quantizers of any origin: the bits that a trace finds, and what they cost."""
 
+import random
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from model_compound_scaling.networks.quantizers import ActivationQuantizer
 from model_scoring.counting.scoring import score
 from model_scoring.counting.settings import Settings
 from model_scoring.tracing.forward_pass import trace
+from model_scoring.tracing.operation_record import tag_of
 
 FP32 = Settings(32, 32, 32, tree_adder=False)
 N = 4 * 64  # elements of what is quantized
@@ -259,3 +262,71 @@ def test_dead_channels_go_on_through_quantizers():
     network[0].weight.data[1] = 0
     result = score(network.eval(), (3, 8, 8))
     assert [c.live_in for c in result.counts["strict"] if c.weights] == [3, 3]
+
+
+STEPS = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "clamp": lambda x: x.clamp(-1.3, 2.1),
+    "upper": lambda x: x.clamp(max=0.9),
+    "grid": lambda x: torch.round(x * 3) / 3,
+    "round": torch.round,
+    "floor": lambda x: torch.floor(x / 0.4) * 0.4,
+    "fake": lambda x: torch.fake_quantize_per_tensor_affine(x, 0.2, 2, 0, 15),
+    "scale": lambda x: x * -0.7,
+    "channels": lambda x: x * torch.tensor([1.0, -0.5, 2.0, 0.25]).reshape(4, 1, 1),
+    "shift": lambda x: 0.8 - x,
+    "square": lambda x: x * x,
+    "mask": lambda x: x * (x > 0.2),
+    "where": lambda x: torch.where(x < -0.5, torch.tensor(-0.5), x),
+    "other where": lambda x: torch.where(x > 0.5, x, 0.1),
+    "pool": lambda x: F.max_pool2d(x, 3, 1, 1),
+    "average": lambda x: F.avg_pool2d(x, 3, 1, 1),
+    "pad": lambda x: F.pad(x[..., 1:], (1, 0), value=0.4),
+    "join": lambda x: torch.cat([x[:, 2:], F.relu(x[:, :2])], 1),
+    "join two": lambda x: torch.cat([x[:, 2:], torch.round(x[:, :2].clamp(0, 2) * 2) / 2], 1),
+    "sum": lambda x: x + F.relu(x),
+    "sigmoid": torch.sigmoid,
+    "sign": torch.sign,
+    "cast": lambda x: x.int().float(),
+    "estimator": lambda x: x + (torch.round(x.clamp(-2, 2) * 2) / 2 - x).detach(),
+    "half estimator": lambda x: x + (torch.sigmoid(x) - x),
+    "largest": lambda x: torch.maximum(x, x.flip(1)),
+    "smallest": lambda x: torch.minimum(x, torch.tensor(0.6)),
+    "division": lambda x: x.div(0.3, rounding_mode="floor"),
+    "in place": lambda x: x.clone().mul_(2).clamp_(0, 3),
+    "written": lambda x: torch.cat([x, x[:, :1].clone().fill_(0.7)], 1)[:, 1:],
+}
+
+
+class Chain(nn.Module):
+    """Some of these steps, one after the other; keeps what a trace knows of the result."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.names = random.Random(seed).choices(list(STEPS), k=5)
+
+    def forward(self, x):
+        for name in self.names:
+            x = STEPS[name](x)
+        self.known = tag_of(x).numbers
+        return x
+
+
+@pytest.mark.parametrize("first", range(0, 150, 50))
+def test_what_is_known_holds_for_random_chains(first):
+    known = 0
+    for seed in range(first, first + 50):
+        chain = Chain(seed)
+        trace(chain, (4, 6, 6))
+        numbers, names = chain.known, chain.names
+        torch.manual_seed(seed)
+        values = chain(torch.randn(8, 4, 6, 6) * torch.logspace(-1, 1, 8)[:, None, None, None])
+        assert numbers.low - 1e-4 <= values.min() and values.max() <= numbers.high + 1e-4, names
+        if numbers.step:
+            codes = values / numbers.step
+            assert (codes - codes.round()).abs().max() < 1e-3, names
+        if numbers.bits:
+            assert len(values.mul(1e4).round().unique()) <= 2 * 2**numbers.bits, names
+            known += 1
+    assert known > 8
