@@ -141,9 +141,14 @@ def layer(record: Record, live: Live, context: Context, *, whole: bool) -> Count
     settings, bits = context.settings, 0 if weights.ternary else weights.bits or 0
     options = {"ternary": weights.ternary, "settings": settings, "whole": whole, "bits": bits}
     name, params = cheapest(n, z, rows, **options)
-    if n and bits:
-        params += settings.parameters(min(weights.steps, rows))
     return replace(found, params=params, format=name if n or not found.weights else "shared")
+
+
+def own_steps(i: int, live: Live, context: Context) -> int:
+    """Steps of a layer's whole weights that no BatchNorm's scale takes: its sums are multiplied
+    with them."""
+    merged = live.weights.ternary or context.trace.batchnorm_after(i) is not None
+    return 0 if merged else min(live.weights.steps, live.rows)
 
 
 def with_widths(count: Count, record: Record, settings: Settings) -> Count:

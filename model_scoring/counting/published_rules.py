@@ -93,6 +93,7 @@ def _stored(i: int, record: Record, structure: Structure, *, bias: bool) -> Coun
     live = structure.live[i]
     count = costs.layer(record, live, structure, whole=True)
     new = int(structure.stored.new(record.bias, live.filters.flatten()).sum()) if bias else 0
+    new += costs.own_steps(i, live, structure) * (not record.shared)
     return replace(count, params=count.params + structure.settings.parameters(new))
 
 
@@ -109,6 +110,7 @@ def conv(i: int, record: Record, structure: Structure) -> Count:
     adds = (v - 1) * settings.add_bits / WORD if sums is None else sums.cost(settings)
     mults, more = 2 if ternary else v, record.extra  # more: for an operand that it adds
     mults *= factor_bits(record, record.weights, settings) / settings.mul_bits
+    mults += bool(costs.own_steps(i, structure.live[i], structure))
     return replace(
         count,
         adds=outputs * (adds + (bias + more[1]) * settings.add_bits / WORD),
@@ -135,7 +137,7 @@ def linear(i: int, record: Record, structure: Structure) -> Count:
     sums = (sums or NO_SUMS).times(count.live_out)
     adds = plain + (bias + more[1]) * count.live_out
     mults = count.nonzeros * factor_bits(record, record.weights, settings) / settings.mul_bits
-    mults += more[0] * count.live_out
+    mults += (more[0] + bool(costs.own_steps(i, structure.live[i], structure))) * count.live_out
     params, operations = settings.parameters(others), settings.operations(adds * rows, mults * rows)
     operations["adds"] += sums.cost(settings) * rows
     params += count.params

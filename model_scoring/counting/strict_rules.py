@@ -130,12 +130,12 @@ def layer(i: int, record: Record, network: Network) -> Count:
     count = costs.layer(record, live, network, whole=False)
     work = _work(record, live, settings)
     adds, mults = work.added(settings), work.mults
-    if live.weights.coded and not live.weights.ternary and network.trace.batchnorm_after(i) is None:
-        mults += live.rows  # with the step, unless it is part of a BatchNorm's scale
+    steps = costs.own_steps(i, live, network)
+    mults += live.rows * bool(steps)
     masks = sum(m.numel() for m in (live.inputs, live.filters) if not bool(m.all()))
     biases, made_of = _biases(i, record, network)
     stored = _stored_biases(biases, made_of, network) + _nonzero_constants(record.constants)
-    stored += costs.stored_values(record, None, network.stored)
+    stored += costs.stored_values(record, None, network.stored) + steps * (not record.shared)
     more, shared = record.extra, count.format == "shared"
     masks = masks / WORD if live.rows and not shared else 0.0
     adds, mults = adds + int(biases.sum()) + more[1] * live.rows, mults + more[0] * live.rows

@@ -228,6 +228,21 @@ def test_published_counts_by_widths_as_well():
     assert count.mults == 2 * 8 * 4 / 2
 
 
+@pytest.mark.parametrize("rules", ["published", "strict"])
+def test_a_batchnorm_takes_the_step_of_whole_weights(rules):
+    """One product an output either way; its scale is stored as codes leave no room for it."""
+    conv, norm = nn.Conv2d(4, 6, 1, bias=False), nn.BatchNorm2d(6)
+    settings = Settings(widths=(LayerWidths("0", 4, 8),))
+    alone, both = (
+        score(nn.Sequential(*layers).eval(), (4, 2, 2), settings=settings).counts[rules]
+        for layers in ([conv], [conv, norm])
+    )
+    assert alone[0].mults - both[0].mults == 24 / 2
+    assert (alone[0].params - both[0].params) * 2 == 1
+    if rules == "strict":
+        assert (both[1].params * 2, both[1].mults * 2, both[1].adds) == (6 + 6, 24, 24)
+
+
 def test_operations_on_whole_numbers_are_as_narrow_as_these():
     """Comparisons of 4-bit activations take 4 bits; their sums trees from 4 bits."""
     network = nn.Sequential(quantizer(4), nn.MaxPool2d(2), nn.AvgPool2d(4)).eval()
