@@ -211,6 +211,14 @@ def test_a_difference_that_is_used_otherwise_costs():
     assert cost(function)[1] == 2  # the difference and the last sum
 
 
+def test_another_difference_is_no_straight_through_estimator():
+    def function(net, x):
+        return x + (_lsq(net, x, 0, 3) - x.sigmoid())
+
+    assert bits_of(Net(function)) is None
+    assert cost(function)[1] == 1 + 2  # sigmoid's, the difference, the sum
+
+
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_weights_behind_fake_quantization_are_whole_numbers(per_channel):
     observer = MovingAveragePerChannelMinMaxObserver if per_channel else MovingAverageMinMaxObserver
