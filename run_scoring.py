@@ -44,9 +44,6 @@ SOURCES, SAVED_LAYERS = STAGE / "trained_t_models", STAGE / "saved_layers"
 FILE_FLAGS = ("json", "csv", "plot", "thin", "onnx", "export", "report")
 NEEDS = {"pt_sparse": "save", "export_precision": "export", "onnx_opset": "onnx", "top": "predict",
          "question": "report", "runs": "report"}  # fmt: skip
-PACKAGES = {"plot": ("install it with `pip install matplotlib`", "matplotlib"),
-            "onnx": ("pip install -r requirements-export.txt", *onnx_code_types.PACKAGES),
-            "report": ("pip install -r requirements-report.txt", "matplotlib")}  # fmt: skip
 FORMS = {"export": "packed file", "thin": "thin network", "onnx": "ONNX"}
 
 
@@ -113,7 +110,10 @@ def build_parser() -> Parser:
 
 def check(args: argparse.Namespace) -> list[Path]:
     """The output files that flags name. UserError for flags that contradict each other."""
-    for name, (fix, *packages) in PACKAGES.items():
+    fixes = {"plot": ("install it with `pip install matplotlib`", "matplotlib"),
+             "onnx": ("pip install -r requirements-export.txt", *onnx_code_types.PACKAGES),
+             "report": ("pip install -r requirements-report.txt", "matplotlib")}  # fmt: skip
+    for name, (fix, *packages) in fixes.items():
         if getattr(args, name):
             require_packages(f"--{name} needs", *packages, fix=fix)
     for name, needed in NEEDS.items():
