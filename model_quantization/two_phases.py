@@ -169,7 +169,10 @@ class Quantization:
             if "step" in state:
                 step.load_state_dict(state["step"])
         calls = {"prepare": self.prepare, "figures": self.figures, "content": self.content}
-        run_epochs(self.run, Phase(phase, epochs, settings.seed), step, self.data, **calls)
+        try:
+            run_epochs(self.run, Phase(phase, epochs, settings.seed), step, self.data, **calls)
+        finally:
+            self.step = None  # which calls us: a circle would hold the folder after an error
 
     def freeze(self) -> None:
         """Go back to the best ternary epoch, unless later ones are done, and keep its codes."""
