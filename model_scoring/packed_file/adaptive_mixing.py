@@ -84,8 +84,10 @@ class ContextCounts:
             pairs = (2 * self.at + bits).reshape(-1)
             pairs = pairs if where is None else pairs.take(where)
             table += COUNT * np.bincount(pairs, minlength=table.size).reshape(table.shape)
-        table >>= table.sum(1, keepdims=True) >= MOST
-        np.maximum(table, 1, out=table)
+        over = table[:, 0] + table[:, 1] >= MOST
+        if over.any():
+            table >>= over[:, None]
+            np.maximum(table, 1, out=table)
 
 
 class Mixer:

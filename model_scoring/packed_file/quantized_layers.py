@@ -31,7 +31,7 @@ NIBBLE = 15  # values that the context model takes at most, 0 not counted
 MOST_TAPS = 1024
 TOGETHER = 8192  # lanes coded side by side: more no longer fit the processor's cache
 WORTH = 0.005  # of a layer's entropy: what the context model has to save
-CHEAP = 16384  # weights that are better coded twice than judged
+CHEAP = 8192  # weights that are better coded twice than judged
 WEIGHTS_PER_BYTE = 40_000  # the coder's probabilities end at 1/4096: no layer gets smaller
 
 
