@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor, nn
 
+from data.batches import Replayed
 from model_quantization.ec2t.multilevel_layers import MultiLevelLayers
 from model_quantization.ec2t.ternary_layers import TernaryLayers
 
@@ -65,6 +66,7 @@ class Ternarizer:
             self.centroids.fill_(1)
         if self.kmeans:
             self.layers.kmeans()
+        self.replayed = Replayed(self._reassigned)
         self.finish_step()
 
     def _require(self, names: list[str]) -> None:
@@ -107,9 +109,24 @@ class Ternarizer:
     def _assign(self) -> None:
         if self.ttq_threshold is not None and not self.frozen:
             self.layers.reassign_ttq(self.ttq_threshold)
+        elif not self.frozen and self.latent.is_cuda and self.levels == 3:
+            gamma = torch.full((), self.gamma, device=self.latent.device, dtype=self.latent.dtype)
+            for name, value in zip(self.made, self.replayed(gamma), strict=True):
+                setattr(self.layers, name, value)
+            return
         elif not self.frozen:
             self.layers.reassign(self.gamma)
         self.layers.set_values()
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The layers' attributes that an assignment makes anew; it writes into all others."""
+        return (*self.layers.coded, "lam", "guarded")
+
+    def _reassigned(self, gamma: Tensor) -> tuple[Tensor, ...]:
+        self.layers.reassign(gamma)
+        self.layers.set_values()
+        return tuple(getattr(self.layers, name) for name in self.made)
 
     def finish_step(self) -> None:
         """After the optimizer's step: new codes, unless frozen, and the network's new weights."""
