@@ -176,8 +176,8 @@ def bare_steps(
     return run
 
 
-def waits(run: Callable[[], None]) -> int:
-    """How often the processor waited for the GPU, as far as PyTorch notices."""
+def waits(run: Callable[[], None]) -> list[str]:
+    """Where the processor waited for the GPU, each time, as far as PyTorch notices."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -185,7 +185,8 @@ def waits(run: Callable[[], None]) -> int:
             run()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum("called a synchronizing" in str(warning.message) for warning in said)
+    found = [warning for warning in said if "called a synchronizing" in str(warning.message)]
+    return [f"{Path(warning.filename).name}:{warning.lineno}" for warning in found]
 
 
 def measure_mode(work: Work, mode: Mode) -> Iterator[dict]:
@@ -194,7 +195,7 @@ def measure_mode(work: Work, mode: Mode) -> Iterator[dict]:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
     if mode.compile:
         torch.compiler.reset()  # else, after a few networks, it no longer compiles any
-    loader, plain, waited, peak = work.loader(), None, None, None
+    loader, plain, waited, at, peak = work.loader(), None, None, [], None
     batch = next(loader.epoch(0))
     for stage, (make, optimizer_of) in STAGES.items():
         before = torch.cuda.memory_allocated() if gpu else 0
@@ -204,7 +205,8 @@ def measure_mode(work: Work, mode: Mode) -> Iterator[dict]:
         loop()  # compiles, and tries algorithms in memory of their own
         if gpu:
             torch.cuda.reset_peak_memory_stats()
-            waited = waits(loop) / work.batches
+            at = waits(loop)
+            waited = len(at) / work.batches
             peak = torch.cuda.max_memory_allocated() - before
         forward = plain.forward if mode.compile else plain.network
         bare = bare_steps(
@@ -215,6 +217,7 @@ def measure_mode(work: Work, mode: Mode) -> Iterator[dict]:
         speeds = {"bare_images_per_second": images / fast, "loop_images_per_second": images / slow}
         # share: of the bare step's speed; lower quartile, median, upper quartile
         found = {**speeds, "share": share, "waits_per_step": waited, "peak_bytes": peak}
+        found["waits_at"] = sorted(set(at))
         yield {"stage": stage, **asdict(mode), **found}
 
 
@@ -278,7 +281,7 @@ class Measured:
         shares = [row for row in self.modes if row["share"][1] < LEAST_SHARE]
         waited = [row for row in self.modes if row["waits_per_step"]]
         found = [f"loop below {LEAST_SHARE:.0%} of bare: {label(row)}" for row in shares]
-        found += [f"waits: {label(row)}" for row in waited]
+        found += [f"waits: {label(row)}, {' '.join(row['waits_at'])}" for row in waited]
         dear = (row for row in self.figures if row.get("ratio", [0, 0])[1] > row.get("at_most", 9))
         return found + [f"above {row['at_most']}: {row['what']}" for row in dear]
 
