@@ -117,14 +117,18 @@ class Quantization:
             text = "{:,.0f} scoring parameters"
             return smaller(text, params, lambda: sizes.total(network).params)
         if settings.target_bytes is not None:
-            packed = partial(sizes.packed, network)  # each takes a while
-            return smaller("{:,.0f} bytes", settings.target_bytes, packed, rounds=8)
+            packed, effort = partial(sizes.packed, network), {"rounds": 8, "times": 1}  # slow
+            return smaller("{:,.0f} bytes", settings.target_bytes, packed, **effort)
         return None
+
+    def find_gamma(self) -> None:
+        """The strength for the goal, of the latent weights as they are now."""
+        self.gamma = solve_gamma(self.goal, self.ternarizer.set_gamma)
 
     def prepare(self, epoch: int) -> dict:
         """Before an epoch: its learning rates, and gamma for the goal, if there is one."""
         if self.goal and not self.ternarizer.frozen:
-            self.gamma = solve_gamma(self.goal, self.ternarizer.set_gamma)
+            self.find_gamma()
             if not self.goal.reached():
                 self.warn("out of reach, other --ini-c-divrs may help", [self.goal.name])
             if self.settings.rising:
@@ -143,7 +147,10 @@ class Quantization:
 
     def finish_step(self) -> None:
         """After the optimizer's step."""
-        self.ternarizer.gamma = self.strength(self.step.number + 1)
+        steps, epoch = self.step.number + 1, len(self.data.train)
+        if self.goal and not self.ternarizer.frozen and self.goal.due(steps % epoch, epoch):
+            self.find_gamma()
+        self.ternarizer.gamma = self.strength(steps)
         self.ternarizer.finish_step()
 
     def train(self, phase: str, epochs: range) -> None:
@@ -206,7 +213,7 @@ class Quantization:
             suffering = (layer["layer"] for layer in layers if suffers(layer))
             self.warn(ailment, [name.removesuffix(".weight") for name in suffering])
         sizes = self.sizes.figures(self.network)
-        reached = {"on_target": self.goal.reached()} if self.goal else {}
+        reached = {"on_target": self.goal.reached(), "gamma": self.gamma} if self.goal else {}
         if self.settings.rising and not self.ternarizer.frozen:
             gamma = self.ternarizer.gamma  # an epoch of a smaller one must not become the best
             reached = {"on_target": gamma == self.gamma} | reached | {"gamma": gamma}
