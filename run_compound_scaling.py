@@ -13,7 +13,7 @@ Examples:
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from model_compound_scaling.command_line import flag_values as kind
 from model_compound_scaling.command_line.parser import SWITCH, Parser
 from model_compound_scaling.networks.registry import THESIS_SCALING, canonical_name, table_row
 from model_compound_scaling.search.points import Point, parse_grid, possible_points, scaled_point
-from model_compound_scaling.training.recipe import AMP, SCHEDULES, Options, from_flags
+from model_compound_scaling.training.recipe import AMP, SCHEDULES, Recipe, from_flags
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from data import Data
     from model_compound_scaling.checkpoints import Checkpoint
     from model_compound_scaling.networks.registry import NetworkSpec
+    from model_compound_scaling.runs import Configuration
 
 TARGET_PHIS = [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0]
 # training recipes: what these flags are unless given; efficientnet is a family of the registry
@@ -76,20 +77,10 @@ def build_parser() -> Parser:
     add("--momentum", kind.non_negative, 0.9, "X", "0 for plain SGD")
     add("--weight-decay", kind.non_negative, None, "X",
         "L2 penalty (default: 5e-4, EfficientNet 1e-4)")
-    add("--schedule", tuple(SCHEDULES), None, None, "learning rate: cosine to 0, or divided by 10 "
-        "every 30 epochs (default: cosine, EfficientNet step)")
-    add("--warmup-epochs", kind.natural, 0, "N", "epochs in which the learning rate rises to --lr")
-    add("--label-smoothing", kind.decay, 0.0, "X",
-        "share of each label that goes to all classes alike")
     add("--ema", kind.decay, 0.0, "DECAY",
         "evaluate and keep the exponential moving average of the weights, as 0.999; 0: off")
-    add("--mixup", kind.non_negative, 0.0, "ALPHA",
-        "mix pairs of images with shares from Beta(ALPHA, ALPHA); 0: off")
-    add("--cutmix", kind.non_negative, 0.0, "ALPHA",
-        "paste a part of one another with shares from Beta(ALPHA, ALPHA); 0: off")
-    add("--amp", tuple(AMP), "off", None, "mixed precision; fp16 with a scaled loss")
-    add("--channels-last", SWITCH, False, None, "the memory format that tensor cores like")
-    add("--compile", SWITCH, False, None, "compile the network with torch.compile")
+    shared_flags.add_recipe_flags(add, schedules=SCHEDULES, amp=AMP, schedule=None,
+                                  default=" (default: cosine, EfficientNet step)")
     shared_flags.add_data_flags(parser, training=True, default="CIFAR100")
     shared_flags.add_machine_flags(parser, training=True)
     shared_flags.add_run_flags(parser, output=OUTPUT)
@@ -162,7 +153,7 @@ def open_init(args: argparse.Namespace) -> "tuple[Checkpoint, NetworkSpec, nn.Mo
     return checkpoint, spec, network
 
 
-def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
+def body(args: argparse.Namespace, configuration: "Callable[[dict], Configuration]") -> None:
     args.dataset = args.dataset or "CIFAR100"
     init, recorded, spec = None, {}, None
     if args.init:
@@ -198,9 +189,9 @@ def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
         place = {"device": device, "image_size": point.image_size}
         return inputs.open_data(args, spec=point.spec, recorded=recorded, **place)
 
-    training = from_flags(Training, vars(args), options=from_flags(Options, vars(args)))
+    training = from_flags(Training, vars(args), recipe=from_flags(Recipe, vars(args)))
     known = names and inputs.fingerprint(names)
-    request = entry.run_request(args, incidental, args.output, device, classes=known)
+    request = entry.run_request(args, configuration, args.output, device, classes=known)
     shard, count = map(int, args.shard.split("/"))
     trainer = Trainer(training, request, open_data, device, Log(args.output), shard, count, init)
     search = Search(trainer, point, target=args.target_accuracy)
@@ -217,7 +208,7 @@ def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
     parser = build_parser()
-    return entry.run(partial(body, incidental=parser.incidental), parser, argv)
+    return entry.run(partial(body, configuration=parser.configuration), parser, argv)
 
 
 if __name__ == "__main__":

@@ -22,16 +22,9 @@ from model_compound_scaling.command_line import entry, inputs, shared_flags
 from model_compound_scaling.command_line import flag_values as kind
 from model_compound_scaling.command_line.parser import ON_OFF, SWITCH, Parser, flag
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
-from model_compound_scaling.training.recipe import from_flags
-from model_quantization.grid import (
-    OBJECTIVES,
-    Point,
-    grid_points,
-    results,
-    results_csv,
-    results_table,
-)
-from model_quantization.quality_search import search, smallest, warm_epochs
+from model_compound_scaling.training.recipe import AMP, SCHEDULES, Recipe, from_flags
+from model_quantization.grid import OBJECTIVES, Point, grid_points
+from model_quantization.quality_search import search, warm_epochs
 from model_scoring.counting.settings import REFERENCE_OF
 
 if TYPE_CHECKING:
@@ -40,11 +33,13 @@ if TYPE_CHECKING:
 
     from data import Data
     from model_compound_scaling.checkpoints import Checkpoint
-    from model_compound_scaling.runs import History
+    from model_compound_scaling.runs import Configuration, History
+    from model_compound_scaling.training import Distillation
     from model_quantization.gamma_search import Sizes, Total
 
 STRENGTHS = [0.125, 0.15, 0.175]
 SEARCH = {"objective": "score", "trials": 6, "trial_epochs": None}  # with --target-accuracy
+TEMPERATURE = 4.0
 STAGE = Path(__file__).parent / "model_quantization"
 SOURCES, OUTPUT = STAGE / "trained_fp_models", STAGE / "saved_models"
 
@@ -95,6 +90,9 @@ def build_parser() -> Parser:
         "first centroids (default: 6)", incidental=True)
     add("--trial-epochs", kind.positive, None, "N", "epochs of a network that starts from another, "
         "with moving and then with frozen codes (default: a third of those of the first)")
+    add("--gamma-schedule", ("constant", "linear"), "constant", None, "linear: gamma rises from 0 "
+        "in the first half of the epochs with moving codes, of networks that start from the given "
+        "one")
     add("--centroids", int, 0, "K", "if not 0, find the first K centroids, K as --levels, by "
         "k-means that starts from --ini-c-divrs")
     add = parser.section("training (Adam)")
@@ -104,8 +102,20 @@ def build_parser() -> Parser:
     add("--lr", kind.non_negative, 1e-4, "X", "of all but the centroids")
     add("--lr2", kind.non_negative, 1e-5, "X", "of the centroids")
     add("--weight-decay", kind.non_negative, 5e-6, "X", "of the layers that are not quantized")
+    shared_flags.add_recipe_flags(add, schedules=SCHEDULES, amp=AMP, schedule="constant")
+    not_ternary = "an average of ternary networks is not ternary"
+    add("--ema", kind.refused(not_ternary), None, "DECAY", f"not here: {not_ternary}")
     add("--eval", ON_OFF, False, None,
         "also measure the accuracy before quantization and before training", incidental=True)
+    add = parser.section("distillation")
+    add("--teacher", None, None, "self|FILE", "learn from this network's probabilities, too: the "
+        "one that is quantized, as it is now, or a checkpoint; needs --distill")
+    add("--distill", kind.share, None, "ALPHA",
+        "loss = (1 - ALPHA) cross-entropy + ALPHA T^2 Kullback-Leibler divergence")
+    add("--temperature", kind.multiplier, None, "T",
+        f"divides the logits of both networks (default: {TEMPERATURE:g})")
+    add("--distill-direction", ("forward", "reverse"), None, None, "divergence from the teacher's "
+        "to the network's probabilities (default), or the reverse")
     shared_flags.add_network_flags(parser)
     shared_flags.add_data_flags(parser, training=True, default="the checkpoint's, else CIFAR100")
     shared_flags.add_machine_flags(parser, training=True)
@@ -144,6 +154,11 @@ def check(args: argparse.Namespace) -> None:
         elif args.target_accuracy is None:
             flag_name = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag_name} takes effect with --target-accuracy: add it")
+    if args.teacher and args.distill is None:
+        raise UserError("--teacher needs --distill ALPHA, the share of the loss that it decides")
+    for name in () if args.teacher else ("distill", "temperature", "distill_direction"):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} takes effect with --teacher: add it")
     if args.plot_ternarization or args.plot_pareto:
         require_packages("plots need", "matplotlib", fix="pip install matplotlib")
 
@@ -170,9 +185,33 @@ def sizes(args: argparse.Namespace, spec: NetworkSpec, data: "Data") -> "Sizes":
     return Sizes(total, file_size if needed else None)
 
 
+def distilled(
+    args: argparse.Namespace,
+    checkpoint: "Checkpoint",
+    spec: NetworkSpec,
+    data: "Data",
+    device: "torch.device",
+) -> "tuple[Distillation | None, str | None]":
+    """What the flags say of a teacher; what the configuration says of which one it is."""
+    from model_compound_scaling.checkpoints.network_checkpoint import find_file
+    from model_compound_scaling.training import Distillation
+    from model_quantization.teacher import fingerprint, make_teacher, open_teacher
+
+    if args.teacher is None:
+        return None, None
+    where = data, device, from_flags(Recipe, vars(args))
+    if args.teacher == "self":
+        teacher, name = make_teacher(checkpoint, spec, *where), "self"
+    else:
+        path = find_file(args.teacher, folder=SOURCES, flag="--teacher")
+        teacher, name = open_teacher(path, *where), fingerprint(path)
+    temperature, reverse = args.temperature or TEMPERATURE, args.distill_direction == "reverse"
+    return Distillation(teacher, args.distill, temperature, reverse), name
+
+
 def quantizer(
     args: argparse.Namespace,
-    incidental: frozenset[str],
+    configuration: "Callable[[dict], Configuration]",
     device: "torch.device",
     checkpoint: "Checkpoint",
     spec: NetworkSpec,
@@ -184,14 +223,17 @@ def quantizer(
     from model_quantization.plots import plot_ternarization
     from model_quantization.two_phases import Quantizing, quantize_point
 
+    recipe = from_flags(Recipe, vars(args))
+    distillation, teacher = distilled(args, checkpoint, spec, data, device)
     measure, classes = sizes(args, spec, data), inputs.fingerprint(data.class_names)
     method = "ecp_" + "_".join(args.prune) if args.prune else "ec2t"
     method += f"_levels{args.levels}" if args.levels > 3 else ""
     prefix = f"{spec.model.replace(':', '-')}_{data.name}_{method}"
 
     def quantize(point: Point) -> "History":
-        flags = {"model": spec.model, "point": point.name, "classes": classes}
-        settings = from_flags(Quantizing, vars(args), point=point, start=None)
+        flags = {"model": spec.model, "point": point.name, "classes": classes, "teacher": teacher}
+        settings = from_flags(Quantizing, vars(args), point=point, start=None, recipe=recipe,
+                              distillation=distillation)  # fmt: skip
         if point.start:
             moving, frozen = warm_epochs(args.trial_epochs, args.epochs, args.retrain_epochs)
             epochs = {"epochs": moving, "retrain_epochs": frozen}
@@ -199,7 +241,7 @@ def quantizer(
             start = args.output / f"{prefix}_{point.start}" / "last.pt"
             settings = replace(settings, start=start, **epochs)
         folder = args.output / f"{prefix}_{point.name}"
-        request = entry.run_request(args, incidental, folder, device, **flags)
+        request = entry.run_request(args, configuration, folder, device, **flags)
         run = quantize_point(settings, request, checkpoint, spec, data, device, measure)
         if measure.packed and "packed_bytes" not in run.best:  # of a grid, where nobody asked
             best = read_checkpoint(run.folder / "best.pt")
@@ -211,60 +253,7 @@ def quantizer(
     return quantize
 
 
-def require_accuracy(
-    checkpoint: "Checkpoint",
-    spec: NetworkSpec,
-    data: "Data",
-    device: "torch.device",
-    accuracy: float,
-) -> None:
-    """TargetMissed if the network that is given does not have the accuracy itself."""
-    from model_compound_scaling.checkpoints import load_network
-    from model_compound_scaling.machine import lay_out
-    from model_compound_scaling.runs.history import TargetMissed
-    from model_compound_scaling.training.evaluation import evaluate, require_fit
-
-    network = load_network(checkpoint, spec)
-    require_fit(network, data)
-    top1 = evaluate(lay_out(network, device), data.val.epoch(0), classes=data.classes).top1
-    if top1 < accuracy:
-        raise TargetMissed(
-            f"--target-accuracy {accuracy:g}: {checkpoint.path} itself has {top1:.2f} % top-1; "
-            "name a lower one, or a better network"
-        )
-
-
-def conclude(args: argparse.Namespace, runs: "list[History]") -> None:
-    """Print and write the table, and copy the best network, or the smallest that has the target
-    accuracy. TargetMissed, at last, if there is such a target and no network has it."""
-    from model_compound_scaling.checkpoints.atomic_save import write_text
-    from model_compound_scaling.machine import Log, processes
-    from model_compound_scaling.runs import copy_best, turn
-    from model_compound_scaling.runs.history import TargetMissed
-    from model_quantization.plots import plot_pareto
-
-    log, table, goal, target = Log(args.output), results(runs), args.target_accuracy, None
-    chosen = None if goal is None else smallest(table, args.objective, goal)
-    log(*results_table(table, chosen).splitlines())
-    with turn(args.output):
-        if processes.is_main():
-            write_text(results_csv(table), args.output / "results.csv")
-        target = args.output / "Ternary_best_acc.pt"
-        winner = copy_best(runs if chosen is None else [runs[chosen]], target)
-    if args.plot_pareto and processes.is_main():
-        plot_pareto(table, args.plot_pareto, chosen)
-    if winner is None:
-        return
-    log(f"best network: {target}")
-    if goal is not None:
-        name, top1 = winner.folder.name, f"top-1 {winner.best['val_top1']:.2f} %"
-        if chosen is None:
-            missed = f"--target-accuracy {goal:g} is not reached"
-            raise TargetMissed(f"{missed}: the best, {name}, has {top1}")
-        log(f"* {name} has the least {args.objective} of those with {goal:g} %: {top1}")
-
-
-def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
+def body(args: argparse.Namespace, configuration: "Callable[[dict], Configuration]") -> None:
     check(args)
     strengths = args.lambda_max_divrs or (STRENGTHS if args.target_accuracy is None else [0.15])
     grid = (args.ini_c_divrs, strengths, args.ttq_threshold)
@@ -277,20 +266,23 @@ def body(args: argparse.Namespace, incidental: frozenset[str]) -> None:
     if not args.dataset and "dataset" not in checkpoint.data:
         args.dataset = "CIFAR100"
     data = inputs.open_data(args, spec=spec, recorded=checkpoint.data, device=device)
-    quantize = quantizer(args, incidental, device, checkpoint, spec, data)
+    from model_quantization.conclusion import conclude, require_accuracy
+
+    quantize = quantizer(args, configuration, device, checkpoint, spec, data)
     if args.target_accuracy is None:
         runs = [quantize(point) for point in points]
     else:
         require_accuracy(checkpoint, spec, data, device, args.target_accuracy)
         options = {"accuracy": args.target_accuracy, "trials": args.trials, "run": quantize}
         runs = [r for scale in args.ini_c_divrs for r in search(scale, strengths, **options)]
-    conclude(args, runs)
+    rest = {"accuracy": args.target_accuracy, "objective": args.objective}
+    conclude(runs, args.output, pareto=args.plot_pareto, **rest)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
     parser = build_parser()
-    return entry.run(partial(body, incidental=parser.incidental), parser, argv)
+    return entry.run(partial(body, configuration=parser.configuration), parser, argv)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from model_compound_scaling.command_line import entry, inputs, shared_flags
 from model_compound_scaling.command_line import flag_values as kind
 from model_compound_scaling.command_line.parser import ON_OFF, Parser
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
+from model_scoring.counting import layer_widths
 from model_scoring.counting.settings import REFERENCE_OF, RULE_SETS, Settings
 from model_scoring.export import onnx_code_types
 from model_scoring.export.c_source.names import header_path
@@ -63,6 +64,7 @@ def build_parser() -> Parser:
     add("--add-bits", kind.positive, 32, "N", "operands of additions outside the tree adder")
     add("--tree-adder", ON_OFF, True, None,
         "sum ternary layers with a tree of adders, as narrow as each level allows")
+    layer_widths.add_flags(add)
     add("--formats", ON_OFF, True, None, "store ternary layers in the cheapest of all formats; "
         "--no-formats leaves the bit mask and ternary scoring scheme 1")
     add("--prune-threshold", kind.non_negative, 1.0, "T",
@@ -112,15 +114,12 @@ def build_parser() -> Parser:
 
 def check(args: argparse.Namespace) -> list[Path]:
     """The output files that flags name. UserError for flags that contradict each other."""
-    if args.plot:
-        fix = "install it with `pip install matplotlib`"
-        require_packages("--plot needs", "matplotlib", fix=fix)
-    if args.report:
-        fix = "pip install -r requirements-report.txt"
-        require_packages("--report needs", "matplotlib", fix=fix)
-    if args.onnx:
-        fix = "pip install -r requirements-export.txt"
-        require_packages("--onnx needs", *onnx_code_types.PACKAGES, fix=fix)
+    fixes = {"plot": ("install it with `pip install matplotlib`", "matplotlib"),
+             "onnx": ("pip install -r requirements-export.txt", *onnx_code_types.PACKAGES),
+             "report": ("pip install -r requirements-report.txt", "matplotlib")}  # fmt: skip
+    for name, (fix, *packages) in fixes.items():
+        if getattr(args, name):
+            require_packages(f"--{name} needs", *packages, fix=fix)
     for name, needed in NEEDS.items():
         if getattr(args, name) not in (None, False) and not getattr(args, needed):
             raise UserError(f"--{name.replace('_', '-')} takes effect with --{needed}: add it")
@@ -134,7 +133,8 @@ def check(args: argparse.Namespace) -> list[Path]:
 def settings(args: argparse.Namespace) -> Settings:
     """Widths and rules from the flags."""
     bits = 16 if args.halfprecision else 32
-    return Settings(bits, args.mul_bits or bits, args.add_bits, args.tree_adder, args.formats)
+    return Settings(bits, args.mul_bits or bits, args.add_bits, args.tree_adder, args.formats,
+                    *layer_widths.chosen(args.accumulators, args.widths))  # fmt: skip
 
 
 def measure(
@@ -245,7 +245,7 @@ def open_network(
 
 
 def body(args: argparse.Namespace) -> None:
-    written = check(args)
+    written, widths = check(args), settings(args)
     entry.require_names(args)
 
     import torch
@@ -276,7 +276,7 @@ def body(args: argparse.Namespace) -> None:
     if args.export:
         packed = packed_network(network, spec, known, half=args.export_precision != "fp32")
     shape, reference = (row.channels, size, size), REFERENCE_OF.get(known.get("dataset"))
-    result = score(network, shape, family=row.family, settings=settings(args), reference=reference)
+    result = score(network, shape, family=row.family, settings=widths, reference=reference)
     source = printable(checkpoint.path)
     print(f"{spec.model} from {source}, {row.channels}x{size}x{size} input")
     if args.prune_threshold != 1:

@@ -4,6 +4,7 @@ The operations take their random parameters as tensors and are pure, so each can
 torchvision's on the same parameters. All results are independent of the other images in the batch,
 to the bit: nothing is fused or summed in an order that the shape of the batch could change."""
 
+from functools import cache
 from itertools import permutations
 
 import torch
@@ -18,6 +19,12 @@ STRENGTH = torch.tensor([0.3, 0.3, 0.3, 0.075])[:, None]  # factor 1 ± that; hu
 ORDERS = torch.tensor(list(permutations(range(4))))  # (24, 4): which operation comes at each step
 CUTOUT = 16
 DRAWS = 10  # flip, crop y and x, four jitter factors, jitter order, cutout y and x
+
+
+@cache
+def _on(device: torch.device, values: tuple | Tensor) -> Tensor:
+    """A constant, copied to the device once: a copy in each batch would make it wait."""
+    return torch.as_tensor(values).to(device)
 
 
 def luma(images: Tensor) -> Tensor:
@@ -72,35 +79,40 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
 
 def jitter_parameters(draws: Tensor) -> tuple[Tensor, Tensor]:
     """Factors (4, B) and order (B, 4) from draws (5, B) in [0, 1), distributed as ColorJitter's."""
-    factors = (2 * draws[:4] - 1) * STRENGTH
+    factors = (2 * draws[:4] - 1) * _on(draws.device, STRENGTH)
     factors[:HUE] += 1
-    return factors, ORDERS[(draws[4] * len(ORDERS)).long()]
+    return factors, _on(draws.device, ORDERS)[(draws[4] * len(ORDERS)).long()]
+
+
+def turn_some(images: Tensor, turns: Tensor, chosen: Tensor) -> Tensor:
+    """`shift_hue` where `chosen` (B,) is true; images may be overwritten. A GPU turns all and drops
+    what is not wanted: to choose images, it would have to wait for their number."""
+    if images.is_cuda:
+        return torch.where(chosen[:, None, None, None], shift_hue(images, turns), images)
+    rows = chosen.nonzero()[:, 0]
+    if len(rows):
+        images[rows] = shift_hue(images[rows], turns[rows])
+    return images
 
 
 def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """Brightness, contrast, saturation and hue with `factors` (4, B); float images, overwritten.
     `order` (B, 4): the operation at each step. Three of the four are one blend with different
-    coefficients: a step blends all images at once, then turns the hue of those whose turn it is.
-    `factors` and `order` are wanted on the CPU: choosing rows there does not stall a GPU."""
-    device = images.device
+    coefficients: a step blends all images at once, then turns the hue of those whose turn it is."""
     for operation in order.unbind(1):
-        factor = factors.gather(0, operation[None])[0]
-        factor = torch.where(operation == HUE, 1, factor).to(device, non_blocking=True)
-        to_grey = (operation == SATURATION).to(device, torch.float32, non_blocking=True)
-        to_mean = (operation == CONTRAST).to(device, torch.float32, non_blocking=True)
+        is_hue = operation == HUE
+        factor = torch.where(is_hue, 1, factors.gather(0, operation[None])[0])
+        to_grey, to_mean = ((operation == o).float() for o in (SATURATION, CONTRAST))
         images = blend(images, factor, to_grey, to_mean)
-        rows = (operation == HUE).nonzero()[:, 0]
-        if len(rows) and images.shape[1] == 3:
-            turns = factors[HUE, rows].to(device, non_blocking=True)
-            rows = rows.to(device, non_blocking=True)
-            images[rows] = shift_hue(images[rows], turns)
+        if images.shape[1] == 3:
+            images = turn_some(images, factors[HUE], is_hue)
     return images
 
 
 def normalize(images: Tensor, mean: Stat, std: Stat) -> Tensor:
     """(x - mean) / std per channel, in place; float (B, C, H, W) in [0, 1]."""
-    stats = torch.tensor([mean, std])[:, :, None, None].to(images.device, non_blocking=True)
-    return images.sub_(stats[0]).div_(stats[1])
+    mean, std = (_on(images.device, tuple(stat))[:, None, None] for stat in (mean, std))
+    return images.sub_(mean).div_(std)
 
 
 def cutout(images: Tensor, row: Tensor, column: Tensor, size: int) -> Tensor:
@@ -120,13 +132,20 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def augment(
-    images: Tensor, *, recipe: Recipe, mean: Stat, std: Stat, seed: int, epoch: int, index: Tensor
+    images: Tensor,
+    *,
+    recipe: Recipe,
+    mean: Stat,
+    std: Stat,
+    seed: int,
+    epoch: int | Tensor,
+    index: Tensor,
 ) -> Tensor:
-    """Augment and normalise uint8 images (B, C, H, W); `index` (B,), CPU: which samples they are.
-    Returns float32 (B, C, H, W). Each image depends on itself and (seed, epoch, its index) only."""
-    device, size = images.device, images.shape[-1]
-    draws = uniform(seed, epoch, index, DRAWS)
-    flip_draw, top, left, _, _, _, _, _, row, column = draws.to(device, non_blocking=True)
+    """Augment and normalise uint8 images (B, C, H, W); `index` (B,): which samples they are; all on
+    one device, `epoch` (), too, if it is a tensor. Returns float32 (B, C, H, W). Each image depends
+    on itself and (seed, epoch, its index) only."""
+    size, draws = images.shape[-1], uniform(seed, epoch, index, DRAWS)
+    flip_draw, top, left, _, _, _, _, _, row, column = draws
     if recipe.flip:
         images = flip(images, flip_draw < 0.5)
     if recipe.pad:

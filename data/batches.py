@@ -95,8 +95,9 @@ class Preparation(NamedTuple):
     stats: Stats
     seed: int
 
-    def __call__(self, images: Tensor, epoch: int, index: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) of the samples `index` -> float32 of the same shape."""
+    def __call__(self, images: Tensor, epoch: int | Tensor, index: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) of the samples `index`, on the same device -> float32 of the same
+        shape."""
         mean, std = self.stats
         if self.recipe is None:
             return normalize(to_float(images), mean, std)
@@ -131,14 +132,52 @@ class Loader:
         raise NotImplementedError
 
 
+class Replayed:
+    """A function of tensors of always the same shapes, on a GPU recorded in a CUDA graph: hundreds
+    of small kernels then cost the launch of one."""
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
+        self.function, self.graph = function, None
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        if self.graph is None:
+            self.record(inputs)
+        for own, given in zip(self.inputs, inputs, strict=True):
+            own.copy_(given, non_blocking=True)
+        self.graph.replay()
+        return tuple(output.clone() for output in self.outputs)  # the next call overwrites them
+
+    def record(self, inputs: tuple[Tensor, ...]) -> None:
+        """Call the function once as usual, which brings libraries and constants to the device, and
+        once for the graph, which goes on working with the memory of this call."""
+        self.inputs = [value.clone() for value in inputs]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.function(*self.inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        # other threads, as NCCL's, may go on using the device
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.outputs = self.function(*self.inputs)
+
+
 class CachedLoader(Loader):
     """A data set held on the device as uint8 (N, C, H, W); batches are augmented there."""
 
     def __init__(self, images: Tensor, labels: Tensor, schedule: Schedule, prepare: Preparation):
         super().__init__(schedule, prepare)
         self.images, self.labels = images, labels
+        self.replayed = Replayed(self.batch)
+
+    def batch(self, epoch: Tensor, index: Tensor) -> Batch:
+        """The images and labels of the samples `index`; all on the device."""
+        return self.prepare(self.images[index], epoch, index), self.labels[index]
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        device, number = self.images.device, torch.full((), epoch, device=self.images.device)
+        whole = self.schedule.batch_size // self.schedule.part.of
+        graph = device.type == "cuda" and self.prepare.recipe is not None
         for index in self.schedule.epoch(epoch, first):
-            here = index.to(self.images.device, non_blocking=True)
-            yield self.prepare(self.images[here], epoch, index), self.labels[here]
+            batch = self.replayed if graph and len(index) == whole else self.batch
+            yield batch(number, index.to(device, non_blocking=True))

@@ -166,7 +166,9 @@ class FileLoader(Loader):
             if batch is None and self.schedule.train:
                 raise DataError(f"no image of a batch can be read: {errors[0]}")
             images, labels, index = batch or nothing
-            images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
+            images, labels, index = (
+                x.to(device, non_blocking=True) for x in (images, labels, index)
+            )
             yield self.prepare(to_channels(images, self.options.channels), epoch, index), labels
 
 

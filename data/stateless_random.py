@@ -27,17 +27,22 @@ def mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def bits(seed: int, epoch: int, index: Tensor, draws: int) -> Tensor:
-    """64 random bits, int64 (draws, B), for the first draws of the samples `index` (B,)."""
+def bits(seed: int, epoch: int | Tensor, index: Tensor, draws: int) -> Tensor:
+    """64 random bits, int64 (draws, B), for the first draws of the samples `index` (B,), on its
+    device; `epoch` may be a tensor () there, too."""
     assert draws <= DRAWS_PER_SAMPLE
-    key = torch.zeros((), dtype=torch.int64, device=index.device)
+    # full, not tensor: nothing is copied to a GPU, which its graphs could not repeat
+    seed, epoch, key = (
+        v if isinstance(v, Tensor) else torch.full((), v, dtype=torch.int64, device=index.device)
+        for v in (seed, epoch, 0)
+    )
     counter = index * DRAWS_PER_SAMPLE + torch.arange(draws, device=index.device)[:, None]
-    for coordinate in (torch.tensor(seed), torch.tensor(epoch), counter):
-        key = mix(key + (coordinate.to(index.device) + 1) * GOLDEN)
+    for coordinate in (seed, epoch, counter):
+        key = mix(key + (coordinate + 1) * GOLDEN)
     return key
 
 
-def uniform(seed: int, epoch: int, index: Tensor, draws: int) -> Tensor:
+def uniform(seed: int, epoch: int | Tensor, index: Tensor, draws: int) -> Tensor:
     """float32 in [0, 1), (draws, B): 24 bits each, which float32 holds exactly."""
     return _shift_right(bits(seed, epoch, index, draws), 40).float() * 2.0**-24
 

@@ -40,15 +40,20 @@ class Goal:
     tolerance: float
     measure: Callable[[], float]  # of the network as it is now
     rounds: int = 16  # of bisection
+    times: int = 8  # an epoch, that gamma is found: weights come back to life within it
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether gamma is to be found anew after this step of an epoch's, 0 being the last."""
+        return self.times > 1 and step % -(-steps // self.times) == 0
 
     def reached(self) -> bool:
         """Whether the network as it is now is near enough."""
         return abs(self.measure() - self.target) <= self.tolerance
 
 
-def smaller(text: str, target: float, measure: Callable[[], float], rounds: int = 16) -> Goal:
+def smaller(text: str, target: float, measure: Callable[[], float], **effort: int) -> Goal:
     """The goal of a size, +-2 %; it shrinks with more gamma, hence the signs."""
-    return Goal(text.format(target), -target, 0.02 * target, lambda: -measure(), rounds)
+    return Goal(text.format(target), -target, 0.02 * target, lambda: -measure(), **effort)
 
 
 def solve_gamma(goal: Goal, apply: Callable[[float], None]) -> float:

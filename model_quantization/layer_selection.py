@@ -7,6 +7,7 @@ from torch import nn
 
 from data.errors import UserError, some
 from model_compound_scaling.networks.few_values import few_values
+from model_quantization.ec2t.ternarizer import all_but_the_first
 
 # parameter names by network family
 TERNARIZED = {
@@ -61,7 +62,7 @@ def ternarized_names(network: nn.Module, *, family: str, pattern: str | None = N
     convolution but the first."""
     pattern = pattern or TERNARIZED.get(family)
     if pattern is None:
-        names = _once(network, [f"{name}.weight" for name, _ in _named(network, nn.Conv2d)])[1:]
+        names = _once(network, all_but_the_first(network))
         if not names:
             raise UserError("the network has no second convolution: say what with --ternarize")
         return names

@@ -8,10 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data import Data, UserError
+from data import Data
 from model_compound_scaling.checkpoints import Checkpoint, load_network, network_content
-from model_compound_scaling.checkpoints.atomic_save import read_file
-from model_compound_scaling.checkpoints.errors import CheckpointError
 from model_compound_scaling.command_line import inputs
 from model_compound_scaling.machine import for_processes, lay_out, processes
 from model_compound_scaling.networks.building import require_trainable
@@ -19,8 +17,16 @@ from model_compound_scaling.networks.few_values import zero_share
 from model_compound_scaling.networks.logits import Logits
 from model_compound_scaling.networks.registry import REGISTRY, NetworkSpec, table_row
 from model_compound_scaling.runs import History, Run, RunRequest
-from model_compound_scaling.training import Phase, TrainStep, load_optimizer, run_epochs
+from model_compound_scaling.training import (
+    Distillation,
+    Phase,
+    Recipe,
+    TrainStep,
+    load_optimizer,
+    run_epochs,
+)
 from model_compound_scaling.training.evaluation import evaluate, report, require_fit
+from model_quantization.continuing import require_continuable, warm_start
 from model_quantization.ec2t.latent_layers import MIN_CENTROID
 from model_quantization.ec2t.ternarizer import Ternarizer
 from model_quantization.gamma_search import Goal, Sizes, smaller, solve_gamma
@@ -47,46 +53,24 @@ class Quantizing:
     target_sparsity: float | None  # percent of zeros to find gamma for
     target_params: float | None  # or scoring parameters
     target_bytes: float | None  # or bytes of the packed file
+    gamma_schedule: str  # "linear": from 0 in the first half of the epochs with moving codes
+    recipe: Recipe
+    distillation: Distillation | None
     start: Path | None  # last.pt of the run whose network it starts from
     ignore_class_names: bool  # of a run that is gone on from
 
+    @property
+    def rising(self) -> bool:
+        """Whether gamma rises; a network that starts from another has its zeros already."""
+        return self.gamma_schedule == "linear" and self.start is None
+
 
 def make_optimizer(
-    network: nn.Module, ternarizer: Ternarizer, *, lr: float, lr2: float, weight_decay: float
+    ternarizer: Ternarizer, *, lr: float, lr2: float, weight_decay: float
 ) -> torch.optim.Adam:
     """Adam with three groups: latents, centroids, and all other parameters."""
-    quantized = set(ternarizer.weights)
-    others = [p for p in network.parameters() if p not in quantized and p.requires_grad]
-    groups = [
-        {"params": [ternarizer.latent], "lr": lr},
-        {"params": [ternarizer.centroids], "lr": lr2},
-        {"params": others, "lr": lr, "weight_decay": weight_decay},
-    ]
+    groups = ternarizer.parameter_groups(lr=lr, centroid_lr=lr2, weight_decay=weight_decay)
     return torch.optim.Adam(groups, fused=True)
-
-
-def require_continuable(state: dict, *, names: list[str], settings: Quantizing) -> None:
-    """UserError or CheckpointError for a checkpoint of other layers or levels, or one whose codes
-    were frozen too early."""
-    saved, old = state["resume"], state["config"]
-    layers = saved.get("ternarizer")
-    layers = layers.keys() if isinstance(layers, dict) else set()
-    if other := sorted(layers ^ set(names)):
-        raise CheckpointError(
-            f"other layers are quantized in the checkpoint than in this run, first {other[0]}: "
-            "leave --ternarize as it was, or start over with --no-resume"
-        )
-    if old.get("levels", settings.levels) != settings.levels:
-        raise CheckpointError(
-            f"the checkpoint's layers have {old['levels']} levels: leave --levels as it was, or "
-            "start over with --no-resume"
-        )
-    done = state["history"][-1]["epoch"] if state["history"] else 0
-    if saved.get("phase") == "frozen" and done < settings.epochs:
-        raise UserError(
-            f"--epochs {settings.epochs}: the codes were frozen before so many epochs; keep "
-            "--epochs, and raise --retrain-epochs to go on, or start over with --no-resume"
-        )
 
 
 # what can go wrong with a layer, in the words of the log
@@ -116,8 +100,10 @@ class Quantization:
             Logits(self.network, self.data.classes),
             self.ternarizer.latent.device,
             uses_all=self.spec.model in REGISTRY,
+            compiled=self.settings.recipe.compile,
         )
-        self.phase, self.optimizer = "", None
+        self.phase, self.epochs, self.step = "", range(0), None
+        self.gamma = self.settings.point.gamma
         self.codes: list[Tensor] = []  # before the epoch
         self.reported: set[tuple[str, str]] = set()
         self.goal = self.find_goal()
@@ -131,37 +117,69 @@ class Quantization:
             text = "{:,.0f} scoring parameters"
             return smaller(text, params, lambda: sizes.total(network).params)
         if settings.target_bytes is not None:
-            packed = partial(sizes.packed, network)  # each takes a while
-            return smaller("{:,.0f} bytes", settings.target_bytes, packed, rounds=8)
+            packed, effort = partial(sizes.packed, network), {"rounds": 8, "times": 1}  # slow
+            return smaller("{:,.0f} bytes", settings.target_bytes, packed, **effort)
         return None
 
+    def find_gamma(self) -> None:
+        """The strength for the goal, of the latent weights as they are now."""
+        self.gamma = solve_gamma(self.goal, self.ternarizer.set_gamma)
+
     def prepare(self, epoch: int) -> dict:
-        """Before an epoch: gamma for the goal, if there is one."""
+        """Before an epoch: its learning rates, and gamma for the goal, if there is one."""
         if self.goal and not self.ternarizer.frozen:
-            solve_gamma(self.goal, self.ternarizer.set_gamma)
+            self.find_gamma()
             if not self.goal.reached():
                 self.warn("out of reach, other --ini-c-divrs may help", [self.goal.name])
+            if self.settings.rising:
+                self.ternarizer.set_gamma(self.strength(epoch * len(self.data.train)))
+        factor = self.settings.recipe.lr_factor(epoch - self.epochs.start, len(self.epochs))
+        lr, lr2 = factor * self.settings.lr, factor * self.settings.lr2
+        for group, rate in zip(self.step.optimizer.param_groups, (lr, lr2, lr), strict=True):
+            group["lr"] = rate
         self.codes = self.ternarizer.codes()
-        return {"gamma": self.ternarizer.gamma}
+        return {"gamma": self.gamma, "lr": lr}
+
+    def strength(self, steps: int) -> float:
+        """gamma after so many steps."""
+        rise = self.settings.epochs * len(self.data.train) / 2
+        return self.gamma * (min(1.0, steps / rise) if self.settings.rising else 1.0)
+
+    def finish_step(self) -> None:
+        """After the optimizer's step."""
+        steps, epoch = self.step.number + 1, len(self.data.train)
+        if self.goal and not self.ternarizer.frozen and self.goal.due(steps % epoch, epoch):
+            self.find_gamma()
+        self.ternarizer.gamma = self.strength(steps)
+        self.ternarizer.finish_step()
 
     def train(self, phase: str, epochs: range) -> None:
         """Run the epochs of one phase that are not done yet."""
-        settings, ternarizer, self.phase = self.settings, self.ternarizer, phase
+        settings, ternarizer = self.settings, self.ternarizer
+        self.phase, self.epochs = phase, epochs
         rates = {"lr": settings.lr, "lr2": settings.lr2, "weight_decay": settings.weight_decay}
-        self.optimizer = make_optimizer(self.network, ternarizer, **rates)
-        step = TrainStep(self.forward, network=self.network, optimizer=self.optimizer,
-                         classes=self.data.classes, prepare=ternarizer.prepare_step,
-                         finish=ternarizer.finish_step)  # fmt: skip
+        optimizer = make_optimizer(ternarizer, **rates)
+        step = TrainStep(self.forward, network=self.network, optimizer=optimizer,
+                         classes=self.data.classes, recipe=settings.recipe,
+                         prepare=ternarizer.prepare_step, finish=self.finish_step,
+                         distillation=settings.distillation)  # fmt: skip
+        self.step = step
         state = self.run.state.get("resume", {})
         if state.get("phase") == phase:
             self.network.load_state_dict(self.run.state["state_dict"])
             ternarizer.load_state_dict(state["ternarizer"])
             if self.goal:  # else it is the configuration's
-                ternarizer.gamma = state["gamma"]
+                self.gamma = state["gamma"]
+            ternarizer.gamma = state.get("strength", self.gamma)
             self.codes = [c.to(ternarizer.latent.device) for c in state["codes"]]
-            load_optimizer(self.optimizer, state["optimizer"])
+            load_optimizer(optimizer, state["optimizer"], keep=("lr",))
+            if "step" in state:
+                step.load_state_dict(state["step"])
         calls = {"prepare": self.prepare, "figures": self.figures, "content": self.content}
-        run_epochs(self.run, Phase(phase, epochs, settings.seed), step, self.data, **calls)
+        try:
+            run_epochs(self.run, Phase(phase, epochs, settings.seed), step, self.data, **calls)
+        finally:
+            self.step = None  # which calls us: a circle would hold the folder after an error
 
     def freeze(self) -> None:
         """Go back to the best ternary epoch, unless later ones are done, and keep its codes."""
@@ -176,9 +194,11 @@ class Quantization:
         resume = {
             "phase": self.phase,
             "ternarizer": self.ternarizer.state_dict(),
-            "gamma": self.ternarizer.gamma,
+            "gamma": self.gamma,
+            "strength": self.ternarizer.gamma,  # how far it has risen
             "codes": self.codes,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.step.optimizer.state_dict(),
+            "step": self.step.state_dict(),
         }
         return network_content(self.network, self.spec, inputs.describe(self.data), resume=resume)
 
@@ -193,7 +213,10 @@ class Quantization:
             suffering = (layer["layer"] for layer in layers if suffers(layer))
             self.warn(ailment, [name.removesuffix(".weight") for name in suffering])
         sizes = self.sizes.figures(self.network)
-        reached = {"on_target": self.goal.reached()} if self.goal else {}
+        reached = {"on_target": self.goal.reached(), "gamma": self.gamma} if self.goal else {}
+        if self.settings.rising and not self.ternarizer.frozen:
+            gamma = self.ternarizer.gamma  # an epoch of a smaller one must not become the best
+            reached = {"on_target": gamma == self.gamma} | reached | {"gamma": gamma}
         return {**self.zeros(), **sizes, **reached, "layers": layers}
 
     def zeros(self) -> dict[str, float]:
@@ -217,15 +240,6 @@ def log_accuracy(what: str, network: nn.Module, data: Data, run: Run) -> None:
     run.log(f"{what}: top-1 {scores.top1:.2f} %, top-5 {scores.top5:.2f} %")
 
 
-def warm_start(path: Path, network: nn.Module, ternarizer: Ternarizer, run: Run) -> None:
-    """Begin with latents, centroids and other weights of another run's `last.pt`."""
-    state = read_file(path)
-    network.load_state_dict(state["state_dict"])
-    ternarizer.load_state_dict(state["resume"]["ternarizer"])
-    ternarizer.set_gamma(ternarizer.gamma)
-    run.log(f"starting from {path.parent.name}")
-
-
 def quantize_point(
     settings: Quantizing,
     request: RunRequest,
@@ -239,7 +253,7 @@ def quantize_point(
     `best.pt` is an ordinary network with ordinary keys."""
     network = load_network(checkpoint, spec)
     require_fit(network, data)
-    network = lay_out(network, device)
+    network = lay_out(network, device, channels_last=settings.recipe.channels_last)
     if settings.prune:
         names, first = pruned_names(network, families=settings.prune), "pruning"
         fixed = freeze_quantized(network)
@@ -251,13 +265,14 @@ def quantize_point(
     def check(state: dict) -> None:
         ignore = settings.ignore_class_names or request.override
         inputs.require_same_classes(state, data, ignore=ignore)
-        require_continuable(state, names=names, settings=settings)
+        require_continuable(state, names=names, levels=settings.levels, epochs=settings.epochs)
 
     run = Run(request, spec=spec, phases=(first, "frozen"), check=check, units=ZEROS)
     if measure := settings.eval and not run.state:
         log_accuracy("before quantization", network, data, run)
     point = settings.point
-    ternarizer = Ternarizer(network, names, initial_scale=point.initial_scale, gamma=point.gamma,
+    ternarizer = Ternarizer(network, names, initial_scale=point.initial_scale,
+                            gamma=0.0 if settings.rising else point.gamma,
                             kmeans=settings.centroids > 0, prune=bool(settings.prune),
                             ttq_threshold=point.ttq_threshold, levels=settings.levels)  # fmt: skip
     if settings.start and not run.state:

@@ -18,6 +18,9 @@ from model_compound_scaling.checkpoints.errors import CheckpointError
 # on networks this small, more threads only wait for each other: here, and in started processes
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+# the first backward pass decides whether autograd needs threads, after which nothing may fork; it
+# would after torch.export or torch.compile, which make themselves known as devices
+torch.zeros(1, requires_grad=True).sum().backward()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -3,6 +3,7 @@ torch takes seconds to load, and a mistake in the flags is said before that."""
 
 import argparse
 import os
+import re
 import signal
 import sys
 import traceback
@@ -21,7 +22,7 @@ from model_compound_scaling.runs.save_interval import Interval
 if TYPE_CHECKING:
     import torch
 
-    from model_compound_scaling.runs import RunRequest
+    from model_compound_scaling.runs import Configuration, RunRequest
 
 
 def run(body: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequence | None) -> int:
@@ -46,7 +47,7 @@ def run(body: Callable[[argparse.Namespace], None], parser: Parser, argv: Sequen
     except Exception as error:
         from data.file_loader import worker_death
 
-        if known := worker_death(error) or out_of_memory(error):
+        if known := worker_death(error) or out_of_memory(error) or not_here(error):
             say(f"{parser.prog}: error: {known}")
             return known.exit_code
         # not raised: the interpreter would keep what the frames hold, such as processes that read
@@ -69,20 +70,36 @@ def out_of_memory(error: Exception) -> UserError | None:
     return UserError(f"{reason}: lower --batch-size, --val-batch-size or the network's size")
 
 
+# what torch says of a machine that lacks something -> what to do about it
+LACKING = {
+    r"(\S+ not implemented for|Unsupported dtype|.* dtypes? not supported\. Got) '?(Half|BFloat16)":
+        "use another --amp, or off: this device has it in full precision only",
+    r"(No working C\+\+|Failed to find C) compiler": "leave out --compile, or install g++",
+}  # fmt: skip
+
+
+def not_here(error: Exception) -> UserError | None:
+    """What torch's message means about what this machine cannot do; None for any other error."""
+    for pattern, remedy in LACKING.items():
+        if isinstance(error, RuntimeError) and (found := re.search(pattern, str(error))):
+            return UserError(f"{found[0].strip()}: {remedy}")
+    return None
+
+
 def run_request(
     args: argparse.Namespace,
-    incidental: frozenset[str],
+    configuration: "Callable[[dict], Configuration]",
     folder: Path,
     device: "torch.device",
     **more: object,
 ) -> "RunRequest":
     """The run in a folder that the flags ask for, configured by them, the number of processes, and
-    `more`; `incidental`: the parser's names of those that change no result."""
-    from model_compound_scaling.runs import Configuration, RunRequest
+    `more`; `configuration`: the parser's, of such values."""
+    from model_compound_scaling.runs import RunRequest
     from model_compound_scaling.runs.environment import environment
 
     plain = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    config = Configuration(plain | {"processes": place.world_size()} | more, incidental)
+    config = configuration(plain | {"processes": place.world_size()} | more)
     interval = Interval.parse(args.checkpoint_every)
     override = args.resume_override
     return RunRequest(folder, config, args.resume, override, interval, environment(device))

@@ -29,7 +29,17 @@ multiplier = _number("multiplier", float, lambda x: 0 < x <= 100, "is not above 
 exponent = _number("exponent", float, lambda x: 0 <= x <= 100, "is not between 0 and 100")
 percent = _number("percent", float, lambda x: 0 <= x <= 100, "is not a percentage")
 decay = _number("decay", float, lambda x: 0 <= x < 1, "is not from 0 to below 1")
+share = _number("share", float, lambda x: 0 <= x <= 1, "is not between 0 and 1")
 # fmt: on
+
+
+def refused(reason: str) -> Callable[[str], object]:
+    """Of a flag that another script has: why this one has not."""
+
+    def complain(value: str) -> object:
+        raise argparse.ArgumentTypeError(reason)
+
+    return complain
 
 
 def grid_value(value: str) -> float | str:

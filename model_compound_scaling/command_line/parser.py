@@ -6,9 +6,12 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from model_compound_scaling.machine.log import say
+
+if TYPE_CHECKING:
+    from model_compound_scaling.runs import Configuration
 
 SWITCH, ON_OFF = "store_true", argparse.BooleanOptionalAction  # kinds of flags without a value
 Kind = str | type[argparse.Action] | Sequence | Callable[[str], object] | None
@@ -38,10 +41,13 @@ class Parser(argparse.ArgumentParser):
         """`flag` for a group of flags that has this title in the help."""
         return partial(flag, self.add_argument_group(title))
 
-    @property
-    def incidental(self) -> frozenset[str]:
-        """Names of the values that change neither a run's result nor what it means."""
-        return frozenset(a.dest for a in self._actions if getattr(a, "incidental", False))
+    def configuration(self, values: dict) -> "Configuration":
+        """What a run is asked for: its flags' values, and others."""
+        from model_compound_scaling.runs import Configuration
+
+        incidental = (a.dest for a in self._actions if getattr(a, "incidental", False))
+        defaults = {a.dest: a.default for a in self._actions}
+        return Configuration(values, frozenset(incidental), defaults)
 
     def error(self, message: str) -> NoReturn:
         unknown = [word for word in message.split() if word.startswith("--")]

@@ -1,6 +1,7 @@
 """The flags that several of the three command lines share, a row each: see `parser.flag`."""
 
 import argparse
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from data.datasets import AUGMENT, DATASETS, NORMALIZE
@@ -14,6 +15,27 @@ MODELS = f"one of {', '.join(REGISTRY)}, {BUILDER}"
 
 
 # fmt: off
+def add_recipe_flags(
+    add: Callable[..., None], *, schedules: Iterable[str], amp: Iterable[str],
+    schedule: str | None, default: str = "",
+) -> None:
+    """`add`: to which section; `schedules`, `amp`: what there is to choose from. `default` says in
+    words what a `schedule` of None means."""
+    add("--schedule", tuple(schedules), schedule, None, "learning rate of a phase of training: as "
+        "it is, cosine to 0, or divided by 10 every 30 epochs" + default)
+    add("--warmup-epochs", kind.natural, 0, "N",
+        "first epochs of a phase, in which the learning rate rises to --lr")
+    add("--label-smoothing", kind.decay, 0.0, "X",
+        "share of each label that goes to all classes alike")
+    add("--mixup", kind.non_negative, 0.0, "ALPHA",
+        "mix pairs of images with shares from Beta(ALPHA, ALPHA); 0: off")
+    add("--cutmix", kind.non_negative, 0.0, "ALPHA",
+        "paste a part of one another with shares from Beta(ALPHA, ALPHA); 0: off")
+    add("--amp", tuple(amp), "off", None, "mixed precision; fp16 with a scaled loss")
+    add("--channels-last", SWITCH, False, None, "the memory format that tensor cores like")
+    add("--compile", SWITCH, False, None, "compile the network with torch.compile")
+
+
 def add_data_flags(parser: Parser, *, training: bool, default: str) -> None:
     """`default` says in words which data set is taken without --dataset."""
     add = parser.section("data")

@@ -32,17 +32,19 @@ def zero_share_of(masked: Iterable[tuple[Tensor, Tensor | None]]) -> float:
     return 1 - nonzeros / max(1, sum(values.numel() for values in counted))
 
 
-def few_values(weight: Tensor) -> Tensor | None:
+def few_values(weight: Tensor, most: int = MOST_VALUES) -> Tensor | None:
     """The different values of a weight of any shape, ascending: at most three with 0 among them
-    (ternary), or at most 15 of which each has four weights on average. None: there are more."""
+    (ternary), or at most `most` of which each has four weights on average, beyond 15 of them four
+    that are not 0: those of a pruned layer differ. None: there are more."""
     flat = weight.detach().flatten()
-    if len(flat[:PROBE].unique()) > MOST_VALUES:
+    if len(flat[: max(PROBE, 16 * most)].unique()) > most:
         return None
     if (ternary := ternary_values(flat)) is not None:
         return torch.tensor(sorted({*ternary, 0.0}), dtype=flat.dtype)
     values = flat.unique()
-    most = min(MOST_VALUES, len(flat) // 4)  # fewer weights have few values by chance
-    return values if 0 < len(values) <= most else None
+    repeated = len(flat) if len(values) <= MOST_VALUES else int(flat.count_nonzero())
+    # fewer weights have few values by chance
+    return values if 0 < len(values) <= min(most, repeated // 4) else None
 
 
 def ternary_values(weight: Tensor) -> tuple[float, float] | None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.errors import UserError
@@ -27,16 +27,19 @@ def rank(figures: dict) -> tuple[bool, float]:
 @dataclass(frozen=True)
 class Configuration:
     """What a run was asked for: its flags as config.json has them (what JSON keeps as it is, so no
-    tuples), and the names of those that change neither the result nor what the run means."""
+    tuples), the names of those that change neither the result nor what the run means, and what a
+    flag is unless given: runs from before there was such a flag did not record it."""
 
     values: dict
     incidental: frozenset[str] = frozenset()
+    defaults: dict = field(default_factory=dict)
 
     def differences(self, old: dict) -> list[str]:
         """`name old -> new` of each value that an earlier run's differs in and that matters."""
-        new = self.values
+        new, usual = self.values, self.defaults.get
         keys = sorted((old.keys() | new.keys()) - self.incidental)
-        return [f"{k} {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
+        pairs = [(k, old.get(k, usual(k)), new.get(k, usual(k))) for k in keys]
+        return [f"{k} {before} -> {now}" for k, before, now in pairs if before != now]
 
 
 class History:

@@ -16,10 +16,9 @@ from model_compound_scaling.networks.logits import Logits
 from model_compound_scaling.networks.registry import REGISTRY
 from model_compound_scaling.runs import History, Run, RunRequest
 from model_compound_scaling.search.points import Point
-from model_compound_scaling.training import Average, Options, Phase, TrainStep, run_epochs
+from model_compound_scaling.training import Average, Phase, Recipe, TrainStep, run_epochs
 from model_compound_scaling.training.evaluation import report, require_fit
 from model_compound_scaling.training.optimizers import load_optimizer, make_sgd
-from model_compound_scaling.training.recipe import lr_factor
 
 PHASE = "training"
 
@@ -35,12 +34,8 @@ class Training:
     lr: float = 0.1  # the first learning rate, or the one after warmup_epochs
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    schedule: str = "cosine"  # a key of recipe.SCHEDULES
-    warmup_epochs: int = 0
     ema: float = 0.0  # decay of the moving average of the weights, 0 for none
-    options: Options = field(default_factory=Options)
-    channels_last: bool = False
-    compile: bool = False
+    recipe: Recipe = field(default_factory=partial(Recipe, schedule="cosine"))
 
 
 def require_memory(point: Point, device: torch.device, *, averaged: bool) -> None:
@@ -65,6 +60,9 @@ def first_network(
     if init:
         own, found = network.state_dict(), init.state_dict()
         new = [key for key, tensor in own.items() if tensor.shape != found[key].shape]
+        for key in new:  # as nn.Linear begins: torchvision's large first logits undo the training
+            bound = own[key][0].numel() ** -0.5 if own[key].dim() > 1 else 0.0
+            own[key].uniform_(-bound, bound)
         network.load_state_dict(found | {key: own[key] for key in new})
     require_fit(network, data)
     require_trainable(network)
@@ -82,20 +80,20 @@ def train_point(
 ) -> History:
     """Train one network with SGD, from the weights of `init` if there is one."""
     network, line = first_network(point, training, data, init)
-    network = lay_out(network, device, channels_last=training.channels_last)
+    network = lay_out(network, device, channels_last=training.recipe.channels_last)
     ignore = training.ignore_class_names or request.override
     check = partial(inputs.require_same_classes, data=data, ignore=ignore)
     run = Run(request, spec=point.spec, phases=(PHASE,), check=check)
     rates = {name: getattr(training, name) for name in ("lr", "momentum", "weight_decay")}
     optimizer = make_sgd(network, **rates)
     averaged = Average(network, training.ema) if training.ema else None
-    options = {"uses_all": point.spec.model in REGISTRY, "compiled": training.compile}
+    options = {"uses_all": point.spec.model in REGISTRY, "compiled": training.recipe.compile}
     step = TrainStep(
         for_processes(Logits(network, data.classes), device, **options),
         network=network,
         optimizer=optimizer,
         classes=data.classes,
-        options=training.options,
+        recipe=training.recipe,
         averaged=averaged,
     )
     if run.state:
@@ -111,8 +109,7 @@ def train_point(
     run.log(*line, f"{point.name}: {parameters:,} parameters, {data.classes} classes, {where}")
 
     def prepare(epoch: int) -> dict:
-        schedule, warmup = training.schedule, training.warmup_epochs
-        lr = training.lr * lr_factor(schedule, epoch=epoch, epochs=training.epochs, warmup=warmup)
+        lr = training.lr * training.recipe.lr_factor(epoch, training.epochs)
         for group in optimizer.param_groups:
             group["lr"] = lr
         return {"lr": lr}

@@ -8,6 +8,7 @@ __all__, __getattr__ = lazy_exports(
     step="TrainStep",
     evaluation="evaluate require_fit",
     optimizers="load_optimizer make_sgd",
-    recipe="Options from_flags",
+    recipe="Recipe",
+    distillation="Distillation",
     weight_average="Average",
 )

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model_compound_scaling.networks.logits import logits_of
+from model_compound_scaling.training.distillation import Distillation
 from model_compound_scaling.training.evaluation import hits
-from model_compound_scaling.training.recipe import AMP, Options
+from model_compound_scaling.training.recipe import AMP, Recipe
 from model_compound_scaling.training.weight_average import Average
 
 
@@ -25,23 +26,25 @@ class TrainStep:
     network: nn.Module
     optimizer: torch.optim.Optimizer  # a fused one: it heeds `found_inf`
     classes: int
-    options: Options = field(default_factory=Options)
+    recipe: Recipe = field(default_factory=Recipe)
     prepare: Callable[[], None] | None = None  # called before the optimizer's step
     finish: Callable[[], None] | None = None  # and after it
+    distillation: Distillation | None = None
     averaged: Average | None = None  # an exponential moving average, updated last
 
     def __post_init__(self) -> None:
+        self.number = -1  # of the last call
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         device = self.parameters[0].device
         self.first_bad = torch.full((), -1, device=device)
-        options, name = self.options, AMP[self.options.amp]
+        recipe, name = self.recipe, AMP[self.recipe.amp]
         self.dtype = name and getattr(torch, name)
         self.scaler = torch.amp.GradScaler(device.type) if name == "float16" else None
         self.mix = None  # (images, labels) -> the same, mixed in pairs
-        if options.mixup or options.cutmix:
+        if recipe.mixup or recipe.cutmix:
             from torchvision.transforms import v2  # takes 1.5 s: other steps need not wait for it
 
-            shares = ((v2.MixUp, options.mixup), (v2.CutMix, options.cutmix))
+            shares = ((v2.MixUp, recipe.mixup), (v2.CutMix, recipe.cutmix))
             mixes = [mix(alpha=a, num_classes=self.classes) for mix, a in shares if a]
             self.mix = v2.RandomChoice(mixes)
 
@@ -51,12 +54,16 @@ class TrainStep:
         """(mean loss, hits) of images (N, C, H, W) and labels (N,), before the update. All that is
         random in the step depends on `seed`; `number` is the step's name in messages; `weight` is
         this process' share of the images times the number of processes."""
+        self.number = number
         torch.manual_seed(seed)
         images, targets = self.mix(images, labels) if self.mix else (images, labels)
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None):
             output = self.forward(images)
+            taught = self.distillation and self.distillation.teacher(images)
         logits = logits_of(output, len(images), self.classes).float()  # no auxiliary ones
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.options.label_smoothing)
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.label_smoothing)
+        if self.distillation:
+            loss = self.distillation.loss(loss, logits, taught)
         self.network.zero_grad()
         scaled = self.scaler.scale(loss * weight) if self.scaler else loss * weight
         # a bad loss makes every gradient bad, in all processes, whatever its derivatives are

@@ -31,6 +31,7 @@ class LatentLayers:
     """
 
     saved: int  # how many rows of `table` a file has
+    coded: tuple[str, ...]  # the attributes with the codes
 
     def __init__(self, weights: list[nn.Parameter], *, levels: int) -> None:
         self.weights, self.half = weights, levels // 2
@@ -74,7 +75,7 @@ class LatentLayers:
         """Sum over each cluster: (2h, L)."""
         return torch.stack([self.segments.reduce(per_weight * m, "sum") for m in self.members()])
 
-    def reassign(self, gamma: float) -> None:
+    def reassign(self, gamma: float | Tensor) -> None:
         """The entropy-constrained assignment; lambda = gamma delta lambda_max, the latter that of
         the outermost centroids."""
         stats = statistics(self.latent, self.segments)
@@ -87,7 +88,8 @@ class LatentLayers:
         self.centroids.copy_(torch.maximum(self.centroids, least))
         self.choose()
         information = -self.probabilities().log2()
-        outer = information if self.half == 1 else information[[self.half - 1, -2, -1]]
+        # a list as index would be copied to the device, which waits for it
+        outer = torch.stack([information[row] for row in (self.half - 1, -2, -1)])
         limit = largest_lambda(self.centroids[self.half - 1 :: self.half], outer, stats)
         self.lam = gamma * self.segments.delta * limit
         self.choose(information)

@@ -17,6 +17,8 @@ from model_quantization.ec2t.latent_layers import LatentLayers
 class MultiLevelLayers(LatentLayers):
     """Layers with `levels` (odd) values each, 0 among them; int8 codes, -h ... h."""
 
+    coded = ("levels_of",)
+
     def __init__(self, weights: list[nn.Parameter], *, levels: int) -> None:
         super().__init__(weights, levels=levels)
         self.saved, (up, down) = levels, self.order[:-1].split(self.half)

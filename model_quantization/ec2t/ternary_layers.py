@@ -25,6 +25,7 @@ class TernaryLayers(LatentLayers):
     weights keep their latent value, and centroids only steer the assignment."""
 
     saved = 2  # w_p and w_n
+    coded = ("positive", "negative")
 
     def __init__(self, weights: list[nn.Parameter], *, prune: bool = False) -> None:
         super().__init__(weights, levels=3)

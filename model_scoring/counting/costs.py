@@ -10,6 +10,7 @@ from torch import Tensor
 
 from model_scoring.counting.settings import Settings
 from model_scoring.counting.stored_once import StoredOnce
+from model_scoring.counting.sums import NO_SUMS, Sums, weight_bits
 from model_scoring.counting.weight_formats import cheapest
 from model_scoring.tracing.layer_weights import Weights, grouped
 from model_scoring.tracing.operation_record import Record, Trace
@@ -38,8 +39,15 @@ PER_ELEMENT = {
     "batchnorm": (1, 1),  # with scale or shift from the image
     "add": (0, 1),  # residual sums
     "sign": (0, 0),  # part of the next operation
+    "round": (1, 0),  # as a comparison
+    "quantize": (5, 0),  # scale, rounding, two bounds, product with the step
+    "straight_through": (0, 0),  # for gradients only
     "scale": (1, 0),  # squeeze-and-excitation product
 }
+# kinds that add up whole numbers, if they get some -> how many of them each operand is made of
+FACTORS = {"avgpool": 1, "sum": 1, "matmul": 2}
+# and those whose multiplications are as wide as these
+NARROW = ("relu", "relu6", "maxpool", "compare", "matmul")
 # the same for outputs made of n elements each
 PER_WINDOW: dict[str, Callable[[float], tuple[float, float]]] = {
     "avgpool": lambda n: (1, n - 1),  # challenge: c mults, (h w - 1) c adds
@@ -63,6 +71,10 @@ class Count:
     live_out: int = 0
     weights: int = 0  # left when dead channels are gone
     nonzeros: int = 0
+    weight_bits: int | None = None
+    activation_bits: int | None = None  # of what it takes
+    accumulator_bits: int | None = None  # the widest
+    sums: Sums = NO_SUMS  # those of its additions whose width --accumulators chooses
 
     @property
     def ops(self) -> float:
@@ -126,9 +138,27 @@ def layer(record: Record, live: Live, context: Context, *, whole: bool) -> Count
         wanted = live.kept[..., None].expand(parts.shape).reshape(record.weight.shape)
         new = stored.new(record.weight, wanted).reshape(parts.shape)
         n, z, rows = int(new.sum()), int((new & (parts != 0)).sum()), int(new.any(3).any(2).sum())
-    options = {"ternary": weights.ternary, "settings": context.settings, "whole": whole}
+    settings, bits = context.settings, 0 if weights.ternary else weights.bits or 0
+    options = {"ternary": weights.ternary, "settings": settings, "whole": whole, "bits": bits}
     name, params = cheapest(n, z, rows, **options)
     return replace(found, params=params, format=name if n or not found.weights else "shared")
+
+
+def own_steps(i: int, live: Live, context: Context) -> int:
+    """Steps of a layer's whole weights that no BatchNorm's scale takes: its sums are multiplied
+    with them."""
+    merged = live.weights.ternary or context.trace.batchnorm_after(i) is not None
+    return 0 if merged else min(live.weights.steps, live.rows)
+
+
+def with_widths(count: Count, record: Record, settings: Settings) -> Count:
+    """A record's count with the bits of its weights, activations and accumulators."""
+    count = replace(count, activation_bits=record.activation_bits or settings.value_bits)
+    if record.weights is None:
+        return count
+    widest = count.sums.accumulators(settings) if count.sums.bits else settings.add_bits
+    bits = weight_bits(record, settings)
+    return replace(count, weight_bits=bits, accumulator_bits=widest)
 
 
 def stored_values(record: Record, live: Tensor | None, stored: StoredOnce) -> int:
@@ -157,9 +187,16 @@ def elementwise(record: Record, live: int, stored: int, settings: Settings) -> C
     """An operation without weights, for so many channels of its result and stored values."""
     n, windowed = elements(record, live), PER_WINDOW.get(record.kind)
     mults, adds = windowed(record.window) if windowed else PER_ELEMENT.get(record.kind, (0, 0))
+    bits, sums = record.activation_bits, NO_SUMS
+    if bits and record.kind in FACTORS:
+        width = FACTORS[record.kind] * bits
+        sums = Sums.of([(record.window, n)], width, settings.add_bits)
+        adds = 0
     mults, adds = mults + record.extra[0], adds + record.extra[1]
-    operations = settings.operations(adds * n, mults * n)
-    return Count(settings.parameters(stored), **operations, live_in=live, live_out=live)
+    operations = settings.operations(adds * n, mults * n, bits if record.kind in NARROW else None)
+    operations["adds"] += sums.cost(settings)
+    params = settings.parameters(stored)
+    return Count(params, **operations, live_in=live, live_out=live, sums=sums)
 
 
 def elements(record: Record, live: int) -> int:

@@ -14,6 +14,7 @@ import torch
 from model_scoring.counting import costs
 from model_scoring.counting.costs import Context, Count, Live
 from model_scoring.counting.settings import WORD, Settings
+from model_scoring.counting.sums import NO_SUMS, Sums, factor_bits, levels, summed_bits
 from model_scoring.counting.weight_formats import tree_bits
 from model_scoring.tracing.operation_record import Record, Trace
 
@@ -92,6 +93,7 @@ def _stored(i: int, record: Record, structure: Structure, *, bias: bool) -> Coun
     live = structure.live[i]
     count = costs.layer(record, live, structure, whole=True)
     new = int(structure.stored.new(record.bias, live.filters.flatten()).sum()) if bias else 0
+    new += costs.own_steps(i, live, structure) * (not record.shared)
     return replace(count, params=count.params + structure.settings.parameters(new))
 
 
@@ -104,15 +106,25 @@ def conv(i: int, record: Record, structure: Structure) -> Count:
     count = _stored(i, record, structure, bias=bias)
     outputs = costs.positions(record) * count.live_out
     v = count.nonzeros / count.live_out if count.live_out else 1.0
-    adds = (v - 1) * settings.add_bits / WORD
-    if ternary and settings.tree_adder:
-        adds = tree_bits(v - 1, settings.value_bits) / WORD
+    sums = _sums(v, record, settings)
+    adds = (v - 1) * settings.add_bits / WORD if sums is None else sums.cost(settings)
     mults, more = 2 if ternary else v, record.extra  # more: for an operand that it adds
+    mults *= factor_bits(record, record.weights, settings) / settings.mul_bits
+    mults += bool(costs.own_steps(i, structure.live[i], structure))
     return replace(
         count,
         adds=outputs * (adds + (bias + more[1]) * settings.add_bits / WORD),
         mults=outputs * (mults + more[0]) * settings.mul_bits / WORD,
+        sums=(sums or NO_SUMS).times(outputs),
     )
+
+
+def _sums(v: float, record: Record, settings: Settings) -> Sums | None:
+    """Of one output of v operands; a tree begins with v - 1."""
+    bits = summed_bits(record, record.weights, settings)
+    if bits is None:
+        return None
+    return Sums(v - 1, tree_bits(v - 1, *bits) / WORD, bits[0] + levels(v), bits[1])
 
 
 def linear(i: int, record: Record, structure: Structure) -> Count:
@@ -120,10 +132,16 @@ def linear(i: int, record: Record, structure: Structure) -> Count:
     bias, more, rows = record.bias is not None, record.extra, costs.positions(record)
     count, settings = _stored(i, record, structure, bias=bias), structure.settings
     others = costs.stored_values(record, None, structure.stored)
-    adds = max(count.nonzeros - count.live_out, 0) + (bias + more[1]) * count.live_out
-    mults = count.nonzeros + more[0] * count.live_out
+    sums = None if record.ternary else _sums(count.nonzeros / count.live_out, record, settings)
+    plain = max(count.nonzeros - count.live_out, 0) if sums is None else 0
+    sums = (sums or NO_SUMS).times(count.live_out)
+    adds = plain + (bias + more[1]) * count.live_out
+    mults = count.nonzeros * factor_bits(record, record.weights, settings) / settings.mul_bits
+    mults += (more[0] + bool(costs.own_steps(i, structure.live[i], structure))) * count.live_out
     params, operations = settings.parameters(others), settings.operations(adds * rows, mults * rows)
-    return replace(count, params=count.params + params, **operations)
+    operations["adds"] += sums.cost(settings) * rows
+    params += count.params
+    return replace(count, params=params, **operations, sums=sums.times(rows))
 
 
 def batchnorm(i: int, record: Record, structure: Structure) -> Count:
@@ -174,5 +192,5 @@ def count(trace: Trace, settings: Settings, *, family: str = "other") -> list[Co
     structure, counts = Structure(trace, settings, family), []
     for i, record in enumerate(trace.records):
         rule = skipped if i in structure.skipped else RULES.get(record.kind, plain)
-        counts.append(rule(i, record, structure))
+        counts.append(costs.with_widths(rule(i, record, structure), record, settings))
     return counts

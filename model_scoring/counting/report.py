@@ -1,14 +1,24 @@
 """A score as text, JSON and CSV. Nothing here writes a file."""
 
+from dataclasses import replace
+
 from model_compound_scaling.command_line import tables
 from model_scoring.counting.costs import Count
-from model_scoring.counting.scoring import Score, layers, quantized_zeros, ternary_layers
+from model_scoring.counting.layer_widths import ACCUMULATORS
+from model_scoring.counting.scoring import (
+    REFERENCES,
+    Score,
+    layers,
+    quantized_zeros,
+    ternary_layers,
+)
 from model_scoring.counting.settings import RULE_SETS
 from model_scoring.tracing.aten_operations import UNKNOWN
 from model_scoring.tracing.operation_record import Record
 
 COLUMNS = ("layer", "kind", "output", "in", "out", "weights", "zeros", "format")
 NUMBERS = ("params", "adds", "mults")
+WIDTHS = ("weight_bits", "activation_bits", "accumulator_bits")
 
 
 def _row(record: Record, count: Count) -> list[str]:
@@ -37,6 +47,22 @@ def _live(score: Score, rules: str) -> str:
     return f"{live:,} of {sum(r.weights.filters for r, _ in counted):,}"
 
 
+def _by_accumulators(score: Score) -> list[list[str]]:
+    """Operations and score under each choice of --accumulators, where layers sum whole numbers."""
+    settings, rows = score.settings, []
+    whole = any(r.weights is not None and r.activation_bits for r in score.records)
+    for bits in ACCUMULATORS.values() if whole or settings.accumulators else ():
+        chosen, row = replace(settings, accumulators=bits, tree_adder=True), []
+        for rules in RULE_SETS:
+            total, sums = score.totals[rules], [count.sums for count in score.counts[rules]]
+            ops = total.ops + sum(s.cost(chosen) - s.cost(settings) for s in sums)
+            result = total.storage_term + ops / REFERENCES[score.reference][1]
+            row.append(f"{ops:,.0f}, {result:.6f}")
+        name = f"{bits}-bit accumulators" if bits else "adder trees"
+        rows.append([f"operations, score: {name}", *row])
+    return rows
+
+
 def summary(score: Score, packed_bytes: int | None = None) -> list[str]:
     """Both rule sets side by side; beside their bytes those of a packed file, if there is one."""
     baselines = {
@@ -60,6 +86,7 @@ def summary(score: Score, packed_bytes: int | None = None) -> list[str]:
         rows.append([label, *(format(value, text) for value in values)])
         if field == "bytes" and packed_bytes:
             rows.append(["bytes, packed file", *len(RULE_SETS) * [f"{packed_bytes:,}"]])
+    rows += _by_accumulators(score)
     zeros, quantized = f"{100 * score.zeros:.2f} % of all parameters", quantized_zeros(score)
     if quantized is not None:
         zeros += f", {100 * quantized:.2f} % of the quantized weights"
@@ -82,7 +109,7 @@ def _layer(score: Score, index: int, rules: str) -> dict[str, object]:
         **_fields(record, "name", "kind", "ternary"),
         "in_shape": list(record.in_shape),
         "out_shape": list(record.out_shape),
-        **_fields(count, "weights", "nonzeros", "live_in", "live_out"),
+        **_fields(count, "weights", "nonzeros", "live_in", "live_out", *WIDTHS),
         **{name: _fields(cost, "format", *NUMBERS) for name, cost in costs.items()},
     }
 

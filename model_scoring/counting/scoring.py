@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from data.errors import UserError
+from data.errors import UserError, some
 from model_compound_scaling.networks.few_values import few_values, zero_share_of
 from model_scoring.counting import published_rules, strict_rules
 from model_scoring.counting.costs import Count
+from model_scoring.counting.layer_widths import with_widths
 from model_scoring.counting.settings import RULE_SETS, WORD, Settings
 from model_scoring.counting.stored_once import StoredOnce
 from model_scoring.dead_channels.dead_code import dead_channels
@@ -104,7 +105,7 @@ def score(
             # a finite sum has finite terms, and is the faster test
             if not bool(tensor.sum().isfinite() or tensor.isfinite().all()):
                 raise UserError(f"{name} holds NaN or infinite values: nothing to count")
-    traced = trace(network, shape)
+    traced = with_widths(trace(network, shape), settings.widths)
     counts = {}
     with one_thread():
         if "published" in rules:
@@ -157,6 +158,14 @@ def warnings(result: Score) -> list[str]:
         named = ", ".join(f"{r.name} {len(r.weight.unique())}" for r in found[:4])
         more = f" and {len(found) - 4} more" if len(found) > 4 else ""
         lines.append(f"no layer is ternary, counted as it is (distinct values: {named}{more})")
+    pairs = zip(result.records, result.counts.get("strict", ()), strict=False)
+    tight = [
+        f"{record.name} {count.sums.bits} bits in {count.accumulator_bits}"
+        for record, count in pairs
+        if record.activation_bits and count.sums.bits > (count.accumulator_bits or WORD)
+    ]
+    if tight:
+        lines.append(f"sums can overflow their accumulators: {some(tight)}")
     if result.trace.unknown:
         named = ", ".join(f"{name} ({n}x)" for name, n in result.trace.unknown.items())
         lines.append(f"operations without a rule, their arithmetic is not counted: {named}")

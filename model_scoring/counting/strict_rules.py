@@ -4,19 +4,19 @@ Every filter is counted with its own nonzeros. Channels go only where the networ
 the same function, and a layer that loses channels stores one bit per channel of that side.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from model_compound_scaling.networks.few_values import PROBE, ternary_values
+from model_compound_scaling.networks.few_values import PROBE, few_values, ternary_values
 from model_scoring.counting import costs
 from model_scoring.counting.costs import Context, Count, Live
 from model_scoring.counting.settings import WORD, Settings
 from model_scoring.counting.stored_once import Vectors, entries, places, repeats
-from model_scoring.counting.weight_formats import tree_bits
+from model_scoring.counting.sums import NO_SUMS, Sums, factor_bits, summed_bits
 from model_scoring.tracing.layer_weights import Weights, grouped, with_values
 from model_scoring.tracing.operation_record import Record, Trace
 
@@ -66,43 +66,76 @@ def _nonzero_constants(constants: Tensor | None) -> int:
     return 0 if constants is None else int(((constants != 0) & ~constants.isnan()).sum())
 
 
-def _plain_sums(nonzeros: Tensor) -> float:
-    """k nonzeros take k - 1 additions."""
-    return float((nonzeros - 1).clamp(min=0).sum())
+@dataclass(frozen=True)
+class Work:
+    """Arithmetic of a layer per output position, all filters."""
+
+    sums: Sums
+    adds: float  # beside those sums, at --add-bits
+    mults: float  # at --mul-bits
+
+    def added(self, settings: Settings) -> float:
+        """All additions, in such of --add-bits."""
+        full = settings.add_bits / WORD
+        return (self.sums.cost(settings) + self.adds * full) * (WORD / settings.add_bits)
+
+    def operations(self, settings: Settings) -> float:
+        """In units of 32-bit operations."""
+        return sum(settings.operations(self.added(settings), self.mults).values())
 
 
-def _ternary(weights: Weights, settings: Settings) -> tuple[float, float]:
-    """Additions (in 32-bit additions) and multiplications per output position, all filters.
+def _products(record: Record, weights: Weights, settings: Settings) -> Work:
+    """A product for each of a filter's k nonzero weights, k - 1 additions."""
+    nonzeros, bits = weights.counts.sum(-1), summed_bits(record, weights, settings)
+    mults = float(nonzeros.sum()) * factor_bits(record, weights, settings) / settings.mul_bits
+    if bits is None:
+        return Work(NO_SUMS, float((nonzeros - 1).clamp(min=0).sum()), mults)
+    return Work(Sums.of(_sizes(nonzeros), *bits), 0.0, mults)
 
-    w_p (sum of one side) + w_n (sum of the other): two sums, a product each, and one addition of
-    the products. With w_n = -w_p one sum of differences and one product do.
-    """
-    nonzeros, high = weights.counts.sum(-1), weights.high.sum(-1)
-    sides = [nonzeros] if weights.same_magnitude else [high, nonzeros - high]
+
+def _sizes(counts: Tensor) -> Iterable[tuple[int, int]]:
+    sizes, many = (part.tolist() for part in counts.unique(return_counts=True))
+    return zip(sizes, many, strict=True)
+
+
+def _by_value(sides: list[Tensor], bits: tuple[int, int]) -> Work:
+    """w_p (sum of one side) + w_n (sum of the other), and so on for more values: a sum for each, of
+    so many operands for each filter, a product each, and additions of the products. With w_n = -w_p
+    one sum of differences and one product do. `bits` as in `summed_bits`."""
     mults = float(sum((side > 0).sum() for side in sides))
-    full = settings.add_bits / WORD
-    if not settings.tree_adder:
-        return _plain_sums(nonzeros) * full, mults
-    sizes, many = (t.tolist() for t in torch.cat(sides).unique(return_counts=True))
-    trees = sum(tree_bits(k, settings.value_bits) * n for k, n in zip(sizes, many, strict=True))
-    joined = float((sides[0] > 0).logical_and(sides[-1] > 0).sum()) if len(sides) > 1 else 0.0
-    return trees / WORD + joined * full, mults
+    joined = (torch.stack(sides).count_nonzero(0) - 1).clamp(min=0)
+    return Work(Sums.of(_sizes(torch.cat(sides)), *bits), float(joined.sum()), mults)
+
+
+def _work(record: Record, live: Live, settings: Settings) -> Work:
+    """The cheapest way to compute a layer."""
+    weights = live.weights
+    if weights.ternary:
+        nonzeros, high = weights.counts.sum(-1), weights.high.sum(-1)
+        sides = [nonzeros] if weights.same_magnitude else [high, nonzeros - high]
+        return _by_value(sides, summed_bits(record, weights, settings))
+    found = _products(record, weights, settings)
+    values = few_values(record.weight) if record.activation_bits and not weights.bits else None
+    if values is None:
+        return found
+    parts = grouped(record.weight, len(weights.counts)).abs() * live.kept[..., None]
+    sides = [(parts == size).sum((2, 3)) for size in values.abs().unique() if size]
+    ways = found, _by_value(sides, (record.activation_bits, settings.add_bits))
+    return min(ways, key=lambda way: way.operations(settings))
 
 
 def layer(i: int, record: Record, network: Network) -> Count:
     """v N mults, (v - 1) N adds, with a bias N more; v nonzeros per filter, N outputs."""
     settings, at, live = network.settings, costs.positions(record), network.left[i]
     count = costs.layer(record, live, network, whole=False)
-    if live.weights.ternary:
-        adds, mults = _ternary(live.weights, settings)
-        adds *= WORD / settings.add_bits
-    else:
-        nonzeros = live.weights.counts.sum(-1)
-        adds, mults = _plain_sums(nonzeros), float(nonzeros.sum())
+    work = _work(record, live, settings)
+    adds, mults = work.added(settings), work.mults
+    steps = costs.own_steps(i, live, network)
+    mults += live.rows * bool(steps)
     masks = sum(m.numel() for m in (live.inputs, live.filters) if not bool(m.all()))
     biases, made_of = _biases(i, record, network)
     stored = _stored_biases(biases, made_of, network) + _nonzero_constants(record.constants)
-    stored += costs.stored_values(record, None, network.stored)
+    stored += costs.stored_values(record, None, network.stored) + steps * (not record.shared)
     more, shared = record.extra, count.format == "shared"
     masks = masks / WORD if live.rows and not shared else 0.0
     adds, mults = adds + int(biases.sum()) + more[1] * live.rows, mults + more[0] * live.rows
@@ -110,6 +143,7 @@ def layer(i: int, record: Record, network: Network) -> Count:
         count,
         params=count.params + settings.parameters(stored) + masks,
         **settings.operations(adds * at, mults * at),
+        sums=work.sums.times(at),
     )
 
 
@@ -146,7 +180,7 @@ def folds(record: Record, network: Network) -> int | None:
     if records[before].weights is None or after(before) is None:
         return None
     norms = {j: after(j) for j in network.stored.users_of(records[before].weight)}
-    if network.left[before].weights.ternary or any(
+    if network.left[before].weights.coded or any(
         n is None or records[j].weight is None for j, n in norms.items()
     ):
         return None
@@ -211,6 +245,9 @@ RULES: dict[str, Callable[[int, Record, Network], Count]] = {
 def count(trace: Trace, settings: Settings, gone: Tensor) -> list[Count]:
     """Cost of each record of a trace; `gone`, bool (labels,): dead channels, which cost nothing."""
     network = Network(trace, settings, gone)
-    counts = [RULES[record.kind](i, record, network) for i, record in enumerate(trace.records)]
+    counts = [
+        costs.with_widths(RULES[record.kind](i, record, network), record, settings)
+        for i, record in enumerate(trace.records)
+    ]
     assert torch.tensor([c.params for c in counts]).isfinite().all()
     return counts

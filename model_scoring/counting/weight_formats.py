@@ -25,14 +25,14 @@ def ternary_bits(n: int, z: int, rows: int, bits: int, formats: bool) -> list[tu
 
 
 def cheapest(
-    n: int, z: int, rows: int, *, ternary: bool, settings: Settings, whole: bool
+    n: int, z: int, rows: int, *, ternary: bool, settings: Settings, whole: bool, bits: int = 0
 ) -> tuple[str, float]:
     """Name of the cheapest format and its parameters of 32 bits. `whole`, as the published tables:
     ternary ones are rounded up to whole parameters before the comparison, and a single zero already
-    asks for a mask."""
+    asks for a mask. `bits` of whole numbers; 0: values as the settings have them."""
     if n == 0:
         return "none", 0.0
-    bits = settings.value_bits
+    bits = bits or settings.value_bits
     found = []
     if z < n:  # all nonzero values, and a mask of one bit per weight
         found.append(("bitmask", (bits * z + n) / WORD))
@@ -45,13 +45,14 @@ def cheapest(
 
 
 @cache
-def tree_bits(operands: float, width: int) -> float:
+def tree_bits(operands: float, width: int, limit: int = WORD) -> float:
     """Bits added when a tree of adders sums operands of `width` bits. Each level adds pairs and its
-    results are a bit wider, up to 32. An odd one out joins a later level, where the other operand
-    is at least as wide."""
+    results are a bit wider, up to `limit`. An odd one out joins a later level, where the other
+    operand is at least as wide."""
+    width = min(width, limit)
     total = 0.0
     while operands > 1:
         total += operands // 2 * width
         operands = math.ceil(operands / 2)
-        width = min(width + 1, WORD)
+        width = min(width + 1, limit)
     return total

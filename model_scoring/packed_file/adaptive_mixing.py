@@ -84,8 +84,10 @@ class ContextCounts:
             pairs = (2 * self.at + bits).reshape(-1)
             pairs = pairs if where is None else pairs.take(where)
             table += COUNT * np.bincount(pairs, minlength=table.size).reshape(table.shape)
-        table >>= table.sum(1, keepdims=True) >= MOST
-        np.maximum(table, 1, out=table)
+        over = table[:, 0] + table[:, 1] >= MOST
+        if over.any():
+            table >>= over[:, None]
+            np.maximum(table, 1, out=table)
 
 
 class Mixer:
@@ -111,7 +113,7 @@ class Mixer:
             np.multiply(signal, UNIT, out=x, dtype=np.int32)
         factors = (self.weights >> STORED_BITS - MIX_BITS).astype(np.int32)
         total = (self.prior << MIX_BITS) + np.einsum("il,iln->ln", factors[:, :, 0], self.inputs)
-        mixed = (total >> MIX_BITS).clip(-SPAN, SPAN)
+        mixed = np.minimum(np.maximum(total >> MIX_BITS, -SPAN), SPAN)  # faster than clip
         self.p = squash(mixed)
         return mixed
 

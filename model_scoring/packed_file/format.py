@@ -1,11 +1,14 @@
 """The `.ec2t` format: a packed network, everything it needs, as small as it gets.
 
 Ternary and other layers of few values go through a context model with logistic mixing and rANS
-(entropy coding), the other tensors through a general compressor. A file is
+(entropy coding), or with static probabilities where their weights are independent; the other
+tensors through a general compressor. A file is
 
     "EC2T", version (1 byte), header's length (4), CRC-32 of the two and the header (4)
     header    CRC-32 of the tensors' names, shapes and types (4), number of sections, for each:
-              2 x the tensors left out before its own + 1 if dense, its length, its CRC-32 (4);
+              3 x the tensors left out before its own + its kind (0 context model, 1 dense, 2
+              static; in version 2, written where nothing is static, 2 x them + its kind), its
+              length, its CRC-32 (4);
               then the description: its length, and JSON deflated with WORDS as what came before
     sections  one for each layer of few values (quantized_layers.py) and each other large tensor
               (float_tensors.py), then one for all tensors that are left
@@ -32,10 +35,12 @@ from model_compound_scaling.checkpoints.untrusted import description_limits as l
 from model_compound_scaling.networks.building import expected_tensors
 from model_compound_scaling.networks.registry import NetworkSpec
 from model_scoring.packed_file.float_tensors import WIDE, as_array, pack_dense, unpack_dense
-from model_scoring.packed_file.quantized_layers import pack_layers, quantized, unpack_layers
+from model_scoring.packed_file.quantized_layers import Coded, pack_layers, quantized, unpack_layers
 from model_scoring.packed_file.varint import read_varint, varint
 
-MAGIC, VERSION = b"EC2T", 2
+MAGIC = b"EC2T"
+ADAPTIVE, DENSE, STATIC = range(3)
+KIND_COUNTS = {2: 2, 3: 3}  # versions that are read, and how many kinds of sections they have
 START = len(MAGIC) + 1 + 4 + 4
 ALONE = 4096  # values of a tensor that gets a section of its own
 MOST_JSON = 1 << 20
@@ -68,7 +73,7 @@ class Packed:
 class Section:
     """Where a file has a tensor's bytes, or those of all tensors without a section."""
 
-    dense: bool
+    kind: int  # ADAPTIVE, DENSE or STATIC
     start: int
     length: int
     crc: int
@@ -112,16 +117,19 @@ def pack(
     wide = [n for n, t in others.items() if half and t.dtype in WIDE and t.half().isinf().any()]
     stored = {n: as_array(t, half=half and n not in wide) for n, t in others.items()}
     packed = pack_layers(layers)
-    sections = {n: packed[n] if n in packed else pack_dense({n: stored[n]})
+    sections = {n: packed[n].content if n in packed else pack_dense({n: stored[n]})
                 for n, a in arrays.items() if n in packed or a.size >= ALONE}  # fmt: skip
+    kinds = {n: STATIC if coded.static else ADAPTIVE for n, coded in packed.items()}
+    version = 3 if STATIC in kinds.values() else 2
     sections[REST] = pack_dense({n: stored[n] for n in _by_kind(state, sections)})
     optional = {"data": data, "wide": wide, "tied": tied}
     description = {"network": spec.content(), "half": half}
     description |= {key: value for key, value in optional.items() if value}
-    header = _signature(every) + _table(list(every), sections, set(packed)) + _json(description)
-    start = MAGIC + bytes([VERSION]) + len(header).to_bytes(4, "little")
+    table = _table(list(every), sections, kinds, KIND_COUNTS[version])
+    header = _signature(every) + table + _json(description)
+    start = MAGIC + bytes([version]) + len(header).to_bytes(4, "little")
     content = start + _crc(start, header) + header + b"".join(sections.values())
-    return Packed(content, {n: len(p) for n, p in packed.items()}, wide)
+    return Packed(content, {n: len(coded.content) for n, coded in packed.items()}, wide)
 
 
 def _json(description: dict) -> bytes:
@@ -130,11 +138,14 @@ def _json(description: dict) -> bytes:
     return varint(len(text)) + deflate.compress(text) + deflate.flush()
 
 
-def _table(names: list[str], sections: Mapping[str, bytes], layers: set[str]) -> bytes:
+def _table(
+    names: list[str], sections: Mapping[str, bytes], kinds: Mapping[str, int], kind_count: int
+) -> bytes:
+    """`kinds`: of the sections that are not dense."""
     result, last = varint(len(sections)), -1
     for name, content in sections.items():
         at = names.index(name) if name else len(names)
-        result += varint(2 * (at - last - 1) + (name not in layers))
+        result += varint(kind_count * (at - last - 1) + kinds.get(name, DENSE))
         result += varint(len(content)) + _crc(content)
         last = at
     return result
@@ -177,8 +188,9 @@ class PackedFile:
             raise CheckpointError("no packed network, or only its beginning")
         size = int.from_bytes(content[5:9], "little")
         header = content[START : START + size]
-        if content[4] != VERSION:
-            raise CheckpointError(f"format {content[4]}, this program knows {VERSION}, or damaged")
+        if content[4] not in KIND_COUNTS:
+            known = " and ".join(map(str, KIND_COUNTS))
+            raise CheckpointError(f"format {content[4]}, this program knows {known}, or damaged")
         if len(header) < size or _crc(content[:9], header) != content[9:START]:
             raise CheckpointError("its header is damaged or cut off")
         return header
@@ -187,12 +199,13 @@ class PackedFile:
         """Sections and the tensors they are for, by number, and where the description begins."""
         count, at = read_varint(header, 4)
         start, number, table = START + len(header), -1, []
+        kind_count = KIND_COUNTS[self._content[4]]
         for _ in range(count):
             step, at = read_varint(header, at)
             length, at = read_varint(header, at)
-            number += step // 2 + 1
+            number += step // kind_count + 1
             crc = int.from_bytes(header[at : at + 4], "little")
-            table.append((number, Section(bool(step % 2), start, length, crc)))
+            table.append((number, Section(step % kind_count, start, length, crc)))
             start, at = start + length, at + 4
         if start != len(self._content):
             raise CheckpointError(f"{len(self._content):,} bytes instead of {start:,}: cut off")
@@ -244,12 +257,12 @@ class PackedFile:
 
     def _sections(self, table: list[tuple[int, Section]]) -> dict[str, Section]:
         names, numbers = [*self.expected, REST], [number for number, _ in table]
-        if not numbers or numbers[-1] != len(names) - 1 or not table[-1][1].dense:
+        if not numbers or numbers[-1] != len(names) - 1 or table[-1][1].kind != DENSE:
             raise CheckpointError("its sections are not those of the network")
         sections = {names[number]: section for number, section in table}
         if sections.keys() & self.tied.keys():
             raise CheckpointError("it has a section of a tensor that is tied to another")
-        for tensor in (self.expected[name] for name, s in sections.items() if not s.dense):
+        for tensor in (self.expected[name] for name, s in sections.items() if s.kind != DENSE):
             if tensor.dim() < 2 or tensor.dtype != torch.float32:
                 raise CheckpointError("it has codes where none can be")
         return sections
@@ -277,7 +290,9 @@ class PackedFile:
                 contents[name] = self._content[section.start : section.start + section.length]
                 if zlib.crc32(contents[name]) != section.crc:
                     raise CheckpointError(f"{name or 'its last section'} is damaged")
-            layers = {n: contents.pop(n) for n in [*contents] if not self.sections[n].dense}
+            kinds = {n: self.sections[n].kind for n in contents}
+            layers = {n: Coded(contents.pop(n), kind == STATIC)
+                      for n, kind in kinds.items() if kind != DENSE}  # fmt: skip
             unpacked = unpack_layers(layers, {n: tuple(self.expected[n].shape) for n in layers})
             found = {name: torch.from_numpy(q.weights()) for name, q in unpacked.items()}
             for name, content in contents.items():

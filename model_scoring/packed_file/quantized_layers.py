@@ -1,36 +1,46 @@
-"""Layers of few values, packed: codes through the entropy coder, values (the codebook) as they are.
+"""Layers of few values, packed: codes through an entropy coder, values (the codebook) as they are.
 
-Bytes of a layer: counts of its negative and positive values (4 bits each; all bits inverted if its
-weights are independent), two densities (int8), the values (float32, the negative ones first, both
-from small to large), the coder's bytes.
+A layer that the context model codes begins with the counts of its negative and positive values (4
+bits each; all bits inverted where older programs found its weights independent) and two densities
+(int8); any other one with the count of its values (varint) and the share of each code (uint8, as
+static_coder.py says). The values follow (float32, the negative ones first, both from small to
+large), then the coder's bytes.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from model_compound_scaling.checkpoints.errors import CheckpointError
 from model_compound_scaling.networks.few_values import few_values
-from model_scoring.packed_file.context_model import Geometry, decode, densities, encode
+from model_scoring.packed_file import context_model, static_coder
+from model_scoring.packed_file.context_model import Geometry
+from model_scoring.packed_file.static_coder import StaticLayer, shares
+from model_scoring.packed_file.structure import entropy_bits, structure_bits
+from model_scoring.packed_file.varint import read_varint, varint
 
 Array = np.ndarray
-NIBBLE = 15  # largest count of 4 bits; no layer of few values has more of them beside 0
+MOST_VALUES = 256
+NIBBLE = 15  # values that the context model takes at most, 0 not counted
 MOST_TAPS = 1024
 TOGETHER = 8192  # lanes coded side by side: more no longer fit the processor's cache
-MANY = 1 << 20  # weights of which a second try takes time
+WORTH = 0.005  # of a layer's entropy: what the context model has to save
+CHEAP = 8192  # weights that are better coded twice than judged
 WEIGHTS_PER_BYTE = 40_000  # the coder's probabilities end at 1/4096: no layer gets smaller
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """A layer's weights as int8 codes of any shape, and the values of the negative and positive
+    """A layer's weights as integer codes of any shape, and the values of the negative and positive
     codes. Code 0 is +0.0; -0.0 is a negative value, so that every bit comes back."""
 
-    codes: Array
+    codes: Array  # int8, int16 if 8 bits do not hold them
     negative: Array  # float32, of -n ... -1
     positive: Array  # of 1 ... p
 
@@ -39,16 +49,37 @@ class Quantized:
         """Largest magnitude of a code, at least 1."""
         return max(1, len(self.negative), len(self.positive))
 
+    @property
+    def values(self) -> int:
+        return len(self.negative) + len(self.positive)
+
+    @cached_property
+    def indices(self) -> Array:
+        """Flat codes, counted from 0."""
+        return self.codes.reshape(-1).astype(np.int16) + np.int16(len(self.negative))
+
+    @cached_property
+    def counts(self) -> Array:
+        """How often each code occurs."""
+        return np.bincount(self.indices, minlength=self.values + 1)
+
     def weights(self) -> Array:
         table = np.concatenate([self.negative, np.zeros(1, np.float32), self.positive])
-        return table[self.codes.astype(np.intp) + len(self.negative)]
+        return table.take(self.indices).reshape(self.codes.shape)
+
+
+class Coded(NamedTuple):
+    """The bytes of a layer, and which coder's they are."""
+
+    content: bytes
+    static: bool
 
 
 def quantized(weights: Array) -> Quantized | None:
     """The codes of a float32 layer of few values; None of any other layer, or of a vector."""
     if weights.ndim < 2 or weights.dtype != np.float32:
         return None
-    found = few_values(torch.from_numpy(weights))
+    found = few_values(torch.from_numpy(weights), MOST_VALUES)
     if found is None or found.isnan().any():
         return None
     values, negative_zero = found.numpy(), np.float32(-0.0)
@@ -57,10 +88,11 @@ def quantized(weights: Array) -> Quantized | None:
     if (bits == negative_zero.view(np.int32)).any():
         negative = np.append(negative, negative_zero)
     table = np.concatenate([negative, np.zeros(1, np.float32), positive]).view(np.int32)
-    order = np.argsort(table)
-    ranks = order[np.searchsorted(table, bits, sorter=order)]
-    codes = (ranks - len(negative)).astype(np.int8).reshape(weights.shape)
-    return Quantized(codes, negative, positive)
+    short = max(len(negative), len(positive)) <= np.iinfo(np.int8).max
+    codes = np.zeros(len(bits), np.int8 if short else np.int16)
+    for code, value in enumerate(table, start=-len(negative)):  # faster than a search in the table
+        codes += (bits == value) * codes.dtype.type(code)
+    return Quantized(codes.reshape(weights.shape), negative, positive)
 
 
 @dataclass(frozen=True)
@@ -108,76 +140,123 @@ def _groups(layouts: Mapping[str, Layout]) -> Iterator[tuple[Geometry, list[str]
         yield from ((geometry, names[i : i + size]) for i in range(0, len(names), size))
 
 
-def _encode(layers: Mapping[str, Quantized], *, informed: bool) -> dict[str, bytes]:
-    """The bytes of each layer, its weights predicted from their neighbours or not."""
+def _values(layer: Quantized) -> bytes:
+    return np.concatenate([layer.negative, layer.positive]).astype("<f4").tobytes()
+
+
+def _encode_adaptive(layers: Mapping[str, Quantized]) -> dict[str, Coded]:
+    """Layers through the context model."""
     layouts = {name: layout(layer.codes.shape, layer.levels) for name, layer in layers.items()}
     packed = {}
     for geometry, names in _groups(layouts):
         codes = np.stack([layouts[n].to_coder(layers[n].codes) for n in names], axis=2)
-        priors = np.array([(*densities(layers[n].codes), informed) for n in names], dtype=np.int8)
-        parts = encode(codes, geometry, priors)
+        priors = np.array([(*context_model.densities(layers[n].codes), 1) for n in names], np.int8)
+        parts = context_model.encode(codes, geometry, priors)
         for name, prior, part in zip(names, priors, parts, strict=True):
-            low, high = layers[name].negative, layers[name].positive
-            counts = len(low) << 4 | len(high)
-            head = bytes([counts if informed else counts ^ 255]) + prior[:2].tobytes()
-            packed[name] = head + np.concatenate([low, high]).astype("<f4").tobytes() + part
+            layer = layers[name]
+            head = bytes([len(layer.negative) << 4 | len(layer.positive)]) + prior[:2].tobytes()
+            packed[name] = Coded(head + _values(layer) + part, static=False)
     return packed
 
 
-def pack_layers(layers: Mapping[str, Quantized]) -> dict[str, bytes]:
+def _encode_static(layers: Mapping[str, Quantized]) -> dict[str, Coded]:
+    """Layers whose weights are independent, or of many values."""
+    tables = [StaticLayer(q.codes.size, shares(q.counts)) for q in layers.values()]
+    parts = static_coder.encode(tables, [layer.indices for layer in layers.values()])
+    packed = {}
+    for (name, layer), table, part in zip(layers.items(), tables, parts, strict=True):
+        head = varint(layer.values) + table.shares.tobytes()
+        packed[name] = Coded(head + _values(layer) + part, static=True)
+    return packed
+
+
+def pack_layers(layers: Mapping[str, Quantized]) -> dict[str, Coded]:
     """The bytes of each layer."""
-    packed = _encode(layers, informed=True)
-    # Where neighbours tell nothing, learning that costs more than the entropy. That is seen only
-    # now, and a second try is worth its time for 1 % of many weights, or less of few.
-    limit = 1.003 if sum(layer.codes.size for layer in layers.values()) < MANY else 1.01
-    random = {}
-    for name, layer in layers.items():
-        values = len(layer.negative) + len(layer.positive)
-        states = layout(layer.codes.shape, layer.levels).geometry.states
-        size = len(packed[name]) - 3 - 4 * values - 4 * states  # of the codes alone
-        counts = np.bincount(layer.codes.reshape(-1) + len(layer.negative))
-        shares = counts[counts > 0] / layer.codes.size
-        # bytes of codes that are each drawn by itself: their order-0 entropy
-        entropy = float(-(shares * np.log2(shares)).sum()) * layer.codes.size / 8
-        if size > limit * entropy and values < NIBBLE:
-            random[name] = layer
-    for name, content in _encode(random, informed=False).items():
-        packed[name] = min(content, packed[name], key=len)
+    entropy = {name: entropy_bits(layer.counts) for name, layer in layers.items()}
+
+    def learnable(name: str) -> bool:
+        """Whether the context model, which takes long, is worth its time."""
+        layer = layers[name]
+        return layer.values <= NIBBLE and (
+            layer.codes.size < CHEAP or structure_bits(layer.codes) > WORTH * entropy[name]
+        )
+
+    learned = {name: layer for name, layer in layers.items() if learnable(name)}
+    packed = _encode_adaptive(learned)
+    doubtful = {name: layer for name, layer in layers.items()
+                if name not in packed or 8 * len(packed[name].content) > entropy[name]}  # fmt: skip
+    for name, coded in _encode_static(doubtful).items():
+        packed[name] = min(packed.get(name, coded), coded, key=lambda c: len(c.content))
     return {name: packed[name] for name in layers}
 
 
-def _parse(
-    content: bytes, shape: tuple[int, ...]
-) -> tuple[Layout, Array, tuple[Array, Array], bytes]:
-    """A layer's layout, priors, negative and positive values, and the coder's bytes."""
-    if len(content) < 3 or math.prod(shape) > WEIGHTS_PER_BYTE * len(content):
-        raise CheckpointError(f"{len(content)} bytes cannot hold {math.prod(shape):,} weights")
-    low, high = content[0] >> 4, content[0] & 15
-    informed = low + high <= NIBBLE
-    if not informed:
-        low, high = NIBBLE - low, NIBBLE - high
-    start = 3 + 4 * (low + high)
-    if len(content) < start:
-        raise CheckpointError(f"{len(content)} bytes cannot hold {low + high} values")
-    values = np.frombuffer(content, "<f4", low + high, offset=3).astype(np.float32)
-    priors = np.array([*np.frombuffer(content, np.int8, 2, offset=1), informed], dtype=np.int8)
-    place = layout(shape, max(1, low, high))
-    return place, priors, (values[:low], values[low:]), content[start:]
+def _split(content: bytes, start: int, count: int) -> tuple[Array, bytes]:
+    """So many values, which begin at `start`, and the coder's bytes."""
+    end = start + 4 * count
+    if len(content) < end:
+        raise CheckpointError(f"{len(content)} bytes cannot hold {count} values")
+    return np.frombuffer(content, "<f4", count, offset=start).astype(np.float32), content[end:]
 
 
-def unpack_layers(
+def _too_few(content: bytes, shape: tuple[int, ...]) -> CheckpointError:
+    return CheckpointError(f"{len(content)} bytes cannot hold {math.prod(shape):,} weights")
+
+
+def _decode_adaptive(
     packed: Mapping[str, bytes], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Quantized]:
-    """The layers again, or some of them. Raises CheckpointError if the bytes are damaged."""
-    parsed = {name: _parse(content, shapes[name]) for name, content in packed.items()}
-    layers = {}
-    for geometry, names in _groups({name: place for name, (place, *_) in parsed.items()}):
-        _, priors, _, parts = zip(*(parsed[name] for name in names), strict=True)
-        codes = decode(parts, geometry, np.stack(priors))
+    """Layers that the context model coded."""
+    layouts, priors, values, parts, layers = {}, {}, {}, {}, {}
+    for name, content in packed.items():
+        if len(content) < 3 or math.prod(shapes[name]) > WEIGHTS_PER_BYTE * len(content):
+            raise _too_few(content, shapes[name])
+        low, high = content[0] >> 4, content[0] & 15
+        informed = low + high <= NIBBLE
+        low, high = (low, high) if informed else (NIBBLE - low, NIBBLE - high)
+        priors[name] = (*np.frombuffer(content, np.int8, 2, offset=1), informed)
+        found, parts[name] = _split(content, 3, low + high)
+        values[name] = found[:low], found[low:]
+        layouts[name] = layout(shapes[name], max(1, low, high))
+    for geometry, names in _groups(layouts):
+        known = np.array([priors[name] for name in names], np.int8)
+        codes = context_model.decode([parts[name] for name in names], geometry, known)
         for i, name in enumerate(names):
-            place, _, (low, high), _ = parsed[name]
-            own = place.from_coder(codes[:, :, i])
+            low, high = values[name]
+            own = layouts[name].from_coder(codes[:, :, i])
             if own.size and not -len(low) <= own.min() <= own.max() <= len(high):
                 raise CheckpointError("a layer has codes without values")
             layers[name] = Quantized(own, low, high)
+    return layers
+
+
+def _decode_static(
+    packed: Mapping[str, bytes], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Quantized]:
+    """Layers that the context model did not code."""
+    tables, values, parts = {}, {}, []
+    for name, content in packed.items():
+        count, at = read_varint(content, 0)
+        if count > MOST_VALUES:
+            raise CheckpointError(f"a layer of {count:,} values")
+        values[name], part = _split(content, at + count + 1, count)
+        found = np.frombuffer(content, np.uint8, count + 1, offset=at)
+        tables[name] = StaticLayer(math.prod(shapes[name]), found)
+        if len(part) < 4 * tables[name].lanes:
+            raise _too_few(content, shapes[name])
+        parts.append(part)
+    layers = {}
+    for name, indices in zip(packed, static_coder.decode([*tables.values()], parts), strict=True):
+        low = np.count_nonzero(np.signbit(values[name]))
+        codes = indices.astype(np.int16) - np.int16(low)
+        layers[name] = Quantized(codes.reshape(shapes[name]), *np.split(values[name], [low]))
+    return layers
+
+
+def unpack_layers(
+    packed: Mapping[str, Coded], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Quantized]:
+    """The layers again, or some of them. Raises CheckpointError if the bytes are damaged."""
+    adaptive = {name: coded.content for name, coded in packed.items() if not coded.static}
+    static = {name: coded.content for name, coded in packed.items() if coded.static}
+    layers = _decode_adaptive(adaptive, shapes) | _decode_static(static, shapes)
     return {name: layers[name] for name in packed}

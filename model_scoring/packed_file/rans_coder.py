@@ -61,14 +61,15 @@ class Encoder:
 
 def _push(x: np.ndarray, start: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Code one symbol per state in place; layer and value of the words this gives off."""
-    turn = x[:, : start.shape[1]]  # 32 bits suffice, and are divided faster than 64
+    states = start.shape[1]
+    turn = x[:, :states].copy()  # 32 bits suffice, and are divided faster than 64
     frequency = width.astype(np.uint32) + np.uint32(1)
-    layer, state = np.nonzero(turn >> 16 >= frequency)
-    word = turn[layer, state] & np.uint32(MASK)
-    turn[layer, state] >>= 16
+    (full,) = (turn >> 16 >= frequency).reshape(-1).nonzero()
+    word = turn.take(full)
+    turn.reshape(-1)[full] = word >> 16
     quotient, rest = np.divmod(turn, frequency)
-    turn[:] = (quotient << 16) + rest + start
-    return layer, word
+    x[:, :states] = (quotient << 16) + rest + start
+    return full // states, word & np.uint32(MASK)
 
 
 class Decoder:
@@ -87,24 +88,31 @@ class Decoder:
 
     def code(self, cuts: list[np.ndarray], symbol: None = None) -> np.ndarray:
         """The next symbols (layers, lanes)."""
-        bounds = np.empty((len(cuts) + 2, *cuts[0].shape), dtype=np.int64)
-        bounds[0], bounds[1:-1], bounds[-1] = 0, cuts, ONE
-        lanes = rounds(cuts[0].shape[1], self.states)
-        return np.concatenate([self._pull(bounds[:, :, s]) for s in lanes], axis=1)
+        symbols = np.empty(cuts[0].shape, dtype=np.int8)
+        for lanes in rounds(cuts[0].shape[1], self.states):
+            self._pull([cut[:, lanes] for cut in cuts], symbols[:, lanes])
+        return symbols
 
-    def _pull(self, bounds: np.ndarray) -> np.ndarray:
-        """One symbol per state: the number of the interval, between two bounds, that it is in."""
-        turn = self.x[:, : bounds.shape[2]]
+    def _pull(self, cuts: list[np.ndarray], symbol: np.ndarray) -> None:
+        """One symbol per state: the number of the interval, between two cuts, that it is in."""
+        states = symbol.shape[1]
+        turn = self.x[:, :states]
         slot = turn & MASK
-        symbol = np.add.reduce(slot >= bounds[1:-1], axis=0, dtype=np.int8)
-        start, end = symbol.choose(bounds[:-1]), symbol.choose(bounds[1:])
+        above = [slot >= cut for cut in cuts]
+        start, end = above[0] * cuts[0], ONE
+        for is_above, cut in zip(above[1:], cuts[1:], strict=True):
+            start = np.where(is_above, cut, start)
+        for is_above, cut in zip(above[::-1], cuts[::-1], strict=True):
+            end = np.where(is_above, end, cut)
+        symbol[:] = above[0]
+        for is_above in above[1:]:
+            symbol += is_above
         turn = (turn >> 16) * (end - start) + slot - start
         low = turn < LOWEST
         taken = low.cumsum(1)
         word = self.words.take(taken + (self.next - 1)[:, None], mode="clip")
-        self.x[:, : bounds.shape[2]] = np.where(low, turn << 16 | word, turn)
+        self.x[:, :states] = np.where(low, turn << 16 | word, turn)
         self.next += taken[:, -1]
-        return symbol
 
     def finish(self) -> None:
         """Raise CheckpointError unless everything was read and led back to where coding began."""

@@ -59,9 +59,10 @@ def over_size(names: dict[Trial, str], chosen: Place | None) -> str:
         ring = {"markersize": 12, "markeredgewidth": 1.6, "color": INK, "fillstyle": "none"}
         if chosen:
             axes.plot(*chosen, "o", label="the chosen one", **ring)
-        ends = min(all_sizes) / 1.6, max(all_sizes) * 1.6  # with two of 1, 2, 5, 10 between
+        ends = min(all_sizes) / 1.6, max(all_sizes) * 1.6
         axes.set(xscale="log", xlim=ends, title="top-1, %", xlabel="published scoring parameters")
-        digits = (1, 2, 5) if ends[1] < 300 * ends[0] else (1,)
+        wide = ends[1] / ends[0]  # at least 2.56, with two ticks or more between
+        digits = range(1, 10) if wide < 5 else (1, 2, 5) if wide < 300 else (1,)
         axes.xaxis.set_major_locator(LogLocator(subs=digits))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.minorticks_off()

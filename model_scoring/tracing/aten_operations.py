@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 UNKNOWN = "unknown"  # an operation that is not in the table
 STORED = "stored"  # a parameter that only takes part in a copy
+STRAIGHT_THROUGH = "straight_through"  # x + (q - x), written for gradients: q
 
 
 class Operation(NamedTuple):
@@ -52,6 +53,11 @@ OPERATIONS: dict[str, Operation] = {
     **_rows("mul div addcmul addcdiv", "scale", "elementwise"),
     **_rows("lerp", "scale", "elementwise", extra=(0, 2)),  # x + w (y - x)
     **_rows("neg abs sign sgn", "sign", "elementwise"),
+    **_rows("round floor ceil trunc", "round", "rounding"),
+    **_rows("fake_quantize_per_tensor_affine_cachemask fake_quantize_per_channel_affine_cachemask "
+            "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams "
+            "_fake_quantize_learnable_per_tensor_affine _fused_moving_avg_obs_fq_helper "
+            "_fake_quantize_learnable_per_channel_affine", "quantize", "rounding"),
     **_rows("_softmax _safe_softmax _log_softmax", "softmax"),
     # many pixels to one, or along given dimensions
     **_rows("_adaptive_avg_pool2d adaptive_avg_pool2d avg_pool2d", "avgpool", "window"),

@@ -156,6 +156,26 @@ def _only(constants: Tensor, value: float) -> Tensor:
 
 
 @unary
+def rounding(call: Call, shape: Shape, known: Channels) -> Known:
+    """A constant stays known where it is 0, which quantizers keep, or where it rounds alike in any
+    precision."""
+    if any(
+        x.numel() > 1
+        for x, tag in zip(call.inputs, call.tags, strict=True)
+        if tag.value is not None
+    ):
+        call.labels.fix(known.labels)  # a scale for each channel, which nobody narrows
+    constants = known.constants
+    if call.name == "round" and not call.arguments.get("decimals"):
+        tie = (constants - constants.floor() - 0.5).abs() < 1e-3
+        constants = constants.round().masked_fill(tie, NAN)
+    else:
+        constants = _only(constants, 0.0)
+    made = Channels(known.labels, constants)
+    return [made, *[Channels.varying(made.labels)] * (len(call.shapes) - 1)]  # others: masks
+
+
+@unary
 def window(call: Call, shape: Shape, known: Channels) -> Known:
     """Pooling over pixels. An average that takes in a border of zeros leaves only a 0 constant."""
     if not known.differs <= {0, 1}:
@@ -284,5 +304,5 @@ def _factors(old: Shape, new: Shape) -> Iterator[tuple[list[int], list[int]]]:
         start = end
 
 
-_RULES = (same, elementwise, window, reduction, move, concatenation, padding, view)
+_RULES = (same, elementwise, rounding, window, reduction, move, concatenation, padding, view)
 RULES: dict[str, Rule] = {rule.__name__: rule for rule in _RULES}

@@ -23,6 +23,7 @@ from model_scoring.tracing.recorder import Recorder
 from model_scoring.tracing.stored_values import Values
 
 SHAPE = torch.Tensor.shape.__get__
+READS = ("__bool__", "__float__", "__int__", "item")
 
 
 class _Callers(TorchFunctionMode):
@@ -37,6 +38,9 @@ class _Callers(TorchFunctionMode):
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if func == SHAPE or name == "size":
             return self._sizes(args[0], func(*args, **kwargs), *args[1:], *kwargs.values())
+        if name in READS and (stored := tag_of(args[0]).value) is not None and stored.numel() == 1:
+            with torch._C._DisableTorchDispatch():  # what the network knows, no image tells
+                return getattr(stored, name)()
         if name not in ("view", "reshape"):
             for leaf in tree_leaves((args, kwargs)):
                 if isinstance(leaf, Width):

@@ -1,7 +1,7 @@
 """What a record says beyond its shapes: weights and channels of layers, windows of pooling."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from model_scoring.tracing.aten_operations import UNKNOWN
 from model_scoring.tracing.channel_labels import NAN, Channels
 from model_scoring.tracing.channel_rules import Call, Known
 from model_scoring.tracing.constant_channels import of_batchnorm, of_filters
-from model_scoring.tracing.layer_weights import examine
+from model_scoring.tracing.layer_weights import examine, integers
 from model_scoring.tracing.operation_kinds import factor
 from model_scoring.tracing.operation_record import Reads, Tag
 
@@ -35,12 +35,15 @@ class _Layer:
     bias: Tensor | None  # (c_out,) that operand, if it is one stored value a filter
     factor: float = 1  # of the added operand
     padded: bool = False  # with zeros
+    step: Tensor | None = None  # of which the weights may be multiples
 
 
 def _weighted(call: Call, layer: _Layer) -> tuple[Fields, Channels]:
     """Fields of its record, and the channels (c_out,) that it makes."""
     labels, weight, groups, seen = call.labels, layer.weight, layer.groups, layer.seen
-    weights, inputs = examine(weight, groups), groups * weight.shape[1]
+    bits, steps = integers(weight, layer.step)
+    weights = replace(examine(weight, groups), bits=bits, steps=steps)
+    inputs = groups * weight.shape[1]
     depthwise = seen is not None and 1 < groups == inputs == len(weight)
     if seen is None:  # channels in another dimension
         labels.pin(layer.image.channels)
@@ -80,7 +83,8 @@ def _convolution(call: Call) -> tuple[Fields, Known]:
     bias = _value(added) if added is not None and not added.from_image else None
     bias = bias if bias is None else bias.expand(len(weight.value))
     padded = any(call.arguments["padding"])
-    layer = _Layer(weight.value, call.arguments["groups"], x, seen, added, bias, padded=padded)
+    layer = _Layer(weight.value, call.arguments["groups"], x, seen, added, bias, padded=padded,
+                   step=weight.step)  # fmt: skip
     fields, made = _weighted(call, layer)
     return fields, [made.spread(call.shapes[0])]
 
@@ -120,7 +124,11 @@ def _product(call: Call) -> tuple[Fields, Known]:
     value = value[0] if groups == 1 else value.flatten(0, 1)
     seen = _columns(x.channels, image, flipped)
     bias = _bias(call, added, flipped, beta)
-    fields, made = _weighted(call, _Layer(value, groups, x, seen, added, bias, beta))
+    step = weight.step
+    if step is not None and step.dim() > 1 and groups == 1:
+        step = _matrices(step, flipped).mT[0]
+    layer = _Layer(value, groups, x, seen, added, bias, beta, step=step if alpha == 1 else None)
+    fields, made = _weighted(call, layer)
     fields |= {
         "in_shape": (image.shape[1], groups * image.shape[2]),
         "out_shape": (image.shape[1], len(value)),

@@ -1,5 +1,6 @@
 """What the rules need to know of a layer's weights: where they are not zero, and if ternary."""
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,11 +18,18 @@ class Weights:
     high: Tensor | None  # None: not ternary
     kernel: int  # weights per filter and input channel
     same_magnitude: bool = False  # ternary with w_n = -w_p
+    bits: int | None = None  # of whole numbers times steps, as quantizers leave them; None: others
+    steps: int = 0  # of all filters together
 
     @property
     def ternary(self) -> bool:
         """Whether it has at most two values beside 0."""
         return self.high is not None
+
+    @property
+    def coded(self) -> bool:
+        """Whether codes of few bits are stored for them, which no other scale can be part of."""
+        return self.ternary or self.bits is not None
 
     @property
     def filters(self) -> int:
@@ -57,6 +65,27 @@ def with_values(weights: Weights, parts: Tensor, values: tuple[float, float] | N
         return weights
     high = _count(parts == values[1]) * (values[1] != 0)
     return replace(weights, high=high, same_magnitude=values[0] == -values[1])
+
+
+def code_bits(codes: float) -> int | None:
+    """Bits that whole numbers take, from 0 to `codes`, or as many of any sign: with an offset.
+    None: they have no bounds."""
+    return max(1, round(codes).bit_length()) if math.isfinite(codes) else None
+
+
+def integers(weight: Tensor, step: Tensor | None) -> tuple[int | None, int]:
+    """Bits of the whole numbers that weights (c_out, ...) are, times a step that broadcasts to
+    them, for all filters or one each; number of steps. (None, 0): they are not."""
+    if step is None or (step.dim() not in (0, weight.dim()) and step.numel() > 1):
+        return None, 0
+    steps = step.flatten()
+    if steps.numel() > 1 and (step.shape[0] != steps.numel() or steps.numel() != len(weight)):
+        return None, 0
+    codes = weight / steps.reshape(-1, *[1] * (weight.dim() - 1))
+    if not bool((codes - codes.round()).abs().max() < 1e-3):
+        return None, 0
+    low, high = codes.aminmax()
+    return code_bits(float(high.clamp(min=0) - low.clamp(max=0))), steps.numel()
 
 
 def _count(mask: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from model_scoring.tracing.aten_operations import UNKNOWN, Operation
 from model_scoring.tracing.channel_rules import Call
+from model_scoring.tracing.number_ranges import QUANTIZERS, ZERO, disabled, given
 
 Extra = tuple[float, float]  # further (mults, adds) per output element
 
@@ -102,6 +103,7 @@ KINDS: dict[str, Callable[[Call], str | None]] = {
     "pow": lambda call: "function" if _power(call) else None,
     "linalg_vector_norm": lambda call: (  # only of squares; others have no rule
         "length" if call.arguments.get("ord", 2) == 2 else UNKNOWN),
+    **dict.fromkeys(QUANTIZERS, lambda call: None if disabled(call) else "quantize"),
 }
 EXTRAS: dict[str, Callable[[Call], Extra]] = {
     **dict.fromkeys(("add", "sub"), lambda call: (_scaled(call, "alpha", "other"), 0)),
@@ -109,6 +111,7 @@ EXTRAS: dict[str, Callable[[Call], Extra]] = {
     **dict.fromkeys(("addcmul", "addcdiv"), lambda call: (
         _scaled(call, "value", "tensor1", "tensor2"), int(not _is(call, "self", 0)))),
     "pow": lambda call: (_power(call) - 1, 0),
+    **dict.fromkeys(QUANTIZERS, lambda call: (0, int(given(call, "zero_point") != ZERO))),
 }
 # fmt: on
 

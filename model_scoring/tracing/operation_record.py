@@ -2,15 +2,55 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from model_scoring.tracing.aten_operations import UNKNOWN
 from model_scoring.tracing.channel_labels import Channels, Labels, Shape
-from model_scoring.tracing.layer_weights import Weights
+from model_scoring.tracing.layer_weights import Weights, code_bits
+
+if TYPE_CHECKING:
+    from model_scoring.tracing.channel_rules import Call
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What is known of an activation's numbers, whatever the image: bounds, and a step of which
+    they are multiples; None: there is none."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    step: float | None = None
+    widest: int | None = None  # bits of the widest of several parts that have steps of their own
+
+    @property
+    def bits(self) -> int | None:
+        """Of whole numbers that stand for them; 0 is one, which padding adds."""
+        if self.step is None:
+            return self.widest
+        return code_bits((max(self.high, 0.0) - min(self.low, 0.0)) / self.step)
+
+    def multiples_of(self, step: float | None) -> bool:
+        """Whether they are, but for what float32 rounds."""
+        if self.low == self.high and step:
+            ratio = self.low / step
+            return math.isfinite(ratio) and abs(ratio - round(ratio)) < 1e-3
+        return step is not None and self.step is not None and math.isclose(self.step, step)
+
+    def scaled(self, low: float, high: float | None = None) -> "Numbers":
+        """Their products with a number, or with several between two bounds."""
+        high = low if high is None else high
+        ends = [a * b if a and b else 0.0 for a in (self.low, self.high) for b in (low, high)]
+        one = low == high != 0
+        step = self.step * abs(low) if one and self.step else None
+        return Numbers(min(ends), max(ends), step, self.widest if one else None)
+
+
+ANY = Numbers()
 
 
 @dataclass(frozen=True)
@@ -47,6 +87,10 @@ class Record:
     layer: str = ""  # name of the layer that can be narrowed, if it is one
     window: float = 1  # pooling: input elements per output element; matmul: length of the products
     extra: tuple[float, float] = (0, 0)  # (mults, adds) per output element beyond its kind's
+    # bits of the activations that it takes, if they are whole numbers times a step
+    activation_bits: int | None = None
+    needless: int = 0  # bounds of a clamp that its input keeps
+    dequantizes: bool = False  # ends with a product of whole numbers and their step
 
     @property
     def width(self) -> int:
@@ -173,6 +217,10 @@ class Tag:
     channels: Channels | None = None
     adapts: bool = False  # made in the form of an activation, whatever that is
     selects: bool = False  # true or false, perhaps as numbers
+    numbers: Numbers = ANY  # if it is from the image
+    step: Tensor | None = None  # of which it may be multiples, if it is not
+    origin: object = field(default_factory=object)  # the same for what is the same value
+    made_by: "Call | None" = None  # of differences and comparisons
     source: str = ""  # the parameter or buffer that it is, or the transpose of
     writes: int = 0  # in-place operations on any tensor before it was tagged
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from model_compound_scaling.networks.logits import tensors
 from model_compound_scaling.networks.narrowing import NARROWINGS
+from model_scoring.tracing import number_ranges
 from model_scoring.tracing.aten_operations import (
     FACTORIES,
     NO_RULE,
@@ -30,7 +31,7 @@ from model_scoring.tracing.channel_rules import RULES, Call, Caller
 from model_scoring.tracing.layer_records import LAYERS, Fields, window
 from model_scoring.tracing.operation_kinds import kind_of
 from model_scoring.tracing.operation_record import Padding, Record, Tag, Trace, tag_of, tagged
-from model_scoring.tracing.stored_values import Values, memory, place
+from model_scoring.tracing.stored_values import Values, memory, place, stored_step
 
 TRANSPOSES = ("t", "transpose")
 
@@ -87,11 +88,12 @@ class Recorder(TorchDispatchMode):
         self.writes += writes
         # bookkeeping is not the network's: no function mode sees it
         with torch._C.DisableTorchFunction():
-            is_norm = OPERATIONS.get(name, NO_RULE).kind == "batchnorm"
-            if is_norm and inputs[0].is_meta:
-                # as its input, without the many operations that it consists of there
-                statistics = [inputs[0].new_empty(0) for _ in func._schema.returns[1:]]
-                result = (torch.empty_like(inputs[0]), *statistics)
+            kind = OPERATIONS.get(name, NO_RULE).kind
+            if kind in ("batchnorm", "quantize") and inputs[0].is_meta:
+                # as its input: there it has no kernel, or consists of many operations
+                others = [inputs[0].new_empty(0) for _ in func._schema.returns[1:]]
+                result = (torch.empty_like(inputs[0]), *others)
+                result = result if others else result[0]
             else:
                 result = func(*args, **kwargs)
             try:  # what fails here is not the network's fault
@@ -174,6 +176,7 @@ class Recorder(TorchDispatchMode):
                 stores=_cheapest(number, _counted(call)),
                 value=number,
                 adapts=call.name.endswith("_like"),
+                step=stored_step(call),
                 source=call.tags[0].source if call.name in TRANSPOSES else "",
                 writes=self.writes,
             )
@@ -186,6 +189,7 @@ class Recorder(TorchDispatchMode):
         self.unused -= call.parameters
         special, channels = self._channels(call, operation.way)
         producers = frozenset().union(*(tag.producers for tag in call.tags))
+        numbers = number_ranges.numbers_of(call, kind, _counted(call))
         if kind is None:
             self._note_copies(call)
         else:
@@ -204,7 +208,8 @@ class Recorder(TorchDispatchMode):
                 "constants": own and own.constants,
                 "window": window(call, kind),
                 "extra": extra,
-            } | special
+            }
+            fields |= number_ranges.fields(call, kind, extra, numbers) | special
             producers = frozenset({len(self.records)})
             weight = fields.get("weight")
             at = None if weight is None else place(weight)
@@ -213,8 +218,10 @@ class Recorder(TorchDispatchMode):
         chosen = operation.way == "same" and any(tag.selects for tag in call.tags)
         for output, known in zip(call.outputs, channels, strict=True):
             selects = chosen or output.dtype == torch.bool
-            tag = Tag(producers=producers, channels=known, selects=selects, writes=self.writes)
+            tag = Tag(producers=producers, channels=known, selects=selects, numbers=numbers,
+                      writes=self.writes, **number_ranges.identity(call))  # fmt: skip
             self._put(output, call, tag)
+            numbers = numbers if kind is None else number_ranges.ANY  # what is no copy: indices
 
     def _note_copies(self, call: Call) -> None:
         """Stored values that join an image without arithmetic are stored all the same."""
@@ -271,7 +278,9 @@ class Recorder(TorchDispatchMode):
                 self.records[i] = replace(record, layer="")
         outputs = frozenset().union(*(tag.producers for tag in tags))
         unused, followed = tuple(sorted(self.unused)), self.values.followed
-        return Trace(self.records, outputs, unused, self.labels, self.paddings, followed)
+        trace = Trace(self.records, outputs, unused, self.labels, self.paddings, followed)
+        number_ranges.settle(trace)
+        return trace
 
 
 def _counted(call: Call) -> list[Tag]:

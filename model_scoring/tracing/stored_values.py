@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from model_scoring.tracing.aten_operations import FACTORIES
 from model_scoring.tracing.channel_labels import NAN
 from model_scoring.tracing.channel_rules import Call
+from model_scoring.tracing.number_ranges import QUANTIZERS, ROUNDINGS, disabled
 from model_scoring.tracing.operation_record import tag_of
 
 
@@ -85,3 +86,26 @@ def _argument(leaf: object, form: bool) -> object:
         return type(leaf), repr(leaf)
     value = tag_of(leaf).value
     return (leaf.shape, leaf.dtype) if form else (value.dtype, identity(value))
+
+
+def stored_step(call: Call) -> Tensor | None:
+    """Of which step a result of stored values may be multiples; the layer whose weights they are
+    finds out, see `layer_weights.integers`."""
+    if call.name in ROUNDINGS:
+        return torch.tensor(10.0 ** -call.arguments.get("decimals", 0))
+    if call.name in QUANTIZERS and not disabled(call):
+        fused = call.arguments.get("ch_axis") if call.arguments.get("per_row_fake_quant") else None
+        scale, axis = call.tag("scale"), call.arguments.get("axis", fused)
+        if scale is None or scale.value is None:
+            return None if scale else torch.tensor(call.arguments["scale"])
+        sizes = [-1 if d == axis else 1 for d in range(call.inputs[0].dim())]
+        return scale.value if axis is None else scale.value.reshape(sizes)
+    known = next((tag for tag in call.tags if tag.step is not None), None)
+    if known is None or not (call.name in ("mul", "div") or known.step.dim() > 1):
+        return known and known.step
+    if call.name not in ("mul", "div", "t", "transpose", "permute"):
+        return known.step
+    pairs = zip(call.inputs, call.tags, strict=True)
+    rest = iter([known.step if tag is known else tag.value for _, tag in pairs])
+    args = tree_map(lambda leaf: next(rest) if isinstance(leaf, Tensor) else leaf, call.args)
+    return call.function(*args)

@@ -1,4 +1,5 @@
-"""What EC2T adds to a training step: plain and EC2T steps in turn, and the median of their ratios.
+"""What EC2T adds to a training step, and what a teacher adds to that beside its forward pass: two
+kinds of steps in turn, and the median of their ratios.
 
     python tests/benchmarks/ec2t_step.py            # on the CPU, or the GPU if there is one
     python tests/benchmarks/ec2t_step.py --no-cuda --pairs 20
@@ -18,33 +19,41 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from model_compound_scaling.networks.building import build
 from model_compound_scaling.networks.registry import default_spec, table_row
+from model_compound_scaling.training.distillation import Distillation, Teacher
 from model_quantization.ec2t.ternarizer import Ternarizer
 from model_quantization.layer_selection import ternarized_names
 from tests.benchmarks.pairing import paired
 
 CASES = [("resnet20", 10, 128), ("cifar_micronet", 100, 32)]  # network, classes, batch on a CPU
+PAIRS = [("plain", "EC2T"), ("EC2T, forward", "distilled")]
+WHOLE = torch.tensor(1.0), torch.tensor(0.0)  # a teacher's images are as the student's
 GPU_CASES = [("resnet20", 10, 128), ("cifar_micronet", 100, 128)]
 
 
-def make_step(
-    model: str, classes: int, batch: int, device: torch.device, *, ec2t: bool
-) -> Callable:
-    """A training step without arguments."""
+def make_step(model: str, classes: int, batch: int, device: torch.device, kind: str) -> Callable:
+    """A training step without arguments, of a kind in PAIRS."""
     torch.manual_seed(0)
     network = build(default_spec(model, classes)).to(device)
     images = torch.randn(batch, 3, 32, 32, device=device)
     labels = torch.randint(0, classes, (batch,), device=device)
-    ternarizer, parameters = None, list(network.parameters())
-    if ec2t:
+    ternarizer, parameters = None, network.parameters()
+    teacher = Teacher(build(default_spec(model, classes)), *WHOLE, torch.arange(classes)).to(device)
+    distillation = Distillation(teacher, 0.5, 4.0)
+    if kind != "plain":
         names = ternarized_names(network, family=table_row(model).family)
         ternarizer = Ternarizer(network, names, initial_scale=0.45, gamma=0.15)
-        others = [p for p in parameters if p not in set(ternarizer.weights)]
-        parameters = [ternarizer.latent, ternarizer.centroids, *others]
+        parameters = ternarizer.parameter_groups(lr=1e-4, centroid_lr=1e-4)
     optimizer = torch.optim.Adam(parameters, lr=1e-4)
 
     def step() -> None:
         network.zero_grad()
-        F.cross_entropy(network(images), labels).backward()
+        logits = network(images)
+        loss = F.cross_entropy(logits, labels)
+        if kind in ("EC2T, forward", "distilled"):
+            taught = teacher(images)
+        if kind == "distilled":
+            loss = distillation.loss(loss, logits, taught)
+        loss.backward()
         if ternarizer:
             ternarizer.prepare_step()
         optimizer.step()
@@ -65,16 +74,15 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device("cuda" if args.cuda else "cpu")
     repeats = 10 if args.cuda else 1
-    print(f"{'network':16} batch  plain ms   EC2T ms  ratio (quartiles)")
+    print(f"{'network':16} batch  {'steps, ms':44}  ratio (quartiles)")
     for model, classes, batch in GPU_CASES if args.cuda else CASES:
-        steps = tuple(make_step(model, classes, batch, device, ec2t=ec2t) for ec2t in (False, True))
-        plain, ec2t, (low, middle, high) = paired(
-            steps, device=device, pairs=args.pairs, repeats=repeats
-        )
-        print(
-            f"{model:16} {batch:5} {1e3 * plain:9.1f} {1e3 * ec2t:9.1f}  "
-            f"{middle:.3f} ({low:.3f} .. {high:.3f})"
-        )
+        for pair in PAIRS:
+            steps = tuple(make_step(model, classes, batch, device, kind) for kind in pair)
+            *times, (low, middle, high) = paired(
+                steps, device=device, pairs=args.pairs, repeats=repeats
+            )
+            shown = ", ".join(f"{k} {1e3 * t:.1f}" for k, t in zip(pair, times, strict=True))
+            print(f"{model:16} {batch:5}  {shown:44}  {middle:.3f} ({low:.3f} .. {high:.3f})")
 
 
 if __name__ == "__main__":

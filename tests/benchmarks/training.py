@@ -69,10 +69,10 @@ def torchvision_loader(images: torch.Tensor, workers: int) -> DataLoader:
     return DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, persistent_workers=True)
 
 
-def cached_loader(images: torch.Tensor, device: torch.device) -> CachedLoader:
+def cached_loader(images: torch.Tensor, device: torch.device, batch: int = BATCH) -> CachedLoader:
     """The project's pipeline."""
     labels = torch.arange(len(images), device=device) % 100
-    schedule = Schedule(len(images), batch_size=BATCH, train=True, seed=0, part=WHOLE)
+    schedule = Schedule(len(images), batch_size=batch, train=True, seed=0, part=WHOLE)
     prepare = Preparation(COLOUR, CIFAR_STATS, 0)
     return CachedLoader(images.to(device), labels, schedule=schedule, prepare=prepare)
 

@@ -22,7 +22,8 @@ TOP_KEYS = ["model", "checkpoint", "image_size", "parameters", "zeros", "top1", 
 TOP_KEYS += ["strict", "layers", "environment"]
 TOTAL_KEYS = ["params", "adds", "mults", "ops", "score", "energy_uj"]
 LAYER_KEYS = ["name", "kind", "ternary", "in_shape", "out_shape", "weights", "nonzeros", "live_in"]
-LAYER_KEYS += ["live_out", "published", "strict"]
+LAYER_KEYS += ["live_out", "weight_bits", "activation_bits", "accumulator_bits"]
+LAYER_KEYS += ["published", "strict"]
 COST_KEYS = ["format", "params", "adds", "mults"]
 
 
@@ -149,10 +150,11 @@ def test_a_network_that_is_not_ternary_is_counted_with_a_warning(tmp_path, capsy
 @pytest.mark.parametrize(
     ("flags", "settings"),
     [
-        ([], (16, 16, 32, True, True)),
-        (["--no-halfprecision"], (32, 32, 32, True, True)),
-        (["--mul-bits", "8", "--add-bits", "16"], (16, 8, 16, True, True)),
-        (["--no-tree-adder", "--no-formats"], (16, 16, 32, False, False)),
+        ([], (16, 16, 32, True, True, None, ())),
+        (["--no-halfprecision"], (32, 32, 32, True, True, None, ())),
+        (["--mul-bits", "8", "--add-bits", "16"], (16, 8, 16, True, True, None, ())),
+        (["--no-tree-adder", "--no-formats"], (16, 16, 32, False, False, None, ())),
+        (["--accumulators", "16"], (16, 16, 32, True, True, 16, ())),
     ],
 )
 def test_flags_decide_the_widths(flags, settings):

@@ -9,6 +9,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from data import augmentation as aug
 from data import datasets
+from data.batches import WHOLE, CachedLoader, Preparation, Schedule
 from data.stateless_random import bits, sample_seed, shuffled, uniform
 
 STATS = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
@@ -173,18 +174,34 @@ def test_sample_seeds_differ():
 def test_an_image_does_not_depend_on_its_batch(device, channels):
     images = pictures(64, channels).to(device)
     stats = {"mean": (0.4,) * channels, "std": (0.2,) * channels}
-    index = torch.arange(64) + 1000
+    index = torch.arange(64, device=device) + 1000
     together = aug.augment(images, recipe=FULL, **stats, seed=3, epoch=7, index=index)
     for i in range(64):
         alone = aug.augment(
             images[i : i + 1], recipe=FULL, **stats, seed=3, epoch=7, index=index[i : i + 1]
         )
         assert alone[0].equal(together[i])
-    mixed = torch.randperm(64, generator=torch.manual_seed(0))
-    again = aug.augment(
-        images[mixed.to(device)], recipe=FULL, **stats, seed=3, epoch=7, index=index[mixed]
-    )
-    assert again.equal(together[mixed.to(device)])
+    mixed = torch.randperm(64, generator=torch.manual_seed(0)).to(device)
+    again = aug.augment(images[mixed], recipe=FULL, **stats, seed=3, epoch=7, index=index[mixed])
+    assert again.equal(together[mixed])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_loader_augments_as_the_function_does(device):
+    """On a GPU from a CUDA graph, but for the last batch, which is smaller."""
+    stats = (STATS["mean"], STATS["std"])
+    schedule = Schedule(40, batch_size=16, train=True, seed=3, part=WHOLE)
+    images = pictures(40).to(device)
+    prepare = Preparation(FULL, stats, seed=3)
+    loader = CachedLoader(images, torch.arange(40, device=device), schedule, prepare)
+    for epoch in (0, 1, 0):
+        batches = list(loader.epoch(epoch))
+        assert [len(labels) for _, labels in batches] == [16, 16, 8]
+        for index, (found, labels) in zip(schedule.epoch(epoch), batches, strict=True):
+            index = index.to(device)
+            random = {"seed": 3, "epoch": epoch, "index": index}
+            assert found.equal(aug.augment(images[index], recipe=FULL, **STATS, **random))
+            assert labels.equal(index)
 
 
 def test_epochs_and_seeds_differ():

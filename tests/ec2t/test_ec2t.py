@@ -1,5 +1,6 @@
 """EC2T against independent arithmetic: brute force, loops and finite differences."""
 
+import copy
 import math
 from itertools import pairwise
 
@@ -548,3 +549,24 @@ def test_tied_layers_are_one_layer(how, settings):
         assert list(ternarizer.state_dict()) == ["a.weight", "last.weight"]
         assert ternarizer.latent.numel() == 4 * 4 * 9 + 3 * 4
     assert all(map(torch.equal, *found))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("settings", [{}, {"prune": True}])
+def test_a_graph_assigns_as_the_functions_do(settings):
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3), nn.Conv2d(16, 8, 1)).cuda()
+    shared = {"initial_scale": 0.3, "gamma": 0.2, **settings}
+    graph, plain = (Ternarizer(copy.deepcopy(network), **shared) for _ in range(2))
+    for step in range(5):
+        moves = torch.randn_like(graph.latent) / 20
+        for ternarizer in (graph, plain):
+            ternarizer.latent.data += moves
+            ternarizer.gamma = 0.2 + step / 20
+        graph.finish_step()
+        with torch.no_grad():
+            plain.layers.reassign(plain.gamma)
+            plain.layers.set_values()
+        for name in ("values", "centroids", *graph.made):
+            assert getattr(graph.layers, name).equal(getattr(plain.layers, name)), name
+        if step == 2:
+            graph.load_state_dict(plain.state_dict())

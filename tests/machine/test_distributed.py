@@ -305,7 +305,7 @@ def agree(rank, folder):
     names = ternarized_names(network, family="micronet")
     ternarizer = Ternarizer(network, names, initial_scale=0.3, gamma=0.15)
     first = torch.cat([c.flatten() for c in ternarizer.codes()])
-    optimizer = make_optimizer(network, ternarizer, lr=1e-3, lr2=1e-4, weight_decay=0.0)
+    optimizer = make_optimizer(ternarizer, lr=1e-3, lr2=1e-4, weight_decay=0.0)
     step = TrainStep(for_processes(network, device), network=network, optimizer=optimizer,
                      classes=10, prepare=ternarizer.prepare_step,
                      finish=ternarizer.finish_step)  # fmt: skip
@@ -334,10 +334,12 @@ def test_ternary_codes_are_the_same_in_all_processes_and_a_difference_is_seen(fo
     assert not torch.equal(a["codes"], a["first"])  # so that there was something to agree on
 
 
-def test_quantization_in_two_processes(images, alone, fork, tmp_path):
+@pytest.mark.parametrize("more", ["", "--amp bf16 --channels-last --teacher self --distill 0.5"])
+def test_quantization_in_two_processes(images, alone, fork, tmp_path, more):
     flags = "--ini-c-divrs 0.3 --lambda-max-divrs 0.15 --epochs 1 --retrain-epochs 1 --no-cuda"
     source = ["--model-dict", str(alone / "best_model.pt"), "--data-path", str(images)]
-    command = [*source, "--batch-size", "8", *flags.split(), "--output", str(tmp_path)]
+    command = [*source, "--batch-size", "8", *flags.split(), *more.split()]
+    command += ["--output", str(tmp_path)]
     two = Together(fork, tmp_path, lambda _: run_quantization.main(command))
     assert two.codes() == [0, 0], two.shown("err")
     lines = next(tmp_path.glob("*/metrics.jsonl")).read_text().splitlines()

@@ -24,12 +24,20 @@ from model_compound_scaling.checkpoints.recognition import network_spec
 from model_compound_scaling.networks.building import build
 from model_compound_scaling.networks.registry import NetworkSpec
 from model_scoring.inference import prediction
-from model_scoring.packed_file import format
+from model_scoring.packed_file import context_model, format, static_coder
 from model_scoring.packed_file.fixed_point import LOG2, ONE, SPAN, UNIT, squash, stretch
 from model_scoring.packed_file.float_tensors import pack_dense, unpack_dense
 from model_scoring.packed_file.format import PackedFile, pack, read_any
-from model_scoring.packed_file.quantized_layers import pack_layers, quantized, unpack_layers
+from model_scoring.packed_file.quantized_layers import (
+    Coded,
+    layout,
+    pack_layers,
+    quantized,
+    unpack_layers,
+)
 from model_scoring.packed_file.rans_coder import Decoder, Encoder
+from model_scoring.packed_file.static_coder import StaticLayer
+from model_scoring.packed_file.structure import saved_bits, structure_bits
 
 
 def entropy_bytes(values: np.ndarray) -> float:
@@ -161,8 +169,10 @@ def test_signed_zeros_and_binary_layers(bits):
 def test_what_counts_as_a_layer_of_few_values():
     rng = np.random.default_rng(3)
     assert quantized(rng.random((8, 8), np.float32)) is None
-    assert quantized(rng.integers(0, 16, (80, 80)).astype(np.float32)) is None  # 16 values
-    assert quantized(rng.integers(0, 15, (80, 80)).astype(np.float32)) is not None
+    assert quantized(rng.integers(0, 257, (80, 80)).astype(np.float32)) is None  # 257 values
+    assert quantized(rng.integers(0, 256, (80, 80)).astype(np.float32)) is not None
+    pruned = rng.random((80, 80), np.float32) * (rng.random((80, 80)) < 0.02)
+    assert len(np.unique(pruned)) < 256 and quantized(pruned) is None  # full precision
     assert quantized(np.array([[0, 0.3], [-0.2, 0]], np.float32)) is not None  # small, ternary
     assert quantized(np.array([[1, 0.3], [-0.2, 0]], np.float32)) is None  # small, not ternary
     assert quantized(np.zeros(9, np.float32)) is None
@@ -173,7 +183,7 @@ def test_independent_weights_take_their_entropy():
     rng = np.random.default_rng(4)
     for zeros in (0.3, 0.9):
         w = draw(rng, (128, 64, 3, 3), 1, zeros)
-        size = len(pack_layers({"w": quantized(w)})["w"])
+        size = len(pack_layers({"w": quantized(w)})["w"].content)
         assert entropy_bytes(w) <= size <= 1.01 * entropy_bytes(w)
 
 
@@ -181,27 +191,113 @@ def test_independent_weights_take_their_entropy():
 def test_layers_without_structure_say_so(levels):
     """Where neighbours tell nothing, learning that costs more than their entropy."""
     rng = np.random.default_rng(9)
-    w = draw(rng, (16, 16, 3, 3), levels, 0.6)
-    content = pack_layers({"w": quantized(w)})["w"]
-    if levels == 1:
-        assert content[0] == 0x11 ^ 0xFF
-        assert len(content) - entropy_bytes(w) < 20  # counts, densities, two values, a state
+    w = draw(rng, (64, 32, 3, 3), levels, 0.6)
+    coded = pack_layers({"w": quantized(w)})["w"]
+    assert coded.static
+    assert entropy_bytes(w) <= len(coded.content) <= 1.01 * entropy_bytes(w)
     assert same_bits(round_trip({"w": w})["w"], w)
 
 
-@pytest.mark.parametrize(
-    ("codes", "first", "size", "crc"),
-    [
-        (lambda n: n * n * 7919 >> 7, 0x11, 603, 2746027599),
-        (lambda n: n * 2654435761 % 2**32 * n % 2**32 >> 16, 0xEE, 651, 275786794),
-    ],
-)
-def test_the_format_stays_as_it_is(codes, first, size, crc):
-    """Bytes that files are made of today; another CRC means that older files no longer read."""
+OLD = [
+    (lambda n: n * n * 7919 >> 7, 1, 0x11, 603, 2746027599),
+    (lambda n: n * 2654435761 % 2**32 * n % 2**32 >> 16, 0, 0xEE, 651, 275786794),
+]
+
+
+@pytest.mark.parametrize(("codes", "informed", "first", "size", "crc"), OLD)
+def test_layers_of_older_files_read_as_they_did(codes, informed, first, size, crc):
+    """Bytes that older programs wrote; another CRC means that their files no longer read."""
     codes = codes(np.arange(32 * 16 * 9, dtype=np.int64)) % 11
     w = np.select([codes < 2, codes == 2], [0.5, -0.25], 0.0).astype(np.float32)
-    content = pack_layers({"w": quantized(w.reshape(32, 16, 3, 3))})["w"]
-    assert (content[0], len(content), zlib.crc32(content)) == (first, size, crc)
+    w = w.reshape(32, 16, 3, 3)
+    layer = quantized(w)
+    place = layout(w.shape, 1)
+    priors = np.array([(*context_model.densities(layer.codes), informed)], np.int8)
+    (part,) = context_model.encode(place.to_coder(layer.codes)[:, :, None], place.geometry, priors)
+    values = np.concatenate([layer.negative, layer.positive]).tobytes()
+    content = bytes([first]) + priors[0, :2].tobytes() + values + part
+    assert (len(content), zlib.crc32(content)) == (size, crc)
+    if informed:
+        assert pack_layers({"w": layer})["w"] == Coded(content, static=False)
+    found = unpack_layers({"w": Coded(content, static=False)}, {"w": w.shape})["w"]
+    assert same_bits(found.weights(), w)
+
+
+def test_static_layers_stay_as_they_are():
+    """Bytes that files are made of today."""
+    n = np.arange(32 * 64 * 9, dtype=np.int64)
+    codes = (n * 2654435761 % 2**32 * n % 2**32 >> 16) % 11
+    w = np.select([codes < 2, codes == 2], [0.5, -0.25], 0.0).astype(np.float32)
+    coded = pack_layers({"w": quantized(w.reshape(32, 64, 3, 3))})["w"]
+    assert (coded.static, len(coded.content), zlib.crc32(coded.content)) == (True, 2528, 1031556524)
+
+
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 255, 256])
+@pytest.mark.parametrize("offset", [-300, -100, 0])
+def test_layers_of_up_to_256_values_come_back(count, offset):
+    """All negative, of both signs, with and without zero; each in its entropy."""
+    rng = np.random.default_rng(count)
+    values = (np.arange(count) + offset).astype(np.float32) / 3
+    shares = rng.random(count) ** 3 + 1e-3
+    w = rng.choice(values, (30, 8, 3, 3), p=shares / shares.sum())
+    w.reshape(-1)[:count] = values
+    packed = pack_layers({"w": quantized(w)})
+    assert same_bits(unpack_layers(packed, {"w": w.shape})["w"].weights(), w)
+    assert len(packed["w"].content) <= 1.01 * entropy_bytes(w) + 5 * count + 10
+
+
+def test_static_coder_takes_the_entropy(monkeypatch):
+    """Layers of all sizes, together and alone give the same bytes."""
+    monkeypatch.setattr(static_coder, "LANE", 500)
+    monkeypatch.setattr(static_coder, "TOGETHER", 10)
+    rng = np.random.default_rng(11)
+    layers, codes, bits = [], [], []
+    for size in (0, 1, 2, 100, static_coder.LANE, 3 * static_coder.LANE + 7):
+        for count in (1, 2, 3, 4, 5, 20, 257):
+            drawn = np.minimum(rng.geometric(0.3, size) - 1, count - 1)
+            counted = np.bincount(drawn, minlength=count)
+            layers.append(StaticLayer(size, static_coder.shares(counted)))
+            codes.append(drawn)
+            bits.append(float(-(counted * np.log2(np.maximum(counted, 1) / max(size, 1))).sum()))
+    parts = static_coder.encode(layers, codes)
+    for layer, drawn, part, least in zip(layers, codes, parts, bits, strict=True):
+        assert static_coder.encode([layer], [drawn]) == [part]
+        assert least / 8 - 1 <= len(part) <= 1.01 * least / 8 + 4 * layer.lanes + 4
+    for found, drawn in zip(static_coder.decode(layers, parts), codes, strict=True):
+        assert np.array_equal(found, drawn)
+    assert static_coder.encode([], []) == static_coder.decode([], []) == []
+
+
+@pytest.mark.parametrize(
+    "shares", [[0], [0, 0], [255, 255], [255, 0, 255], [16, 16, 16], [9] * 257]
+)
+def test_every_symbol_has_an_interval(shares):
+    """Whatever shares a file claims."""
+    cuts = StaticLayer(1, np.array(shares, np.uint8)).cuts
+    assert cuts[0] == 0 and cuts[-1] == ONE and (np.diff(cuts) >= 1).all()
+
+
+def test_structure_is_what_a_likelihood_ratio_says():
+    """Savings of a table by hand; independent codes have none, and shuffling loses them."""
+    table = np.array([[30, 10], [10, 30]])
+    entropy = 80 - 2 * 40 * (-(0.75 * math.log2(0.75) + 0.25 * math.log2(0.25)))
+    assert saved_bits(table) == pytest.approx(entropy - math.log2(40))
+    rng = np.random.default_rng(12)
+    codes = rng.integers(-1, 2, (64, 64, 3, 3)).astype(np.int8)
+    assert structure_bits(codes) == 0
+    for axis, picked in ((0, 5), (1, 5), (2, 1), (3, 1)):
+        dense = np.moveaxis(codes.copy(), axis, 0)
+        dense[:picked] = 0
+        found = np.moveaxis(dense, 0, axis)
+        assert structure_bits(found) > 0
+        shuffled = rng.permutation(found.reshape(-1)).reshape(found.shape)
+        assert structure_bits(shuffled) == 0
+    for axis in (2, 3):  # a tap repeats the one before
+        follows = codes.copy()
+        first, second = np.split(np.moveaxis(follows, axis, 0), [1])
+        second[0, :20] = first[0, :20]
+        assert structure_bits(follows) > 0
+    assert structure_bits(codes.reshape(64, -1)) == 0
 
 
 def test_structure_is_found():
@@ -212,7 +308,7 @@ def test_structure_is_found():
     smooth = sum(smooth[:, :, i : i + 3, j : j + 3] for i in range(3) for j in range(3)) / 3
     kept = np.abs(smooth) > 2 * filters * inputs + 0.3
     w = np.where(kept, np.sign(smooth), 0).astype(np.float32)
-    assert len(pack_layers({"w": quantized(w)})["w"]) < 0.8 * entropy_bytes(w)
+    assert len(pack_layers({"w": quantized(w)})["w"].content) < 0.8 * entropy_bytes(w)
 
 
 # --- other tensors
@@ -415,7 +511,9 @@ def test_false_claims_are_rejected_before_memory_is_taken(tmp_path):
         more = NetworkSpec(spec.model, 11, spec.arguments)
         read_any(write(tmp_path, pack(network.state_dict(), more, {}).content))
     with pytest.raises(CheckpointError, match="cannot hold"):
-        unpack_layers({"w": b"\x11" + bytes(40)}, {"w": (10**6, 10**6)})
+        unpack_layers({"w": Coded(b"\x11" + bytes(40), static=False)}, {"w": (10**6, 10**6)})
+    with pytest.raises(CheckpointError, match="cannot hold"):
+        unpack_layers({"w": Coded(b"\x02" + bytes(40), static=True)}, {"w": (10**6, 10**6)})
     with pytest.raises(CheckpointError, match="cannot hold"):
         unpack_dense(bytes(40), {"w": (10**6, 10**6)}, {"w": np.dtype(np.float32)})
 
@@ -459,7 +557,8 @@ def test_nothing_large_is_built_to_see_that_it_is_not_in_the_file(tmp_path, monk
         assert_one_line(error.value)
 
 
-def test_codes_where_none_can_be(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [format.ADAPTIVE, format.STATIC])
+def test_codes_where_none_can_be(tmp_path, monkeypatch, kind):
     network, spec = random_network(13)
     state = network.state_dict()
     some = next(name for name, t in state.items() if t.dim() == 1)
@@ -467,8 +566,11 @@ def test_codes_where_none_can_be(tmp_path, monkeypatch):
     monkeypatch.setattr(
         format,
         "_table",
-        lambda names, sections, layers: table(
-            names, {some: b"", **sections} if names[0] == some else sections, {*layers, some}
+        lambda names, sections, kinds, count: table(
+            names,
+            {some: b"", **sections} if names[0] == some else sections,
+            {**kinds, some: kind},
+            count,
         ),
     )
     monkeypatch.setattr(format, "ALONE", 1)
@@ -478,18 +580,34 @@ def test_codes_where_none_can_be(tmp_path, monkeypatch):
     assert_one_line(error.value)
 
 
-def test_crafted_layers_are_errors():
+@pytest.mark.parametrize("structure", [False, True])
+def test_crafted_layers_are_errors(structure):
     rng = np.random.default_rng(8)
-    shape = (8, 8, 3, 3)
-    content = pack_layers({"w": quantized(draw(rng, shape, 2, 0.6))})["w"]
-    for _ in range(20):
-        damaged = bytearray(content)
-        damaged[int(rng.integers(0, len(content)))] ^= 1 << int(rng.integers(0, 8))
+    w = draw(rng, (16, 16, 3, 3), 2, 0.6)
+    w[:, :12] *= not structure
+    coded = pack_layers({"w": quantized(w)})["w"]
+    assert coded.static != structure
+    for at in [*range(16), *rng.integers(16, len(coded.content), 4).tolist()]:
+        damaged = bytearray(coded.content)
+        damaged[at] ^= 1 << int(rng.integers(0, 8))
         try:
-            found = unpack_layers({"w": bytes(damaged)}, {"w": shape})["w"].weights()
-            assert found.shape == shape  # a value or a density was hit
-        except CheckpointError:
-            pass
+            crafted = {"w": coded._replace(content=bytes(damaged))}
+            found = unpack_layers(crafted, {"w": w.shape})["w"].weights()
+            assert found.shape == w.shape  # a value, a density or a share was hit
+        except CheckpointError as error:
+            assert_one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "beyond the end"), (b"\xff\xff\xff\xff\x01", "values"), (b"\x81\x02", "values"),
+     (b"\x02" + bytes(10), "values"), (b"\x02" + bytes(14), "weights"),
+     (b"\x02" + bytes(16), "impossible length"), (b"\x02" + bytes(17), "damaged")],
+)  # fmt: skip
+def test_crafted_static_layers_are_errors(content, words):
+    """Of no values, too many, cut off anywhere, of weights that are not there."""
+    with pytest.raises(CheckpointError, match=words):
+        unpack_layers({"w": Coded(content, static=True)}, {"w": (5, 3)})
 
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer"]
@@ -505,7 +623,7 @@ def test_released_weights_shuffled(real_files):
         name: replace(q, codes=rng.permutation(q.codes.reshape(-1)).reshape(q.codes.shape))
         for name, q in layers.items()
     }
-    size = sum(map(len, pack_layers(shuffled).values()))
+    size = sum(len(coded.content) for coded in pack_layers(shuffled).values())
     entropy = sum(entropy_bytes(q.codes) for q in layers.values())
     assert entropy <= size <= 1.01 * entropy
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.answer import goal
+from scripts.answer import decided, goal
 
 ROOT = Path(__file__).parents[2]
 SCALING = "--grid 0.1 0.5 --phi 1 --epochs 2 --lr 0.05 --checkpoint-every 3steps"
@@ -72,7 +73,16 @@ def test_the_answer_and_its_files(found, images):
         file = output / name
         assert any(str(file) in line and f"{file.stat().st_size:,}" in line for line in lines)
     assert (output / "report.html").read_text().startswith("<!doctype html>")
-    assert lines[-1].startswith("asked for 60 % top-1; ")
+    assert re.match(r"asked for 60 % top-1: \d+\.\d\d % on the validation images", lines[-2])
+    assert lines[-1].endswith(" s in all")
+
+
+def test_it_says_which_images_decided(checkpoint):
+    content = torch.load(checkpoint, weights_only=True)
+    content |= {"figures": {"val_top1": 81.234}, "data": content["data"] | {"holdout": 12.5}}
+    torch.save(content, checkpoint)
+    said = "81.23 % on the 12.5 % of the training images that were held out, which decided"
+    assert decided(checkpoint) == said
 
 
 def test_the_same_line_again_trains_nothing(found, images):
@@ -123,7 +133,7 @@ def test_an_accuracy_out_of_reach_ends_with_8(images, tmp_path):
      (["--accuracy", "101"], "--accuracy is needed"), (["--accuracy"], "--accuracy needs a value"),
      (["--accuracy", "50", "--margin", "-1"], "--margin is needed"),
      (["--accuracy", "50", "--dataset", "nothing"], "--dataset"),
-     (["--accuracy", "50", "--dataset", "Shapes", "--label-smoothing", "0.1"], "--label-smoothing"),
+     (["--accuracy", "50", "--dataset", "Shapes", "--momentum", "0.9"], "--momentum"),
      (["--accuracy", "50", "--objective", "size", "--dataset", "Shapes"], "--objective")],
 )  # fmt: skip
 def test_bad_flags_are_one_line_and_write_nothing(tmp_path, flags, said):

@@ -115,12 +115,14 @@ def final_figures(output):
     [("--target-sparsity", 75, "zeros", 1), ("--target-params", 1000, "scoring_params", 20)],
 )
 def test_strength_by_goal(images, trained, tmp_path, flag, target, figure, tolerance):
-    flags = ("--epochs", "3", "--retrain-epochs", "1", flag, str(target))
+    rates = ("--lr", "1e-2", "--lr2", "1e-3")  # at which codes change much within an epoch
+    flags = ("--epochs", "3", "--retrain-epochs", "1", *rates, flag, str(target))
     assert quantize(images, tmp_path, trained / "best_model.pt", *flags) == 0
     reached = final_figures(tmp_path)
     assert abs(reached[figure] - target) <= tolerance and reached["on_target"]
     lines = (run_folder(tmp_path) / "metrics.jsonl").read_text().splitlines()
-    assert all(0 < json.loads(line)["gamma"] < 1 for line in lines)
+    for epoch in map(json.loads, lines):
+        assert 0 < epoch["gamma"] < 1 and abs(epoch[figure] - target) <= tolerance
     assert reached["scoring_params"] == scored_params(tmp_path / "Ternary_best_acc.pt", tmp_path)
 
 

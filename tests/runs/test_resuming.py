@@ -19,7 +19,7 @@ from model_compound_scaling.command_line.entry import out_of_memory
 from model_compound_scaling.runs import run
 from model_compound_scaling.training.loop import CHECK_EVERY
 from model_compound_scaling.training.optimizers import make_sgd
-from model_compound_scaling.training.recipe import Options
+from model_compound_scaling.training.recipe import Recipe
 from model_compound_scaling.training.step import TrainStep
 
 pytestmark = pytest.mark.faults
@@ -175,8 +175,8 @@ def test_gradients_that_no_scale_helps_end_the_run():
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
     network[1].weight.register_hook(lambda gradient: gradient * torch.nan)
     sgd = make_sgd(network, lr=0.1, momentum=0.9, weight_decay=0.0)
-    options = Options(amp="fp16")
-    step = TrainStep(network, network=network, optimizer=sgd, classes=3, options=options)
+    recipe = Recipe(amp="fp16")
+    step = TrainStep(network, network=network, optimizer=sgd, classes=3, recipe=recipe)
     before = network[1].weight.detach().clone()
     for number in range(CHECK_EVERY):
         step(torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 2, 0]), seed=number, number=number)

@@ -86,6 +86,8 @@ def test_a_foreign_file(three, tmp_path, capsys, model, given, network, classifi
     kept = [v for k, v in state.items() if not k.endswith(("running_mean", "running_var",
             "num_batches_tracked"))][: len(same)]  # fmt: skip
     assert all(torch.equal(a, b) for a, b in zip(same, kept, strict=True))
+    begun = after[f"{classifier}.weight"]  # torchvision's EfficientNet would begin with up to 0.58
+    assert 0.5 * begun[0].numel() ** -0.5 < begun.abs().max() <= begun[0].numel() ** -0.5
 
 
 def test_the_same_command_goes_on_and_another_file_is_another_run(

@@ -13,7 +13,7 @@ from model_compound_scaling.runs.save_interval import Clock, Interval
 from model_compound_scaling.training.evaluation import evaluate
 from model_compound_scaling.training.loop import Progress, train_epoch
 from model_compound_scaling.training.optimizers import load_optimizer, make_sgd
-from model_compound_scaling.training.recipe import Options, lr_factor
+from model_compound_scaling.training.recipe import Recipe
 from model_compound_scaling.training.step import TrainStep
 from model_compound_scaling.training.weight_average import Average
 
@@ -32,7 +32,7 @@ def make_step(network, **options):
     averaged = Average(network, decay) if decay else None
     sgd = make_sgd(network, **SGD)
     return TrainStep(
-        network, network=network, optimizer=sgd, classes=5, options=Options(**options),
+        network, network=network, optimizer=sgd, classes=5, recipe=Recipe(**options),
         averaged=averaged,
     )  # fmt: skip
 
@@ -168,11 +168,11 @@ def test_channels_last_and_compiled_networks_give_the_same_losses():
 
 
 def test_learning_rates():
-    cosine = [lr_factor("cosine", epoch=e, epochs=10) for e in range(10)]
+    cosine = [Recipe("cosine").lr_factor(e, 10) for e in range(10)]
     assert cosine == [pytest.approx((1 + math.cos(math.pi * e / 10)) / 2) for e in range(10)]
-    steps = [lr_factor("step", epoch=e, epochs=90) for e in (0, 29, 30, 59, 60, 89)]
+    steps = [Recipe("step").lr_factor(e, 90) for e in (0, 29, 30, 59, 60, 89)]
     assert steps == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-    warm = [lr_factor("cosine", epoch=e, epochs=12, warmup=2) for e in range(12)]
+    warm = [Recipe("cosine", warmup_epochs=2).lr_factor(e, 12) for e in range(12)]
     assert warm[:3] == pytest.approx([1 / 3, 2 / 3, 1]) and warm[2:] == pytest.approx(cosine)
 
 

@@ -1,0 +1,81 @@
+"""Learned step size quantization of activations (LSQ; Esser et al. 2020, arXiv 1902.08153)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+BITS = range(2, 9)
+
+
+def code_range(bits: int, *, signed: bool) -> tuple[int, int]:
+    """Smallest and largest code, -Q_n and Q_p of section 2: 0 ... 2^b - 1, or two's complement."""
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+def first_step(x: Tensor, high: int) -> Tensor:
+    """A step, (), to begin with: 2 mean|x| / sqrt(Q_p), section 2.1; x of any shape, `high` = Q_p.
+    Positive even if all x are 0."""
+    mean = x.detach().abs().mean(dtype=torch.float32)
+    return (2 * mean / math.sqrt(high)).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _codes(scaled: Tensor, low: int, high: int) -> Tensor:
+    return scaled.round().clamp(low, high)
+
+
+class _LearnedStep(torch.autograd.Function):
+    """The straight-through estimator of LSQ."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+        scaled = x / step
+        ctx.save_for_backward(scaled)
+        ctx.range = low, high
+        return _codes(scaled, low, high) * step
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (scaled,), (low, high) = ctx.saved_tensors, ctx.range
+        to_x = gradient * ((scaled >= low) & (scaled <= high))  # equation 5
+        if not ctx.needs_input_grad[1]:
+            return to_x, None, None, None
+        # equation 3: the code, less x / step where x is inside the range
+        slopes = gradient * _codes(scaled, low, high) - to_x * scaled
+        features = scaled[:1].numel()  # of one image; section 2.2 for the scale
+        wide = torch.promote_types(slopes.dtype, torch.float32)
+        return to_x, slopes.sum(dtype=wide) / math.sqrt(features * high), None, None
+
+
+def quantize(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+    """clamp(round(x / step), low, high) * step, halves to even; x (N, ...) of any float type, step
+    (). Gradients are those of LSQ."""
+    if torch.is_grad_enabled() and (x.requires_grad or step.requires_grad):
+        return _LearnedStep.apply(x, step, low, high)
+    return _codes(x / step, low, high) * step  # plain operations, which exporters and traces read
+
+
+class ActivationQuantizer(nn.Module):
+    """Activations of `bits` bits, 2 to 8, times a learned `step`; `signed` in two's complement,
+    else not below 0. The step is 1 until `start` or a checkpoint sets it."""
+
+    def __init__(self, bits: int, signed: bool = False) -> None:
+        super().__init__()
+        if bits not in BITS:
+            raise ValueError(f"{bits} bits: activations take {BITS[0]} to {BITS[-1]}")
+        self.bits, self.signed = bits, signed
+        self.low, self.high = code_range(bits, signed=signed)
+        self.step = nn.Parameter(torch.ones(()))
+
+    @torch.no_grad()
+    def start(self, x: Tensor) -> None:
+        """Set the step by the activations of a first batch."""
+        self.step.copy_(first_step(x, self.high))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return quantize(x, self.step, self.low, self.high)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, signed={self.signed}"
