@@ -8,6 +8,7 @@ import numpy as np
 
 from data.errors import UserError
 from model_scoring.export.c_source.steps import (
+    Buffer,
     Convolution,
     Linear,
     Part,
@@ -17,10 +18,12 @@ from model_scoring.export.c_source.steps import (
     Step,
     Tap,
     Value,
+    listed_values,
 )
 
 ALIGNMENT = 16  # floats: a cache line
 BLOCK = 128  # pixels whose sums are in registers at a time
+BLOCK_SUMS = 256  # floats that sums of bytes take for a block of a filter
 SECOND_CACHE = 2**16  # floats of it that a value's copies may take
 FIRST_CACHE = 11000  # floats of it that a tile of channels may take
 LEAST_IN_TILE = 16  # weights of a filter that are worth another one
@@ -38,7 +41,13 @@ class Grid:
     width: int
     rows: int = 0
     columns: int = 0
+    zero: int = -1  # the byte that stands for 0; -1: pixels are floats
     copies: tuple[tuple[int, int], ...] = ((0, 0),)  # (dx, place in a cache line)
+
+    @property
+    def line(self) -> int:
+        """Pixels of a cache line."""
+        return ALIGNMENT if self.zero < 0 else 4 * ALIGNMENT
 
     @property
     def pitch(self) -> int:
@@ -46,12 +55,12 @@ class Grid:
 
     @property
     def before(self) -> int:
-        """Floats of zeros before the first pixel."""
+        """Zeros before the first pixel."""
         return self.rows * self.pitch + self.columns
 
     @property
     def run(self) -> int:
-        """Floats from the first pixel to the last."""
+        """Pixels from the first to the last."""
         return (self.height - 1) * self.pitch + self.width
 
     @cached_property
@@ -61,15 +70,14 @@ class Grid:
         for _, place in (*self.copies[1:], (0, 0)):
             least = starts[-1] + self.run + self.before
             single = self.height == self.width == 1 and not self.before
-            starts.append(least if single else least + (-least - place) % ALIGNMENT)
-        starts[-1] += ALIGNMENT * (
-            starts[-1] % 128 == 0
-        )  # whose cache lines would evict each other
+            starts.append(least if single else least + (-least - place) % self.line)
+        # planes at such distances would evict each other's cache lines
+        starts[-1] += self.line * (starts[-1] % (8 * self.line) == 0)
         return starts
 
     def copy(self, tap: Tap) -> tuple[int, int]:
         """Which copy a tap reads."""
-        copy = _copy(tap, self.width)
+        copy = _copy(tap, self.width, self.line)
         return copy if copy in self.copies else (0, 0)
 
     def distance(self, tap: Tap) -> int:
@@ -78,10 +86,11 @@ class Grid:
         return self.starts[self.copies.index(copy)] + tap.y * self.pitch + tap.x - copy[0]
 
 
-def _copy(tap: Tap, width: int) -> tuple[int, int]:
+def _copy(tap: Tap, width: int, line: int) -> tuple[int, int]:
     """A shift, and the place in a cache line where the tap's row would start; that only matters for
-    rows of half a line."""
-    return tap.x, tap.y * width % ALIGNMENT if 2 * width == ALIGNMENT else 0
+    rows of half a line, of floats."""
+    half = 2 * width == line == ALIGNMENT
+    return tap.x, tap.y * width % line if half else 0
 
 
 def _parts(program: Program) -> Iterator[tuple[Convolution, Part]]:
@@ -90,48 +99,60 @@ def _parts(program: Program) -> Iterator[tuple[Convolution, Part]]:
             yield step, part
 
 
-def _prefers_copies(size: Size, readers: list[tuple[Convolution, Part]]) -> bool:
-    """Copies pay where many filters read them, rows are whole or half cache lines, and all copies
-    stay in the second cache. They have zeros for the output's columns only where a row ends."""
-    shifts = {_copy(tap, size[1]) for _, part in readers for tap in part.taps}
-    other = any(step.groups > 1 or step.out.size[1] > size[1] for step, _ in readers)
-    fits = 2 * size[1] % ALIGNMENT == 0 and size[1] <= MOST_WIDTH
+Readers = list[tuple[Convolution, Part]]
+
+
+def _prefers_copies(size: Size, columns: int, readers: Readers) -> bool:
+    """Copies have zeros for the output's columns only where a row ends. Of floats, they pay where
+    many filters read them, rows are whole or half cache lines, and all copies stay in the second
+    cache; of bytes, where columns of zeros would fill many lines."""
+    if any(step.groups > 1 or step.out.size[1] > size[1] for step, _ in readers):
+        return False
+    taps = [tap for _, part in readers for tap in part.taps]
+    if len({tap.x for tap in taps}) > 3 or size[1] > MOST_WIDTH:
+        return False
+    if any(part.value.codes for _, part in readers):
+        lines, wider = (-(-size[0] * width // (4 * ALIGNMENT)) for width in (size[1], size[1] + columns))
+        return wider >= 1.2 * lines
+    shifts = {_copy(tap, size[1], ALIGNMENT) for tap in taps}
     largest = max((part.value.planes.size for _, part in readers), default=0) * size[0] * size[1]
-    small = largest * len(shifts) <= SECOND_CACHE
-    return fits and len({dx for dx, _ in shifts}) <= 3 and small and not other
+    return 2 * size[1] % ALIGNMENT == 0 and largest * len(shifts) <= SECOND_CACHE
 
 
 def _grids(program: Program) -> dict[int, Grid]:
     """One for each buffer, by its first plane. Planes of one size have one pitch, with the widest
     border that a convolution reads there."""
-    firsts = np.array([first for first, _, _ in program.buffers])
-    borders = {size: (0, 0) for _, _, size in program.buffers}
-    readers = {size: [] for size in borders}
-    copies = {int(first): {(0, 0): None} for first in firsts}
+    buffers = program.buffers
+    firsts = np.array([b.first for b in buffers])
+    borders = {b.size: (0, 0) for b in buffers}
+    readers: dict[Size, Readers] = {size: [] for size in borders}
+    copies = [{(0, 0): None} for _ in buffers]
+    lines = [ALIGNMENT if b.codes is None else 4 * ALIGNMENT for b in buffers]
     for step, part in _parts(program):
         size = part.value.size
         readers[size].append((step, part))
-        buffers = set(firsts[np.searchsorted(firsts, part.value.planes, "right") - 1].flat)
+        read = set(np.searchsorted(firsts, part.value.planes, "right").flat)
         for tap in part.taps:
             ends = zip((tap.y, tap.x), step.out.size, size, strict=True)
             needed = (max(-a, n - 1 + a - (m - 1), 0) for a, n, m in ends)
             borders[size] = tuple(map(max, borders[size], needed))
-            for buffer in buffers:
-                copies[int(buffer)][_copy(tap, size[1])] = None
+            for b in read:
+                copies[b - 1][_copy(tap, size[1], lines[b - 1])] = None
     grids = {}
-    for first, _, size in program.buffers:
-        rows, columns = borders[size]
-        if _prefers_copies(size, readers[size]):
-            grids[first] = Grid(*size, rows, 0, tuple(copies[first]))
+    for b, buffer in enumerate(buffers):
+        rows, columns = borders[buffer.size]
+        zero = buffer.codes.offset if buffer.codes else -1
+        if _prefers_copies(buffer.size, columns, readers[buffer.size]):
+            grids[buffer.first] = Grid(*buffer.size, rows, 0, zero, tuple(copies[b]))
         else:
-            grids[first] = Grid(*size, rows, columns)
+            grids[buffer.first] = Grid(*buffer.size, rows, columns, zero)
     return grids
 
 
 @dataclass
 class Layout:
-    """Offsets, in floats from the aligned start of the arena, of the first pixel of every plane;
-    those of the image count from its own start."""
+    """Offsets, in pixels (floats or bytes) from the aligned start of the arena, of the first pixel
+    of every plane; those of the image count from its own start."""
 
     grids: dict[int, Grid]  # by a buffer's first plane; the image's is 0
     offsets: np.ndarray  # int64 (planes,)
@@ -147,10 +168,18 @@ class Layout:
         return self.offsets[value.planes.reshape(-1)]
 
 
+def chunks(step: Convolution) -> int:
+    """Parts of a filter's lists at most, none of whose sums of bytes can overflow."""
+    values = listed_values(step.weight, step.groups)
+    return len(values) + step.weight[0].size // step.parts[0].value.codes.most_terms
+
+
 def scratch(step: Step) -> int:
     """Floats that a step needs for itself."""
     if isinstance(step, Convolution):  # distances of all inputs, and sums that wait
         inputs = step.weight[0].size * step.groups
+        if step.parts[0].value.codes and listed_values(step.weight, step.groups) is not None:
+            return _aligned(inputs) + chunks(step) * (2 + BLOCK_SUMS)
         return _aligned(inputs) + len(step.weight) * BLOCK
     if isinstance(step, Linear):
         return step.weight.shape[1]
@@ -159,7 +188,7 @@ def scratch(step: Step) -> int:
 
 def _lifetimes(program: Program) -> list[tuple[int, int]]:
     """First and last step of every buffer."""
-    firsts = np.array([first for first, _, _ in program.buffers])
+    firsts = np.array([buffer.first for buffer in program.buffers])
     born, dies = [len(program.steps)] * len(firsts), [-1] * len(firsts)
 
     def touched(value: Value) -> list[int]:
@@ -179,12 +208,17 @@ def _aligned(floats: int) -> int:
     return -(-floats // ALIGNMENT) * ALIGNMENT
 
 
+def _floats(buffer: Buffer, grid: Grid) -> int:
+    """Of a buffer, whole cache lines."""
+    pixels = -(-grid.before // grid.line) * grid.line + buffer.count * grid.starts[-1]
+    return _aligned(-(-pixels * ALIGNMENT // grid.line))
+
+
 def plan(program: Program) -> Layout:
     """Places of all buffers: the largest first, each as low as those alive at the same time allow.
     Raises UserError for an arena beyond 1 GiB."""
     grids, lives = _grids(program), _lifetimes(program)
-    before = {first: _aligned(grid.before) for first, grid in grids.items()}
-    sizes = [before[f] + n * grids[f].starts[-1] for f, n, _ in program.buffers]
+    sizes = [_floats(b, grids[b.first]) for b in program.buffers]
     start = max((scratch(step) for step in program.steps), default=0)
     start = _aligned(start)
     places: dict[int, int] = {}
@@ -207,12 +241,14 @@ def plan(program: Program) -> Layout:
         )
     count = program.image.planes.size
     height, width = program.image.size
-    offsets = np.zeros(count + sum(n for _, n, _ in program.buffers), np.int64)
+    offsets = np.zeros(count + sum(b.count for b in program.buffers), np.int64)
     offsets[:count] = np.arange(count) * height * width
     for b, place in places.items():
-        first, n, _ = program.buffers[b]
-        planes = np.arange(n) * grids[first].starts[-1]
-        offsets[first : first + n] = place + before[first] + planes
+        buffer = program.buffers[b]
+        grid = grids[buffer.first]
+        first = (place // ALIGNMENT - (-grid.before // grid.line)) * grid.line
+        planes = first + np.arange(buffer.count) * grid.starts[-1]
+        offsets[buffer.first : buffer.first + buffer.count] = planes
     return Layout({0: Grid(height, width)} | grids, offsets, floats)
 
 

@@ -116,7 +116,7 @@ def c_source(
         kernels.write(step)
     functions = _functions(kernels, layout.of(program.logits))
     header = _header(name, shape, classes, layout)
-    shared = ("convolution",) if {"lists", "dense"} & kernels.used.keys() else ()
+    shared = ("convolution",) if {"lists", "dense", "integers"} & kernels.used.keys() else ()
     templates = (*ALWAYS, *shared, *kernels.used)
     text = "\n".join(
         [

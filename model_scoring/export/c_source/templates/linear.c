@@ -3,6 +3,7 @@
 typedef struct {
     planes in, out, add;
     int32_t inputs, outputs, adds;
+    int32_t zero; /* of inputs that are bytes; -1: they are floats */
     const float *weight; /* (outputs, inputs); NULL: lists of inputs, as in lists.c */
     const float *scale, *bias;
     activation activation;
@@ -51,7 +52,8 @@ static void multiply_vector(const linear *l, float *a, float *scratch)
 {
     const uint16_t *list = l->list, *count = l->count;
     for (int i = 0; i < l->inputs; i++)
-        scratch[i] = a[plane(&l->in, i)];
+        scratch[i] = l->zero < 0 ? a[plane(&l->in, i)]
+                                 : (float)(((const uint8_t *)a)[plane(&l->in, i)] - l->zero);
     for (int o = 0; o < l->outputs; o++) {
         float sum = 0;
         if (l->weight)

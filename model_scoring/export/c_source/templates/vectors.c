@@ -6,11 +6,46 @@
 typedef float vec;
 typedef float loose;
 typedef uint32_t offset;
+typedef uint32_t bits, pairs;
 #define MASKED(x, mask) (*(mask) ? (x) : 0)
 #define INLINE static inline
 #define UNROLL
 #define MAX(a, b) ((a) < (b) ? (b) : (a))
 #define MIN(a, b) ((b) < (a) ? (b) : (a))
+#define LOWER_BYTES(x) ((x) & 0x00FF00FF)
+#define UPPER_BYTES(x) ((x) >> 8 & 0x00FF00FF)
+#define EVEN_SUMS(sum, upper) (sum)
+#define KEEP(x)
+INLINE bits load_bytes(const void *from)
+{
+    bits x;
+    memcpy(&x, from, 4);
+    return x;
+}
+INLINE void store_bytes(void *to, bits x)
+{
+    memcpy(to, &x, 4);
+}
+INLINE bits bits_of(vec x)
+{
+    bits y;
+    memcpy(&y, &x, 4);
+    return y;
+}
+INLINE vec floats_of(bits x)
+{
+    vec y;
+    memcpy(&y, &x, 4);
+    return y;
+}
+INLINE void store_lowest_bytes(uint8_t *to, vec x)
+{
+    *to = (uint8_t)bits_of(x);
+}
+INLINE void interleave(vec *x)
+{
+    (void)x;
+}
 INLINE vec power_of_two(vec shifted, vec mantissa) /* mantissa * 2^n, where shifted = n + MAGIC */
 {
     uint32_t n, bits;
@@ -39,6 +74,73 @@ typedef uint32_t offset __attribute__((may_alias));
 #define UNROLL _Pragma("GCC unroll 16")
 typedef uint32_t loose_bits
     __attribute__((vector_size(4 * NAME_VECTOR), aligned(4), may_alias));
+typedef uint32_t loose_bytes
+    __attribute__((vector_size(4 * NAME_VECTOR), aligned(1), may_alias));
+typedef uint16_t pairs __attribute__((vector_size(4 * NAME_VECTOR)));
+typedef uint8_t lowest __attribute__((vector_size(NAME_VECTOR), aligned(1), may_alias));
+/* Bytes as lanes of two, 16 bits: sums of whole lanes, modulo 2^16, have the sums of upper bytes
+   256 times in them; what is left are the sums of lower bytes. */
+#define LOWER_BYTES(x) (x)
+#define UPPER_BYTES(x) ((x) >> 8)
+#define EVEN_SUMS(sum, upper) ((sum) - ((upper) << 8))
+/* Otherwise GCC would rather load twice than keep a vector that is used twice. */
+#if (defined(__AVX512BW__) && NAME_VECTOR == 16) || (defined(__AVX2__) && NAME_VECTOR == 8) ||      \
+    (defined(__SSE2__) && NAME_VECTOR == 4)
+#define KEEP(x) __asm__("" : "+v"(x))
+#elif defined(__aarch64__) && NAME_VECTOR == 4
+#define KEEP(x) __asm__("" : "+w"(x))
+#else
+#define KEEP(x)
+#endif
+INLINE pairs load_bytes(const void *from)
+{
+    return (pairs)*(const loose_bytes *)from;
+}
+INLINE void store_bytes(void *to, bits x)
+{
+    *(loose_bytes *)to = x;
+}
+INLINE bits bits_of(vec x)
+{
+    return (bits)x;
+}
+INLINE vec floats_of(bits x)
+{
+    return (vec)x;
+}
+INLINE void store_lowest_bytes(uint8_t *to, vec x)
+{
+    *(lowest *)to = __builtin_convertvector((bits)x, lowest);
+}
+#if NAME_VECTOR > 1
+/* Lanes of the halves of a and b in turns. */
+INLINE vec zip(vec a, vec b, int half)
+{
+#ifdef __clang__
+    vec y;
+    UNROLL for (int i = 0; i < NAME_VECTOR; i++)
+        y[i] = (i % 2 ? b : a)[half * (NAME_VECTOR / 2) + i / 2];
+    return y;
+#else
+    bits lanes;
+    UNROLL for (unsigned i = 0; i < NAME_VECTOR; i++)
+        lanes[i] = i % 2 * NAME_VECTOR + (unsigned)half * (NAME_VECTOR / 2) + i / 2;
+    return __builtin_shuffle(a, b, lanes);
+#endif
+}
+/* Four vectors, of every fourth pixel each, become four of pixels in their order. */
+INLINE void interleave(vec *x)
+{
+    const vec a = zip(x[0], x[2], 0), b = zip(x[1], x[3], 0);
+    const vec c = zip(x[0], x[2], 1), d = zip(x[1], x[3], 1);
+    x[0] = zip(a, b, 0), x[1] = zip(a, b, 1), x[2] = zip(c, d, 0), x[3] = zip(c, d, 1);
+}
+#else
+INLINE void interleave(vec *x)
+{
+    (void)x;
+}
+#endif
 #define MASKED(x, mask) ((vec)((bits)(x) & *(const loose_bits *)(mask)))
 #if defined(__AVX512F__) && NAME_VECTOR == 16 && !defined(__clang__) /* one instruction, not three */
 #define MAX(a, b) ((vec)__builtin_ia32_maxps512_mask(b, a, a, -1, 4))
