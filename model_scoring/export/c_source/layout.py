@@ -11,6 +11,7 @@ from model_scoring.export.c_source.steps import (
     Buffer,
     Convolution,
     Linear,
+    Mean,
     Part,
     Pool,
     Program,
@@ -42,6 +43,7 @@ class Grid:
     rows: int = 0
     columns: int = 0
     zero: int = -1  # the byte that stands for 0; -1: pixels are floats
+    cleared: bool = True  # whether anything relies on zeros around the plane
     copies: tuple[tuple[int, int], ...] = ((0, 0),)  # (dx, place in a cache line)
 
     @property
@@ -56,7 +58,7 @@ class Grid:
     @property
     def before(self) -> int:
         """Zeros before the first pixel."""
-        return self.rows * self.pitch + self.columns
+        return (self.rows * self.pitch + self.columns) * self.cleared
 
     @property
     def run(self) -> int:
@@ -128,24 +130,28 @@ def _grids(program: Program) -> dict[int, Grid]:
     readers: dict[Size, Readers] = {size: [] for size in borders}
     copies = [{(0, 0): None} for _ in buffers]
     lines = [ALIGNMENT if b.codes is None else 4 * ALIGNMENT for b in buffers]
+    means = [step.x for step in program.steps if isinstance(step, Mean)]
+    cleared = {b for value in means for b in _touched(value, firsts)}
     for step, part in _parts(program):
         size = part.value.size
         readers[size].append((step, part))
-        read = set(np.searchsorted(firsts, part.value.planes, "right").flat)
+        read = _touched(part.value, firsts)
+        cleared.update(read)
         for tap in part.taps:
             ends = zip((tap.y, tap.x), step.out.size, size, strict=True)
             needed = (max(-a, n - 1 + a - (m - 1), 0) for a, n, m in ends)
             borders[size] = tuple(map(max, borders[size], needed))
             for b in read:
-                copies[b - 1][_copy(tap, size[1], lines[b - 1])] = None
+                copies[b][_copy(tap, size[1], lines[b])] = None
     grids = {}
     for b, buffer in enumerate(buffers):
         rows, columns = borders[buffer.size]
-        zero = buffer.codes.offset if buffer.codes else -1
-        if _prefers_copies(buffer.size, columns, readers[buffer.size]):
-            grids[buffer.first] = Grid(*buffer.size, rows, 0, zero, tuple(copies[b]))
-        else:
-            grids[buffer.first] = Grid(*buffer.size, rows, columns, zero)
+        shifted = _prefers_copies(buffer.size, columns, readers[buffer.size])
+        grids[buffer.first] = Grid(
+            *buffer.size, rows, 0 if shifted else columns,
+            buffer.codes.offset if buffer.codes else -1, b in cleared,
+            tuple(copies[b]) if shifted else ((0, 0),),
+        )  # fmt: skip
     return grids
 
 
@@ -178,7 +184,7 @@ def scratch(step: Step) -> int:
     """Floats that a step needs for itself."""
     if isinstance(step, Convolution):  # distances of all inputs, and sums that wait
         inputs = step.weight[0].size * step.groups
-        if step.parts[0].value.codes and listed_values(step.weight, step.groups) is not None:
+        if step.parts[0].value.codes:
             return _aligned(inputs) + chunks(step) * (2 + BLOCK_SUMS)
         return _aligned(inputs) + len(step.weight) * BLOCK
     if isinstance(step, Linear):
@@ -186,22 +192,42 @@ def scratch(step: Step) -> int:
     return step.x.size[1] if isinstance(step, Pool) else 0
 
 
+def _touched(value: Value, firsts: np.ndarray) -> list[int]:
+    """Numbers of the buffers that a value lies in; the image is in none."""
+    planes = np.unique(value.planes)
+    planes = planes[planes >= firsts[0]]
+    return np.unique(np.searchsorted(firsts, planes, "right") - 1).tolist()
+
+
 def _lifetimes(program: Program) -> list[tuple[int, int]]:
     """First and last step of every buffer."""
     firsts = np.array([buffer.first for buffer in program.buffers])
     born, dies = [len(program.steps)] * len(firsts), [-1] * len(firsts)
-
-    def touched(value: Value) -> list[int]:
-        planes = np.unique(value.planes)
-        planes = planes[planes >= program.image.planes.size]
-        return np.unique(np.searchsorted(firsts, planes, "right") - 1).tolist()
-
     for now, step in enumerate(program.steps):
-        for buffer in {b for v in (*step.reads(), *step.writes()) for b in touched(v)}:
+        values = (*step.reads(), *step.writes())
+        for buffer in {b for value in values for b in _touched(value, firsts)}:
             born[buffer], dies[buffer] = min(born[buffer], now), max(dies[buffer], now)
-    for buffer in touched(program.logits):
+    for buffer in _touched(program.logits, firsts):
         dies[buffer] = len(program.steps)
     return list(zip(born, dies, strict=True))
+
+
+def _in_place(program: Program, grids: dict[int, Grid], lives: list[tuple[int, int]]
+              ) -> dict[int, int]:  # fmt: skip
+    """Buffers that may take the place of another one, which nothing reads any more: a residual, by
+    the sum with it. Sums of bytes write no pixel before its residual is read."""
+    found: dict[int, int] = {}
+    numbers = {buffer.first: b for b, buffer in enumerate(program.buffers)}
+    for now, step in enumerate(program.steps):
+        if not isinstance(step, Convolution) or step.add is None or not step.parts[0].value.codes:
+            continue
+        old, new = (numbers.get(int(v.planes.flat[0]), -1) for v in (step.add, step.out))
+        first, last = program.buffers[old].first, program.buffers[new]
+        whole = np.array_equal(step.add.planes.reshape(-1), first + np.arange(last.count))
+        same = whole and program.buffers[old].count == last.count and last.codes is None
+        if old >= 0 and same and grids[first] == grids[last.first] and lives[old][1] == now:
+            found[new] = found.get(old, old)
+    return found
 
 
 def _aligned(floats: int) -> int:
@@ -218,6 +244,9 @@ def plan(program: Program) -> Layout:
     """Places of all buffers: the largest first, each as low as those alive at the same time allow.
     Raises UserError for an arena beyond 1 GiB."""
     grids, lives = _grids(program), _lifetimes(program)
+    shared = _in_place(program, grids, lives)
+    for new, old in shared.items():
+        lives[old], lives[new] = (lives[old][0], max(lives[old][1], lives[new][1])), (-1, -1)
     sizes = [_floats(b, grids[b.first]) for b in program.buffers]
     start = max((scratch(step) for step in program.steps), default=0)
     start = _aligned(start)
@@ -233,6 +262,7 @@ def plan(program: Program) -> Layout:
                 break
             at = max(at, place + size)
         places[b] = at
+    places |= {new: places[old] for new, old in shared.items()}
     floats = max((places[b] + sizes[b] for b in places), default=start) + SLACK
     if 4 * floats > MOST_ARENA:
         raise UserError(

@@ -15,7 +15,7 @@ typedef struct {
     const uint16_t *count, *list;
 } integers;
 
-enum { MOST_BY_INTEGERS = V < 16 ? 4 : 8 };
+enum { MOST_BY_INTEGERS = V < 16 ? 4 : 128 / V };
 
 /* The four sums of 16 bits that lanes of `low` and `high` have, less some number, times a factor. A
    number in the lowest bits of 2^23 makes a float of 2^23 plus this number. */
@@ -26,20 +26,6 @@ INLINE void add_scaled(vec *y, bits low, bits high, float less, float factor)
     y[1] += (floats_of((high & 0xFFFF) | exponent) - less) * factor;
     y[2] += (floats_of(low >> 16 | exponent) - less) * factor;
     y[3] += (floats_of(high >> 16 | exponent) - less) * factor;
-}
-
-INLINE void store_block(const vec *y, uint8_t *to, int pixels)
-{
-    const bits x = (bits_of(y[0]) ^ 0x4B000000) | bits_of(y[1]) << 8 | bits_of(y[2]) << 16 |
-                   bits_of(y[3]) << 24;
-    uint8_t bytes[W];
-    if (pixels == W) {
-        store_bytes(to, x);
-    } else {
-        store_bytes(bytes, x);
-        for (int i = 0; i < pixels; i++)
-            to[i] = bytes[i];
-    }
 }
 
 typedef struct {
@@ -66,7 +52,7 @@ static void finish_integers(const convolution *c, const chunk *chunks, int count
             activate(4, &c->activation, y);
             UNROLL for (int r = 0; r < 4; r++)
                 y[r] = quantized(y[r], &c->codes);
-            store_block(y, (uint8_t *)a + plane(&c->out, f) + at, pixels);
+            store_some_bytes((uint8_t *)a + plane(&c->out, f) + at, packed(y), pixels);
             continue;
         }
         interleave(y);
@@ -93,7 +79,9 @@ INLINE void add_integers(const int n, const int wide, const integers *l, float *
         for (int v = 0; v < values; v++)
             for (const uint16_t *end = next + *count++; next < end; found++) {
                 const int terms = end - next < l->most ? (int)(end - next) : l->most;
-                pairs sum[MOST_BY_INTEGERS] = {0}, upper[MOST_BY_INTEGERS] = {0};
+                pairs sum[MOST_BY_INTEGERS], upper[MOST_BY_INTEGERS];
+                UNROLL for (int k = 0; k < n; k++)
+                    sum[k] = upper[k] = (pairs){0};
                 for (const uint16_t *stop = next + terms; next < stop; next++) {
                     const uint8_t *pixels = x + (wide ? inputs[*next] : *next);
                     UNROLL for (int k = 0; k < n; k++) {
@@ -147,6 +135,10 @@ static void convolve_integers(const integers *l, float *a, float *scratch)
         block b;
         for (int at = 0; at < r->length; at += b.vectors * W) {
             b = next_block(r->length, at, MOST_BY_INTEGERS, W);
+            if (l->c.adds && b.at < at) { /* the sum may lie where the residual was */
+                b.at = at;
+                b.last = r->length - at - (b.vectors - 1) * W;
+            }
             kernels[b.vectors - 1](l, a, inputs, sums, i * r->in + b.at, i * r->out + b.at, b.last);
         }
     }

@@ -79,6 +79,9 @@ INLINE vec quantized(vec x, const codes *q)
 INLINE void clear_bytes(uint8_t *to, int count, int zero)
 {
     const uint64_t many = (uint64_t)zero * 0x0101010101010101u;
+    const bits all = (uint32_t)many + (bits){0};
+    for (; count >= W; count -= W, to += W)
+        store_bytes(to, all);
     for (; count >= 8; count -= 8, to += 8)
         memcpy(to, &many, 8);
     for (volatile uint8_t *rest = to; count > 0; count--)
@@ -174,18 +177,34 @@ INLINE void store_all(const int count, float *to, const vec *x, int last)
     }
 }
 
+/* The lowest bytes of four vectors, side by side. */
+INLINE bits packed(const vec *x)
+{
+    return (bits_of(x[0]) ^ 0x4B000000) | bits_of(x[1]) << 8 | bits_of(x[2]) << 16 |
+           bits_of(x[3]) << 24;
+}
+
+INLINE void store_some_bytes(uint8_t *to, bits x, int count)
+{
+    uint8_t bytes[W];
+    if (count == W) {
+        store_bytes(to, x);
+    } else {
+        store_bytes(bytes, x);
+        for (int i = 0; i < count; i++)
+            to[i] = bytes[i];
+    }
+}
+
 INLINE void store_codes(const int count, uint8_t *to, const vec *x, int last, const codes *q)
 {
-    UNROLL for (int k = 0; k + 1 < count; k++)
-        store_lowest_bytes(to + k * V, quantized(x[k], q));
-    to += (count - 1) * V;
-    if (last == V) {
-        store_lowest_bytes(to, quantized(x[count - 1], q));
-    } else {
-        uint8_t lanes[V];
-        store_lowest_bytes(lanes, quantized(x[count - 1], q));
-        for (int i = 0; i < last; i++)
-            to[i] = lanes[i];
+    UNROLL for (int k = 0; k < count; k += 4) {
+        vec y[4];
+        UNROLL for (int i = 0; i < 4; i++)
+            y[i] = quantized(x[k + i < count ? k + i : k], q);
+        const int vectors = count - k < 4 ? count - k : 4;
+        store_some_bytes(to + k * V, in_order(packed(y)),
+                         k + 4 < count ? W : (vectors - 1) * V + last);
     }
 }
 

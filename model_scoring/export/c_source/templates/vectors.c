@@ -38,13 +38,13 @@ INLINE vec floats_of(bits x)
     memcpy(&y, &x, 4);
     return y;
 }
-INLINE void store_lowest_bytes(uint8_t *to, vec x)
-{
-    *to = (uint8_t)bits_of(x);
-}
 INLINE void interleave(vec *x)
 {
     (void)x;
+}
+INLINE bits in_order(bits x)
+{
+    return x;
 }
 INLINE vec power_of_two(vec shifted, vec mantissa) /* mantissa * 2^n, where shifted = n + MAGIC */
 {
@@ -77,7 +77,6 @@ typedef uint32_t loose_bits
 typedef uint32_t loose_bytes
     __attribute__((vector_size(4 * NAME_VECTOR), aligned(1), may_alias));
 typedef uint16_t pairs __attribute__((vector_size(4 * NAME_VECTOR)));
-typedef uint8_t lowest __attribute__((vector_size(NAME_VECTOR), aligned(1), may_alias));
 /* Bytes as lanes of two, 16 bits: sums of whole lanes, modulo 2^16, have the sums of upper bytes
    256 times in them; what is left are the sums of lower bytes. */
 #define LOWER_BYTES(x) (x)
@@ -108,25 +107,23 @@ INLINE vec floats_of(bits x)
 {
     return (vec)x;
 }
-INLINE void store_lowest_bytes(uint8_t *to, vec x)
-{
-    *(lowest *)to = __builtin_convertvector((bits)x, lowest);
-}
 #if NAME_VECTOR > 1
-/* Lanes of the halves of a and b in turns. */
-INLINE vec zip(vec a, vec b, int half)
-{
 #ifdef __clang__
-    vec y;
-    UNROLL for (int i = 0; i < NAME_VECTOR; i++)
-        y[i] = (i % 2 ? b : a)[half * (NAME_VECTOR / 2) + i / 2];
-    return y;
+#define SHUFFLE(a, b, lanes) __extension__({ __typeof__(a) y;                                      \
+    UNROLL for (unsigned i = 0; i < sizeof(a) / sizeof(a[0]); i++)                                 \
+        y[i] = (lanes)[i] < sizeof(a) / sizeof(a[0]) ? (a)[(lanes)[i]]                             \
+                                                     : (b)[(lanes)[i] - sizeof(a) / sizeof(a[0])]; \
+    y; })
 #else
+#define SHUFFLE(a, b, lanes) __builtin_shuffle(a, b, lanes)
+#endif
+/* Lanes of the halves of a and b in turns. */
+INLINE vec zip(vec a, vec b, unsigned half)
+{
     bits lanes;
     UNROLL for (unsigned i = 0; i < NAME_VECTOR; i++)
-        lanes[i] = i % 2 * NAME_VECTOR + (unsigned)half * (NAME_VECTOR / 2) + i / 2;
-    return __builtin_shuffle(a, b, lanes);
-#endif
+        lanes[i] = i % 2 * NAME_VECTOR + half * (NAME_VECTOR / 2) + i / 2;
+    return SHUFFLE(a, b, lanes);
 }
 /* Four vectors, of every fourth pixel each, become four of pixels in their order. */
 INLINE void interleave(vec *x)
@@ -135,10 +132,23 @@ INLINE void interleave(vec *x)
     const vec c = zip(x[0], x[2], 1), d = zip(x[1], x[3], 1);
     x[0] = zip(a, b, 0), x[1] = zip(a, b, 1), x[2] = zip(c, d, 0), x[3] = zip(c, d, 1);
 }
+/* First bytes of all lanes, then second ones, and so on. */
+INLINE bits in_order(bits x)
+{
+    typedef uint8_t bytes __attribute__((vector_size(4 * NAME_VECTOR)));
+    bytes lanes;
+    for (unsigned i = 0; i < 4 * NAME_VECTOR; i++)
+        lanes[i] = (uint8_t)(i % NAME_VECTOR * 4 + i / NAME_VECTOR);
+    return (bits)SHUFFLE((bytes)x, (bytes)x, lanes);
+}
 #else
 INLINE void interleave(vec *x)
 {
     (void)x;
+}
+INLINE bits in_order(bits x)
+{
+    return x;
 }
 #endif
 #define MASKED(x, mask) ((vec)((bits)(x) & *(const loose_bits *)(mask)))
