@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from model_scoring.export.c_source.constants import Constants
-from model_scoring.export.c_source.layout import Layout, chunks, distances, tiles, weights
+from model_scoring.export.c_source.layout import Layout, distances, tiles, weights
 from model_scoring.export.c_source.steps import (
     Activation,
     Codes,
@@ -210,7 +210,7 @@ def _integers(kernels: Kernels, step: Convolution, entries: Entries, base: int, 
         "wide": int(wide),
         "most": codes.most_terms,
         "offset": codes.offset,
-        "chunks": chunks(step),
+        "chunks": step.chunks,
         "value": kernels.floats(values),
         **_lists(kernels, weights(step), values, entries),
     }
@@ -233,10 +233,10 @@ def _linear(kernels: Kernels, step: Linear) -> Written:
     if values is None:
         fields["weight"] = kernels.floats(step.weight * (factor * step.scale)[:, None])
     else:
-        fields["scale"] = kernels.floats(factor * step.scale * (values[-1] if len(values) else 0.0))
+        fields["scale"] = kernels.floats(factor * step.scale)
         inputs = np.arange(step.weight.shape[1])
         entries = Entries(inputs, np.zeros_like(inputs))
-        fields["ratio"] = kernels.floats(values[:-1] / values[1:])
+        fields["value"] = kernels.floats(values)
         fields |= _lists(kernels, step.weight, values, entries)
     return "linear", "multiply_vector", "a, scratch", fields
 
@@ -291,8 +291,7 @@ def _sample(kernels: Kernels, step: Sample) -> Written:
         "from_x": step.start[1],
         "outside": _number(step.outside) if np.isfinite(step.outside) else "-INFINITY",
     }
-    function = "sample_bytes" if step.out.codes else "sample_planes"
-    return "sample", function, f"{source}, a", fields
+    return "sample", "sample_planes", f"{source}, a", fields
 
 
 def _dequantize(kernels: Kernels, step: Dequantize) -> Written:

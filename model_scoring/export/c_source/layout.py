@@ -114,7 +114,9 @@ def _prefers_copies(size: Size, columns: int, readers: Readers) -> bool:
     if len({tap.x for tap in taps}) > 3 or size[1] > MOST_WIDTH:
         return False
     if any(part.value.codes for _, part in readers):
-        lines, wider = (-(-size[0] * width // (4 * ALIGNMENT)) for width in (size[1], size[1] + columns))
+        lines, wider = (
+            -(-size[0] * width // (4 * ALIGNMENT)) for width in (size[1], size[1] + columns)
+        )
         return wider >= 1.2 * lines
     shifts = {_copy(tap, size[1], ALIGNMENT) for tap in taps}
     largest = max((part.value.planes.size for _, part in readers), default=0) * size[0] * size[1]
@@ -174,19 +176,14 @@ class Layout:
         return self.offsets[value.planes.reshape(-1)]
 
 
-def chunks(step: Convolution) -> int:
-    """Parts of a filter's lists at most, none of whose sums of bytes can overflow."""
-    values = listed_values(step.weight, step.groups)
-    return len(values) + step.weight[0].size // step.parts[0].value.codes.most_terms
-
-
 def scratch(step: Step) -> int:
     """Floats that a step needs for itself."""
     if isinstance(step, Convolution):  # distances of all inputs, and sums that wait
-        inputs = step.weight[0].size * step.groups
+        distances = _aligned(step.weight[0].size * step.groups)
         if step.parts[0].value.codes:
-            return _aligned(inputs) + chunks(step) * (2 + BLOCK_SUMS)
-        return _aligned(inputs) + len(step.weight) * BLOCK
+            return distances + step.chunks * (2 + BLOCK_SUMS)
+        listed = listed_values(step.weight, step.groups) is not None
+        return distances + listed * len(step.weight) * BLOCK
     if isinstance(step, Linear):
         return step.weight.shape[1]
     return step.x.size[1] if isinstance(step, Pool) else 0
@@ -240,20 +237,11 @@ def _floats(buffer: Buffer, grid: Grid) -> int:
     return _aligned(-(-pixels * ALIGNMENT // grid.line))
 
 
-def plan(program: Program) -> Layout:
-    """Places of all buffers: the largest first, each as low as those alive at the same time allow.
-    Raises UserError for an arena beyond 1 GiB."""
-    grids, lives = _grids(program), _lifetimes(program)
-    shared = _in_place(program, grids, lives)
-    for new, old in shared.items():
-        lives[old], lives[new] = (lives[old][0], max(lives[old][1], lives[new][1])), (-1, -1)
-    sizes = [_floats(b, grids[b.first]) for b in program.buffers]
-    start = max((scratch(step) for step in program.steps), default=0)
-    start = _aligned(start)
+def _places(order: list[int], start: int, sizes: list[int], lives: list[tuple[int, int]]
+            ) -> dict[int, int]:  # fmt: skip
+    """Each buffer as low as those placed before that live at the same time allow."""
     places: dict[int, int] = {}
-    for b in sorted(range(len(sizes)), key=lambda b: -sizes[b]):
-        if lives[b][1] < 0:
-            continue  # made in vain
+    for b in order:
         taken = sorted((places[o], sizes[o]) for o in places
                        if lives[o][0] <= lives[b][1] and lives[b][0] <= lives[o][1])  # fmt: skip
         at = start
@@ -262,6 +250,23 @@ def plan(program: Program) -> Layout:
                 break
             at = max(at, place + size)
         places[b] = at
+    return places
+
+
+def plan(program: Program) -> Layout:
+    """Places of all buffers: the largest first, or those that live longest, which of the two takes
+    less. Raises UserError for an arena beyond 1 GiB."""
+    grids, lives = _grids(program), _lifetimes(program)
+    shared = _in_place(program, grids, lives)
+    for new, old in shared.items():
+        lives[old], lives[new] = (lives[old][0], max(lives[old][1], lives[new][1])), (-1, -1)
+    sizes = [_floats(b, grids[b.first]) for b in program.buffers]
+    start = _aligned(max((scratch(step) for step in program.steps), default=0))
+    used = [b for b, life in enumerate(lives) if life[1] >= 0]  # others are made in vain
+    keys = (lambda b: -sizes[b], lambda b: lives[b][0] - lives[b][1])
+    orders = (sorted(used, key=key) for key in keys)
+    found = [_places(order, start, sizes, lives) for order in orders]
+    places = min(found, key=lambda p: max((at + sizes[b] for b, at in p.items()), default=0))
     places |= {new: places[old] for new, old in shared.items()}
     floats = max((places[b] + sizes[b] for b in places), default=start) + SLACK
     if 4 * floats > MOST_ARENA:

@@ -125,6 +125,13 @@ class Convolution(Affine):
     also: list["Map"] = field(default_factory=list)  # store scale y + shift, activated, as well
     stored: bool = True  # whether anything reads y itself
 
+    @property
+    def chunks(self) -> int:
+        """Parts of a filter's lists at most, none of whose sums of bytes can overflow."""
+        most, rows = self.parts[0].value.codes.most_terms, self.weight.reshape(len(self.weight), -1)
+        values = listed_values(self.weight, self.groups)
+        return int(sum(-(-(rows == v).sum(1) // most) for v in values).max()) if len(values) else 0
+
     def reads(self) -> list[Value]:
         return [*super().reads(), *(part.value for part in self.parts)]
 

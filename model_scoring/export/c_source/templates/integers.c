@@ -79,7 +79,7 @@ INLINE void add_integers(const int n, const int wide, const integers *l, float *
         for (int v = 0; v < values; v++)
             for (const uint16_t *end = next + *count++; next < end; found++) {
                 const int terms = end - next < l->most ? (int)(end - next) : l->most;
-                pairs sum[MOST_BY_INTEGERS], upper[MOST_BY_INTEGERS];
+                pairs sum[8], upper[8];
                 UNROLL for (int k = 0; k < n; k++)
                     sum[k] = upper[k] = (pairs){0};
                 for (const uint16_t *stop = next + terms; next < stop; next++) {
@@ -113,7 +113,7 @@ INLINE void add_integers(const int n, const int wide, const integers *l, float *
             add_integers(n, 0, l, a, inputs, scratch, in, out, last);                                       \
     }
 ADD_INTEGERS(1) ADD_INTEGERS(2) ADD_INTEGERS(3) ADD_INTEGERS(4)
-#if NAME_VECTOR >= 16
+#if NAME_VECTOR == 16
 ADD_INTEGERS(5) ADD_INTEGERS(6) ADD_INTEGERS(7) ADD_INTEGERS(8)
 #endif
 
@@ -122,7 +122,7 @@ static void convolve_integers(const integers *l, float *a, float *scratch)
     static void (*const kernels[])(const integers *, float *, const offset *, float *, int, int,
                                    int) = {
         add_integers_1, add_integers_2, add_integers_3, add_integers_4,
-#if NAME_VECTOR >= 16
+#if NAME_VECTOR == 16
         add_integers_5, add_integers_6, add_integers_7, add_integers_8,
 #endif
     };

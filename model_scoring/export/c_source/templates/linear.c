@@ -8,7 +8,7 @@ typedef struct {
     const float *scale, *bias;
     activation activation;
     int32_t values;
-    const float *ratio;
+    const float *value;
     const uint16_t *count, *list;
 } linear;
 
@@ -59,7 +59,7 @@ static void multiply_vector(const linear *l, float *a, float *scratch)
         if (l->weight)
             sum = product(l->weight + (size_t)o * (size_t)l->inputs, scratch, l->inputs);
         for (int v = 0; v < l->values; v++, list += *count++)
-            sum = (v > 0 ? sum * l->ratio[v - 1] : 0) + list_sum(list, *count, scratch);
+            sum += list_sum(list, *count, scratch) * l->value[v];
         vec y = SPLAT((l->scale ? sum * l->scale[o] : sum) + l->bias[o]);
         if (l->adds)
             y += a[plane(&l->add, o)];

@@ -95,10 +95,7 @@ INLINE pairs load_bytes(const void *from)
 {
     return (pairs)*(const loose_bytes *)from;
 }
-INLINE void store_bytes(void *to, bits x)
-{
-    *(loose_bytes *)to = x;
-}
+#define store_bytes(to, x) (*(loose_bytes *)(to) = (x))
 INLINE bits bits_of(vec x)
 {
     return (bits)x;
