@@ -145,7 +145,7 @@ def make_exact(network: nn.Module, shape: tuple[int, int, int], pick, bits: int 
     """Weights, biases and steps are short binary fractions, with a quantizer before each layer:
     float32 computes such a network without rounding, so that every order of sums is the same, and
     what lies between two codes is a tie that both sides have to break alike."""
-    for name, module in list(network.named_modules()):
+    for module in list(network.modules()):
         for child, old in list(module.named_children()):
             setattr(module, child, _exact(old))
     generator = torch.Generator().manual_seed(0)

@@ -1,11 +1,11 @@
 """Steps as calls of the kernels in templates/: the structs that they take."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from model_scoring.export.c_source.constants import Constants
+from model_scoring.export.c_source.constants import Constants, number, struct
 from model_scoring.export.c_source.layout import Layout, distances, tiles, weights
 from model_scoring.export.c_source.steps import (
     Activation,
@@ -40,7 +40,7 @@ class Kernels:
         kind, function, arguments, fields = WRITERS[type(step)](self, step)
         name = f"step_{len(self.calls)}"
         self.used[kind] = None
-        self.text.append(f"static const {kind} {name} = {_struct(fields)};\n")
+        self.text.append(f"static const {kind} {name} = {struct(fields)};\n")
         self.calls.append(f"{function}(&{name}, {arguments});")
 
     def planes(self, value: Value | None) -> str:
@@ -48,14 +48,6 @@ class Kernels:
 
     def floats(self, values: np.ndarray) -> str:
         return self.constants.array(values, "f")
-
-
-def _struct(fields: dict[str, object], indent: str = "    ") -> str:
-    lines = []
-    for name, value in fields.items():
-        text = _struct(value, indent + "    ") if isinstance(value, dict) else str(value)
-        lines.append(f"{indent}.{name} = {text},")
-    return "{\n" + "\n".join(lines) + "\n" + indent[4:] + "}"
 
 
 def _grid(kernels: Kernels, value: Value) -> str:
@@ -67,20 +59,16 @@ def _grid(kernels: Kernels, value: Value) -> str:
     return f"{{{', '.join(map(str, numbers))}, {named}}}"
 
 
-def _number(value: float) -> str:
-    return f"{float(np.float32(value))!r}f"
-
-
 def _codes(codes: Codes | None) -> str:
     """Of a `codes`: 2^23, from which on floats are whole numbers, and the offset are in it."""
     if codes is None:
         return "{0, 0, 0, 0}"
     ends = (2**23 + codes.offset + end for end in (0, codes.low, codes.high))
-    return f"{{{', '.join(map(_number, (1 / codes.step, *ends)))}}}"
+    return f"{{{', '.join(map(number, (1 / codes.step, *ends)))}}}"
 
 
 def _activation(activation: Activation) -> str:
-    return f"{{{activation.kind}, {_number(activation.low)}, {_number(activation.high)}}}"
+    return f"{{{activation.kind}, {number(activation.low)}, {number(activation.high)}}}"
 
 
 @dataclass(frozen=True)
@@ -151,15 +139,14 @@ def _common(kernels: Kernels, step: Convolution, scale: np.ndarray | None) -> di
 def _also(kernels: Kernels, step: Convolution) -> dict[str, object]:
     rows = []
     for also in step.also:
-        fields = {
+        rows.append(struct({
             "out": kernels.planes(also.out),
             "scale": kernels.floats(also.scale),
             "bias": kernels.floats(also.shift),
             "activation": _activation(also.activation),
             "codes": _codes(also.out.codes),
             "grid": _grid(kernels, also.out),
-        }
-        rows.append(_struct(fields))
+        }))  # fmt: skip
     if not rows:
         return {}
     name = f"also_{len(kernels.calls)}"
@@ -276,7 +263,7 @@ def _pool(kernels: Kernels, step: Pool) -> Written:
         "maximum": int(step.maximum),
         "adaptive": int(step.adaptive),
         "with_padding": int(step.with_padding),
-        "divisor": _number(step.divisor),
+        "divisor": number(step.divisor),
         **dict(zip(("vertical", "horizontal"), windows, strict=True)),
     }
     return "pool", "pool_planes", "a, scratch", fields
@@ -289,13 +276,13 @@ def _sample(kernels: Kernels, step: Sample) -> Written:
         "step_x": step.step[1],
         "from_y": step.start[0],
         "from_x": step.start[1],
-        "outside": _number(step.outside) if np.isfinite(step.outside) else "-INFINITY",
+        "outside": number(step.outside) if np.isfinite(step.outside) else "-INFINITY",
     }
     return "sample", "sample_planes", f"{source}, a", fields
 
 
 def _dequantize(kernels: Kernels, step: Dequantize) -> Written:
-    fields = _both(kernels, step) | {"step": _number(step.x.codes.step)}
+    fields = _both(kernels, step) | {"step": number(step.x.codes.step)}
     return "dequantize", "dequantize_planes", "a", fields
 
 
@@ -306,7 +293,7 @@ def _mean(kernels: Kernels, step: Mean) -> Written:
         "out": kernels.planes(step.out),
         "count": step.out.planes.size,
         "length": grid.run,
-        "pixels": _number(grid.height * grid.width),
+        "pixels": number(grid.height * grid.width),
     }
     return "mean", "average_planes", "a", fields
 

@@ -264,8 +264,7 @@ def plan(program: Program) -> Layout:
     start = _aligned(max((scratch(step) for step in program.steps), default=0))
     used = [b for b, life in enumerate(lives) if life[1] >= 0]  # others are made in vain
     keys = (lambda b: -sizes[b], lambda b: lives[b][0] - lives[b][1])
-    orders = (sorted(used, key=key) for key in keys)
-    found = [_places(order, start, sizes, lives) for order in orders]
+    found = [_places(sorted(used, key=key), start, sizes, lives) for key in keys]
     places = min(found, key=lambda p: max((at + sizes[b] for b, at in p.items()), default=0))
     places |= {new: places[old] for new, old in shared.items()}
     floats = max((places[b] + sizes[b] for b in places), default=start) + SLACK
