@@ -95,6 +95,8 @@ def build_parser() -> Parser:
         "13 to 25 (default); codes take 2 bits in 25, 4 bits from 21 on, 8 bits below")
     add("--c-source", Path, None, "FILE.c", "write the thin network as C that needs nothing else, "
         "and FILE.h; compiled and compared with PyTorch where there is a compiler (cc, or CC)")
+    add("--latency", ON_OFF, False, None,
+        "milliseconds per image of PyTorch, onnxruntime (if installed) and that C, in turn")
     add = parser.section("packed files and predictions")
     add("--export", Path, None, "FILE.ec2t",
         "write the whole network, entropy-coded, in one file that --t-model reads")
@@ -255,8 +257,11 @@ def body(args: argparse.Namespace) -> None:
     from model_scoring.counting import score, to_dict
     from model_scoring.counting.scoring import prune_depthwise
     from model_scoring.export import Wanted, other_forms, write_all
+    from model_scoring.export.c_source import compiler
     from model_scoring.report_page import recorded_figures
 
+    if args.latency:
+        compiler()  # which there must be: better to know now
     trials = read_runs(args)
     torch.manual_seed(args.seed)
     device = choose_device(args.cuda)
@@ -287,15 +292,15 @@ def body(args: argparse.Namespace) -> None:
     facts = {"model": spec.model, "checkpoint": str(checkpoint.path), "image_size": size}
     content = to_dict(result, **facts, rules=args.rules, top1=measured[0])
     content["environment"] = environment(device)
-    files = outputs(args, result, content, packed)
     opset = args.onnx_opset or onnx_code_types.OPSETS[-1]
-    wanted = Wanted(args.thin, args.onnx, opset, args.c_source)
+    wanted = Wanted(args.thin, args.onnx, opset, args.c_source, args.latency)
     same = not (data or args.dataset or args.prune_threshold != 1)  # as in the recorded figures
     top1 = recorded_figures(checkpoint).get("val_top1") if same else measured[0]
-    forms, lines = other_forms(network, spec, known, result, wanted, top1=top1)
-    for line in lines:
+    forms = other_forms(network, spec, known, result, wanted, top1=top1)
+    for line in forms.lines:
         print(line)
-    files |= forms
+    content |= forms.content
+    files = outputs(args, result, content, packed) | forms.files
     if args.report:
         known = (checkpoint, content, measured, files, trials)
         files[args.report] = report_page(args, result, *known)
