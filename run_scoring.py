@@ -27,7 +27,7 @@ from model_compound_scaling.networks.registry import NetworkSpec, table_row
 from model_scoring.counting import layer_widths
 from model_scoring.counting.settings import REFERENCE_OF, RULE_SETS, Settings
 from model_scoring.export import onnx_code_types
-from model_scoring.export.c_source.names import header_path
+from model_scoring.export.c_source.names import compiler, header_path
 from model_scoring.inference import TOP
 
 if TYPE_CHECKING:
@@ -125,6 +125,8 @@ def check(args: argparse.Namespace) -> list[Path]:
     for name, needed in NEEDS.items():
         if getattr(args, name) not in (None, False) and not getattr(args, needed):
             raise UserError(f"--{name.replace('_', '-')} takes effect with --{needed}: add it")
+    if args.latency:
+        compiler()  # which there must be: better to know now
     named = {name: path for name in FILE_FLAGS if (path := getattr(args, name))}
     named = {f"--{name.replace('_', '-')}": path for name, path in named.items()}
     if args.c_source:
@@ -257,11 +259,8 @@ def body(args: argparse.Namespace) -> None:
     from model_scoring.counting import score, to_dict
     from model_scoring.counting.scoring import prune_depthwise
     from model_scoring.export import Wanted, other_forms, write_all
-    from model_scoring.export.c_source import compiler
     from model_scoring.report_page import recorded_figures
 
-    if args.latency:
-        compiler()  # which there must be: better to know now
     trials = read_runs(args)
     torch.manual_seed(args.seed)
     device = choose_device(args.cuda)

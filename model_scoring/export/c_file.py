@@ -10,8 +10,8 @@ from data.errors import printable
 from model_compound_scaling.networks.registry import NetworkSpec
 from model_scoring.counting.scoring import Score
 from model_scoring.dead_channels.removal import thin
-from model_scoring.export.c_source.compiling import NoCompiler, checked, compiled
-from model_scoring.export.c_source.names import header_path, identifier
+from model_scoring.export.c_source.compiling import checked, compiled
+from model_scoring.export.c_source.names import NoCompiler, header_path, identifier
 from model_scoring.export.c_source.source import CSource, Description, c_source
 from model_scoring.export.latency import measure
 from model_scoring.export.output_files import Files

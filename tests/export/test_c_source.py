@@ -200,6 +200,7 @@ def test_the_script_writes_compares_and_says_so(checkpoint, tmp_path, capsys):
     ("compiler", "code", "said"),
     [
         ("no-such-compiler", 0, "not compiled and compared with PyTorch"),
+        ("cc '", 0, "not compiled and compared with PyTorch: CC: No closing quotation"),
         ("sh -c 'echo boom >&2; echo more >&2; exit 1'", 2, "fails: boom"),
     ],
 )

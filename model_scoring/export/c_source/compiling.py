@@ -1,9 +1,6 @@
 """Compiling what was written with the machine's own compiler, and comparing it with PyTorch."""
 
 import ctypes
-import os
-import shlex
-import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,23 +12,12 @@ from torch import nn
 
 from data.errors import UserError, printable
 from model_compound_scaling.networks.logits import logits_of
+from model_scoring.export.c_source.names import compiler
 from model_scoring.export.c_source.source import CSource
 
 FLAGS = ("-std=gnu11", "-O3", "-march=native")
 IMAGES = 4
 MOST_DEVIATION = 1e-3  # relative to the largest logit; rounding: 1e-6
-
-
-class NoCompiler(UserError):
-    """There is none, by the name that CC says, or `cc`."""
-
-
-def compiler() -> list[str]:
-    """The command. Raises NoCompiler."""
-    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
-    if shutil.which(command[0]) is None:
-        raise NoCompiler(f"there is no C compiler {printable(command[0])!r}: install one or set CC")
-    return command
 
 
 def build(source: CSource, folder: Path, *flags: str, output: str) -> Path:
