@@ -12,6 +12,7 @@ from data.errors import UserError, choose
 from model_compound_scaling.networks.micronet_scaling import scaled_shape
 
 Widths = dict[str, dict[str, int]]  # layer -> attribute -> value, see narrowing
+Activations = dict[str, str]  # layer -> bits of its input, see quantizers.layer_inputs
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class NetworkSpec:
     arguments: dict = field(default_factory=dict)
     widths: Widths = field(default_factory=dict)  # layers narrower than these arguments make them
     permanent: bool = False  # what hooks compute in the builder's network are parameters here
+    activations: Activations = field(default_factory=dict)  # layers whose inputs are quantized
 
     def content(self) -> dict:
         """As plain values; without what makes no difference, as files always were."""
@@ -30,7 +32,7 @@ class NetworkSpec:
         return {k: v for k, v in values.items() if v or k not in OPTIONAL_FIELDS}
 
 
-OPTIONAL_FIELDS = {"widths", "permanent"}  # of a description
+OPTIONAL_FIELDS = {"widths", "permanent", "activations"}  # of a description
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ NETWORK: dict[str, Check] = {
     "arguments": lambda value, _: isinstance(value, dict),
     "widths": _layer_widths,
     "permanent": lambda value, _: type(value) is bool,
+    "activations": lambda value, _: isinstance(value, dict),  # as with widths
 }
 # arguments of a family or network; others from elsewhere have none: what they were called with is
 # not the file's to choose
@@ -121,7 +122,8 @@ def check_description(path: Path, *, network: dict, data: object, bounds: Bounds
 
 def _wrong_fields(network: dict, data: object, bounds: Bounds) -> Iterator[Field]:
     """Those with other values, in an order in which each check may rely on those before it."""
-    yield from _wrong("network", {"widths": {}, "permanent": False} | network, NETWORK, bounds)
+    optional = {"widths": {}, "permanent": False, "activations": {}}
+    yield from _wrong("network", optional | network, NETWORK, bounds)
     model, arguments = network["model"], network["arguments"]
     rows = ARGUMENTS.get(REGISTRY[model].family if model in REGISTRY else model, {})
     if unknown := arguments.keys() - rows:
