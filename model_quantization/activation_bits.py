@@ -67,7 +67,7 @@ def adopt(network: nn.Module, state: dict) -> None:
 
 
 class _Seen:
-    """What a network's layers take, in sums over batches: of |x|, of negative and of all numbers."""
+    """What a network's layers take, in sums: of |x|, of negative ones, of all numbers."""
 
     def __init__(self, network: nn.Module, names: Iterable[str]) -> None:
         self.network = copied(network).train().requires_grad_(False)  # whose statistics may change

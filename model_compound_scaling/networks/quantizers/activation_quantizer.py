@@ -57,9 +57,8 @@ def quantize(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
     (). Gradients are those of LSQ."""
     if torch.is_grad_enabled() and (x.requires_grad or step.requires_grad):
         return _LearnedStep.apply(x, step, low, high)
-    return (x / step).round().clamp(
-        low, high
-    ) * step  # plain operations, which exporters and traces read
+    # plain operations, which exporters and traces read
+    return (x / step).round().clamp(low, high) * step
 
 
 class ActivationQuantizer(nn.Module):
