@@ -4,6 +4,7 @@ torch: the command lines read names from here before they load it. `building` bu
 import difflib
 import importlib
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -12,7 +13,8 @@ from data.errors import UserError, choose
 from model_compound_scaling.networks.micronet_scaling import scaled_shape
 
 Widths = dict[str, dict[str, int]]  # layer -> attribute -> value, see narrowing
-Activations = dict[str, str]  # layer -> bits of its input, see quantizers.layer_inputs
+Activations = dict[str, str]  # layer -> what its input is made, see quantizers.layer_inputs
+ACTIVATION = re.compile("[iu][2-8]")  # signed or unsigned, and bits
 
 
 @dataclass(frozen=True)

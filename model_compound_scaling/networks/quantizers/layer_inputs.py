@@ -2,17 +2,15 @@
 hook applies to what goes in; nothing else of the network changes. A description is a table
 `{layer: "u4"}`: i for signed or u for unsigned, and the bits."""
 
-import re
 from collections.abc import Iterable
 
 from torch import Tensor, nn
 
 from model_compound_scaling.networks.narrowing import WidthsError
 from model_compound_scaling.networks.quantizers.activation_quantizer import ActivationQuantizer
-from model_compound_scaling.networks.registry import Activations
+from model_compound_scaling.networks.registry import ACTIVATION, Activations
 
 LAYERS = (nn.Conv2d, nn.Linear)  # whose inputs can be quantized
-KIND = re.compile("[iu][2-8]")
 
 
 def quantize_input(layer: nn.Module, args: tuple) -> tuple:
@@ -28,8 +26,8 @@ def quantize_inputs(network: nn.Module, activations: Activations) -> nn.Module:
         layer = layers.get(name)
         if not isinstance(layer, LAYERS) or hasattr(layer, "quantizer"):
             raise WidthsError(f"activations of {name!r}: the network has no such layer to quantize")
-        if not isinstance(kind, str) or not KIND.fullmatch(kind):
-            raise WidthsError(f"activations of {name!r}: expected u or i and 2 to 8 bits, as in u4")
+        if not isinstance(kind, str) or not ACTIVATION.fullmatch(kind):
+            raise WidthsError(f"activations of {name!r}: expected i or u and 2 to 8 bits, as in u4")
         quantizer = ActivationQuantizer(int(kind[1:]), signed=kind[0] == "i")
         layer.quantizer = quantizer.to(layer.weight.device)
         layer.register_forward_pre_hook(quantize_input)
