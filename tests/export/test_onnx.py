@@ -287,7 +287,7 @@ def test_a_failed_export_writes_nothing_and_says_why_in_a_line(tmp_path, capfd, 
     ("opset", "kinds"),
     [
         (25, {"INT2", "UINT2", "INT4", "UINT4", "INT8", "UINT8"}),
-        (21, {"INT4", "UINT4", "INT8", "UINT8"}),
+        pytest.param(21, {"INT4", "UINT4", "INT8", "UINT8"}, marks=pytest.mark.slow),
         pytest.param(18, {"INT8", "UINT8"}, marks=pytest.mark.slow),
         (13, {"INT8", "UINT8"}),
     ],
@@ -322,7 +322,7 @@ class Rounds(nn.Module):
         return (y + z.clamp(-1, 1) * 0.7 + z + torch.round(x * 0.3)).flatten(1)
 
 
-@pytest.mark.parametrize("opset", [21, 13])
+@pytest.mark.parametrize("opset", [pytest.param(21, marks=pytest.mark.slow), 13])
 def test_other_rounding_stays_as_it_is(opset):
     network = Rounds().eval()
     exported = onnx_file.export(network, (1, 4, 4), opset=opset, properties={})

@@ -235,3 +235,38 @@ def test_a_ternary_network_gets_activations_and_keeps_its_codes(tmp_path, images
 def test_mistakes_in_flags_are_one_line(flags, words, capsys):
     code, _, err = call(run_quantization.main, capsys, "--model-dict", "x.pt", *flags.split())
     assert code == 2 and err.count("\n") == 1 and words in err
+
+
+SLOW = pytest.mark.slow
+WAYS = [
+    "--target-accuracy 50 --trials 2 --objective bytes",
+    "--do-prune --ec-pruning-fc --epochs 1",
+    *(pytest.param(flags, marks=SLOW)
+      for flags in ("--method ttq", "--levels 5 --target-bytes 6000", "--amp bf16 --channels-last",
+                    "--teacher self --distill 0.5 --target-sparsity 60", "--amp fp16")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", WAYS)
+def test_it_goes_with_all_else(trained, quantized, images, tmp_path, capsys, flags):
+    """What became of the network is counted and packed as the run said."""
+    source = quantized if "prune" in flags else trained / "best_model.pt"
+    source = source if source.is_file() else source / "Ternary_best_acc.pt"
+    activations = [] if "prune" in flags else ["--act-bits", 4]
+    command = [*EC2T.split(), "--data-path", images, "--output", tmp_path, "--epochs", 1]
+    command += ["--retrain-epochs", 1, "--model-dict", source, *activations, *flags.split()]
+    code, _, err = call(run_quantization.main, capsys, *command)
+    assert code == 0, err
+    for folder in tmp_path.glob("cifar*"):
+        best = torch.load(folder / "best.pt", weights_only=True)
+        epochs = list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
+        assert all(layer["step"] > 0 for layer in epochs[-1]["activations"])
+        assert len(best["network"]["activations"]) == len(epochs[-1]["activations"]) == 9
+        packed = tmp_path / "net.ec2t"
+        code, _, err = call(run_scoring.main, capsys, "--t-model", folder / "best.pt", "--no-cuda",
+                            "--json", tmp_path / "score.json", "--export", packed)  # fmt: skip
+        assert code == 0, err
+        score = json.loads((tmp_path / "score.json").read_text())["published"]["score"]
+        assert score == pytest.approx(best["figures"]["score"])
+        if "packed_bytes" in best["figures"]:
+            assert best["figures"]["packed_bytes"] == packed.stat().st_size

@@ -42,8 +42,10 @@ class _LearnedStep(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (x, step, result), (low, high) = ctx.saved_tensors, ctx.range
-        # equation 5: the gradient where x / step is inside the range, else 0
-        to_x = torch.ops.aten.hardtanh_backward(gradient, x / step, low, high)
+        # equation 5: the gradient where x / step is inside the range, else 0; new memory is what
+        # costs most, so x / step makes room for it
+        scaled, to_x = x / step, torch.ops.aten.hardtanh_backward.grad_input
+        to_x = to_x(gradient, scaled, low, high, grad_input=scaled)
         if not ctx.needs_input_grad[1]:
             return to_x, None, None, None
         # equation 3: the code, less x / step where x is inside the range
