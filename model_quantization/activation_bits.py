@@ -66,6 +66,12 @@ def adopt(network: nn.Module, state: dict) -> None:
         quantize_inputs(network, state["network"].get("activations", {}))
 
 
+class InputsNotFound(UserError):
+    """There are layers whose inputs cannot be quantized."""
+
+    shared = True
+
+
 class _Seen:
     """What a network's layers take, in sums: of |x|, of negative ones, of all numbers."""
 
@@ -117,13 +123,13 @@ def begin(
     for images, _ in islice(batches, FIRST_BATCHES):
         seen.look_at(images)
     if missing := [name for name in bits if name not in seen.sums]:
-        raise UserError(
+        raise InputsNotFound(
             f"--act-bits: the input of {some(missing)} is not to be found, as the network's code "
             "does not call the layer itself: leave out --act-bits, or call it in the builder's code"
         )
     names = [name for name in bits if name not in seen.images]
     if not names:
-        raise UserError("--act-bits: every layer of the network takes the image alone")
+        raise InputsNotFound("--act-bits: every layer of the network takes the image alone")
     sums = processes.all_reduce_sum(torch.stack([seen.sums[name] for name in names]))
     total, negative, count = sums.T
     means, signed = (total / count).float(), (negative > 0).tolist()
