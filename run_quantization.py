@@ -43,6 +43,7 @@ STRENGTHS = [0.125, 0.15, 0.175]
 SEARCH = {"objective": "score", "trials": 6, "trial_epochs": None}  # with --target-accuracy
 TEMPERATURE = 4.0
 OTHERS = 8  # bits of activations
+RECIPES = {"thesis": {}, "strong": {"lr": 1e-3, "lr2": 1e-4, "schedule": "cosine"}}
 STAGE = Path(__file__).parent / "model_quantization"
 SOURCES, OUTPUT = STAGE / "trained_fp_models", STAGE / "saved_models"
 
@@ -103,6 +104,10 @@ def build_parser() -> Parser:
     add("--centroids", int, 0, "K", "if not 0, find the first K centroids, K as --levels, by "
         "k-means that starts from --ini-c-divrs")
     add = parser.section("training (Adam)")
+    parser.presets = RECIPES
+    strong = " ".join(f"--{name} {value}" for name, value in RECIPES["strong"].items())
+    add("--recipe", tuple(RECIPES), "thesis", None, f"strong: {strong}, where not given; some "
+        "points more accurate after few epochs (docs/benchmarks.md)", incidental=True)
     add("--epochs", kind.natural, 20, "N", "epochs with moving codes")
     add("--retrain-epochs", kind.natural, 15, "N",
         "epochs with frozen codes, from the best ternary epoch on")

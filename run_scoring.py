@@ -27,6 +27,7 @@ from model_compound_scaling.networks.registry import NetworkSpec, table_row
 from model_scoring.counting import layer_widths
 from model_scoring.counting.settings import REFERENCE_OF, RULE_SETS, Settings
 from model_scoring.export import onnx_code_types
+from model_scoring.export.c_source.names import compiler, header_path
 from model_scoring.inference import TOP
 
 if TYPE_CHECKING:
@@ -41,10 +42,11 @@ if TYPE_CHECKING:
 
 STAGE = Path(__file__).parent / "model_scoring"
 SOURCES, SAVED_LAYERS = STAGE / "trained_t_models", STAGE / "saved_layers"
-FILE_FLAGS = ("json", "csv", "plot", "thin", "onnx", "export", "report")
+FILE_FLAGS = ("json", "csv", "plot", "thin", "onnx", "c_source", "export",
+              "report")  # fmt: skip
 NEEDS = {"pt_sparse": "save", "export_precision": "export", "onnx_opset": "onnx", "top": "predict",
          "question": "report", "runs": "report"}  # fmt: skip
-FORMS = {"export": "packed file", "thin": "thin network", "onnx": "ONNX"}
+FORMS = {"export": "packed file", "thin": "thin network", "onnx": "ONNX", "c_source": "C source"}
 
 
 # fmt: off
@@ -91,6 +93,10 @@ def build_parser() -> Parser:
         "other runtimes, ternary layers as 2-bit codes; needs requirements-export.txt")
     add("--onnx-opset", onnx_code_types.OPSETS, None, "N",
         "13 to 25 (default); codes take 2 bits in 25, 4 bits from 21 on, 8 bits below")
+    add("--c-source", Path, None, "FILE.c", "write the thin network as C that needs nothing else, "
+        "and FILE.h; compiled and compared with PyTorch where there is a compiler (cc, or CC)")
+    add("--latency", ON_OFF, False, None,
+        "milliseconds per image of PyTorch, onnxruntime (if installed) and that C, in turn")
     add = parser.section("packed files and predictions")
     add("--export", Path, None, "FILE.ec2t",
         "write the whole network, entropy-coded, in one file that --t-model reads")
@@ -119,13 +125,13 @@ def check(args: argparse.Namespace) -> list[Path]:
     for name, needed in NEEDS.items():
         if getattr(args, name) not in (None, False) and not getattr(args, needed):
             raise UserError(f"--{name.replace('_', '-')} takes effect with --{needed}: add it")
-    paths = [path for name in FILE_FLAGS if (path := getattr(args, name))]
-    if folder := next((path for path in paths if path.is_dir()), None):
-        raise UserError(f"{folder} is a folder: name a file in it")
-    named = [path.resolve() for path in paths]
-    if len(set(named)) < len(named):
-        raise UserError(f"{', '.join(f'--{name}' for name in FILE_FLAGS)} need different files")
-    return named
+    if args.latency:
+        compiler()  # which there must be: better to know now
+    named = {name: path for name in FILE_FLAGS if (path := getattr(args, name))}
+    named = {f"--{name.replace('_', '-')}": path for name, path in named.items()}
+    if args.c_source:
+        named["the header of --c-source"] = header_path(args.c_source)
+    return kind.different_files(named)
 
 
 def settings(args: argparse.Namespace) -> Settings:
@@ -208,21 +214,13 @@ def report_page(
     trials: "Sequence[Trial]",
 ) -> bytes:
     """What --report writes: the page about a score and the trials before it."""
-    from model_scoring.report_page import Subject, render
+    from model_scoring.report_page import Asked, gather, render
 
-    sizes = {"checkpoint": (checkpoint.path, checkpoint.path.stat().st_size)}
-    paths = {form: getattr(args, name) for name, form in FORMS.items() if getattr(args, name)}
-    sizes |= {form: (path, len(files[path])) for form, path in paths.items()}
-    data = args.dataset or checkpoint.data.get("dataset", "unknown images")
-    figures = checkpoint.content.get("figures") if args.prune_threshold == 1 else None
-    figures = figures if isinstance(figures, dict) else {}
-    figures = {name: value for name, value in figures.items() if isinstance(value, int | float)}
-    other = args.eval or args.dataset or args.image_size or args.normalize
-    if not other and "val_top1" in figures:
-        measured = figures["val_top1"], f"validation images of {data}, measured in training"
-    subject = Subject(args.question or f"{content['model']} on {data}", content["model"], result,
-                      *measured, figures, sizes, content["environment"], args.seed)  # fmt: skip
-    return render(subject, trials)
+    forms = {form: path for name, form in FORMS.items() if (path := getattr(args, name))}
+    other = bool(args.eval or args.dataset or args.image_size or args.normalize)
+    pruned = args.prune_threshold != 1
+    asked = Asked(args.question, args.dataset, other, pruned, forms, args.seed)
+    return render(gather(asked, result, checkpoint, content, measured, files), trials)
 
 
 def show(result: "Score", rules: str, packed: "Packed | None") -> None:
@@ -260,7 +258,8 @@ def body(args: argparse.Namespace) -> None:
     from model_compound_scaling.runs.environment import environment
     from model_scoring.counting import score, to_dict
     from model_scoring.counting.scoring import prune_depthwise
-    from model_scoring.export import other_forms, write_all
+    from model_scoring.export import Wanted, other_forms, write_all
+    from model_scoring.report_page import recorded_figures
 
     trials = read_runs(args)
     torch.manual_seed(args.seed)
@@ -292,14 +291,15 @@ def body(args: argparse.Namespace) -> None:
     facts = {"model": spec.model, "checkpoint": str(checkpoint.path), "image_size": size}
     content = to_dict(result, **facts, rules=args.rules, top1=measured[0])
     content["environment"] = environment(device)
-    files = outputs(args, result, content, packed)
     opset = args.onnx_opset or onnx_code_types.OPSETS[-1]
-    forms, lines = other_forms(
-        network, spec, known, result, thin_path=args.thin, onnx_path=args.onnx, opset=opset
-    )
-    for line in lines:
+    wanted = Wanted(args.thin, args.onnx, opset, args.c_source, args.latency)
+    same = not (data or args.dataset or args.prune_threshold != 1)  # as in the recorded figures
+    top1 = recorded_figures(checkpoint).get("val_top1") if same else measured[0]
+    forms = other_forms(network, spec, known, result, wanted, top1=top1)
+    for line in forms.lines:
         print(line)
-    files |= forms
+    content |= forms.content
+    files = outputs(args, result, content, packed) | forms.files
     if args.report:
         known = (checkpoint, content, measured, files, trials)
         files[args.report] = report_page(args, result, *known)

@@ -2,9 +2,10 @@
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from data.errors import UserError, printable
 from model_compound_scaling.runs.save_interval import Interval
 
 
@@ -80,3 +81,14 @@ def boolean(value: str) -> bool:
     if value.lower() not in words:
         raise argparse.ArgumentTypeError(f"{value} is neither True nor False")
     return words[value.lower()]
+
+
+def different_files(named: Mapping[str, Path]) -> list[Path]:
+    """The files that flags name, resolved. UserError for a folder, or a file that two name."""
+    by_path: dict[Path, str] = {}
+    for flag, path in named.items():
+        if path.is_dir():
+            raise UserError(f"{printable(path)} is a folder: name a file in it")
+        if (other := by_path.setdefault(path.resolve(), flag)) != flag:
+            raise UserError(f"{other} and {flag} need different files, not both {printable(path)}")
+    return list(by_path)

@@ -7,5 +7,6 @@ __all__, __getattr__ = lazy_exports(
     output_files="Files write_all",
     layer_masks="layer_files load_layer",
     onnx_file="export",
-    thin_and_onnx="other_forms",
+    network_forms="Wanted other_forms",
+    c_file="c_form describe thin_source",
 )

@@ -5,5 +5,6 @@ from data.lazy_exports import lazy_exports
 __all__, __getattr__ = lazy_exports(
     __name__,
     run_folders="Trial published_parameters read_trials",
-    page="Subject render",
+    subject="Asked Subject gather recorded_figures",
+    page="render",
 )

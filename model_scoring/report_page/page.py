@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
@@ -17,24 +16,10 @@ from model_scoring.counting.settings import RULE_SETS
 from model_scoring.report_page import charts
 from model_scoring.report_page.drawing import COLOURS, FAINT, THIRD, plain
 from model_scoring.report_page.run_folders import Trial
+from model_scoring.report_page.subject import Subject
 
 TOP1 = "top\u20111"  # which stays on one line
 TEMPLATE = Path(__file__).with_name("template.html")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The scored network and what is known of it."""
-
-    question: str
-    model: str
-    score: Score
-    top1: float | None  # percent; None: not known
-    images: str  # that it was measured on, and how
-    figures: dict  # the numbers of the epoch that its file is of; empty: it does not say
-    files: dict[str, tuple[Path, int]]  # form -> file, bytes; the first is the checkpoint
-    start: dict  # of the command that makes the page, as in environment.json
-    seed: int
 
 
 def text(value: object) -> str:
@@ -182,6 +167,20 @@ def layers(result: Score) -> str:
     return section("Layers", said, pictures, table("layers", columns, rows, sorted_by=0))
 
 
+def latency(found: dict) -> str:
+    """How long an image takes in each runtime."""
+    if not found:
+        return ""
+    longest = max(times["median"] for times in found["milliseconds"].values()) / 100
+    rows = [[cell(name), *(cell(value, ".3f") for value in times.values()),
+             bar(times["median"] / longest, 100 - times["median"] / longest)]
+            for name, times in found["milliseconds"].items()]  # fmt: skip
+    columns = ("runtime", "minimum", "lower quartile", "median", "upper quartile", "median, drawn")
+    sizes = (f"{found[part + '_bytes']:,} bytes of {part}" for part in ("code", "weight", "arena"))
+    said = f"CPU, one thread, one image at a time, in turn. C has {charts.listed([*sizes])}."
+    return section("Milliseconds per image", said, (), table("latency", columns, rows))
+
+
 def all_trials(names: dict[Trial, str], chosen: Trial | None) -> str:
     """Every run, smallest first."""
     trials = sorted(names, key=lambda t: (t.parameters is None, t.parameters or 0))
@@ -227,7 +226,8 @@ def render(subject: Subject, trials: Sequence[Trial]) -> bytes:
     same = (t for t in trials if known and all(t.history.best.get(k) == v for k, v in known))
     chosen = next(same, None)
     content = [answer(subject), tried(subject, names, chosen), training(names, chosen)]
-    content += [layers(subject.score), all_trials(names, chosen), repeat(subject, names)]
+    content += [latency(subject.latency), layers(subject.score), all_trials(names, chosen)]
+    content.append(repeat(subject, names))
     template = TEMPLATE.read_text()
     script = re.search(r"<script>(.*?)</script>", template, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
