@@ -117,8 +117,7 @@ def begin(
     """Quantize the inputs of the layers of `bits`, but for those that take the image, in place, by
     what the network takes in training: signed where anything is negative, first steps as LSQ's. The
     same in all processes, each of which has its share of the batches. Returns a line that says
-    what was done. InputsNotFound if some is not to be
-    found."""
+    what was done. InputsNotFound if some is not to be found."""
     torch.manual_seed(seed)  # for dropout
     seen = _Seen(network, bits)
     for images, _ in islice(batches, FIRST_BATCHES):

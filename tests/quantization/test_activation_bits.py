@@ -115,10 +115,10 @@ def test_no_rate_makes_a_step_negative():
         for p in sizes.steps:
             p.grad = torch.full_like(p, 1.0 if step < 25 else -1.0)
         sizes.prepare_step()
-        before = [float(p) for p in sizes.steps]
+        before = [p.item() for p in sizes.steps]
         optimizer.step()
         sizes.finish_step()
-        assert all(float(p) >= b / 2 > 0 for p, b in zip(sizes.steps, before, strict=True))
+        assert all(p.item() >= b / 2 > 0 for p, b in zip(sizes.steps, before, strict=True))
     assert StepSizes(build(MICRONET)).groups(groups, lr=1.0) is groups
 
 
