@@ -21,6 +21,8 @@ def quantize_input(layer: nn.Module, args: tuple) -> tuple:
 def quantize_inputs(network: nn.Module, activations: Activations) -> nn.Module:
     """Give the described layers their quantizers, in place; steps are 1 until they are set.
     WidthsError for a description that does not belong to the network."""
+    if not isinstance(activations, dict):
+        raise WidthsError(f"activations: a {type(activations).__name__}, not a table of layers")
     layers = dict(network.named_modules())
     for name, kind in activations.items():
         layer = layers.get(name)
