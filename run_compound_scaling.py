@@ -148,6 +148,11 @@ def open_init(args: argparse.Namespace) -> "tuple[Checkpoint, NetworkSpec, nn.Mo
 
     checkpoint = read_checkpoint(find_file(args.init, folder=OUTPUT, flag="--init"))
     spec = network_spec(checkpoint, model=args.model and canonical_name(args.model))
+    if spec.activations:
+        raise UserError(
+            f"--init {args.init}: its activations have few bits, which this stage does not train: "
+            "name the network that got them"
+        )
     network = load_network(checkpoint, spec)
     Log()(*checkpoint.lines)
     return checkpoint, spec, network

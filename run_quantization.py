@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from data.errors import UserError, require_packages
 from model_compound_scaling.command_line import entry, inputs, shared_flags
 from model_compound_scaling.command_line import flag_values as kind
 from model_compound_scaling.command_line.parser import ON_OFF, SWITCH, Parser, flag
+from model_compound_scaling.networks.quantizers import BITS
 from model_compound_scaling.networks.registry import NetworkSpec, table_row
 from model_compound_scaling.training.recipe import AMP, SCHEDULES, Recipe, from_flags
 from model_quantization.grid import OBJECTIVES, Point, grid_points
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 STRENGTHS = [0.125, 0.15, 0.175]
 SEARCH = {"objective": "score", "trials": 6, "trial_epochs": None}  # with --target-accuracy
 TEMPERATURE = 4.0
+OTHERS = 8  # bits of activations
+RECIPES = {"thesis": {}, "strong": {"lr": 1e-3, "lr2": 1e-4, "schedule": "cosine"}}
 STAGE = Path(__file__).parent / "model_quantization"
 SOURCES, OUTPUT = STAGE / "trained_fp_models", STAGE / "saved_models"
 
@@ -65,6 +69,10 @@ def build_parser() -> Parser:
         "trained ternary quantization, by a fixed threshold")
     add("--levels", (3, 5, 7, 15), 3, None,
         "values per layer, 0 among them; --ini-c-divrs places the outermost ones")
+    add("--act-bits", BITS, None, "B", "activations, too: 2 to 8 bits for the inputs of quantized "
+        "layers, times a learned step; a list spans a grid", nargs="+", incidental=True)
+    add("--act-bits-other", BITS, None, "B", "for those of the other layers, the image excepted "
+        f"(default: {OTHERS})")
     # lists that span a grid change no result: the point's own values are in its name
     add("--ttq-threshold", kind.non_negative, [0.05], "T", "for ttq: weights below T x their "
         "layer's largest are zero; a list spans a grid", nargs="+", incidental=True)
@@ -96,6 +104,10 @@ def build_parser() -> Parser:
     add("--centroids", int, 0, "K", "if not 0, find the first K centroids, K as --levels, by "
         "k-means that starts from --ini-c-divrs")
     add = parser.section("training (Adam)")
+    parser.presets = RECIPES
+    strong = " ".join(f"--{name} {value}" for name, value in RECIPES["strong"].items())
+    add("--recipe", tuple(RECIPES), "thesis", None, f"strong: {strong}, where not given; some "
+        "points more accurate after few epochs (docs/benchmarks.md)", incidental=True)
     add("--epochs", kind.natural, 20, "N", "epochs with moving codes")
     add("--retrain-epochs", kind.natural, 15, "N",
         "epochs with frozen codes, from the best ternary epoch on")
@@ -154,6 +166,9 @@ def check(args: argparse.Namespace) -> None:
         elif args.target_accuracy is None:
             flag_name = f"--{name.replace('_', '-')}"
             raise UserError(f"{flag_name} takes effect with --target-accuracy: add it")
+    if args.act_bits_other and not args.act_bits:
+        raise UserError("--act-bits-other takes effect with --act-bits: add it")
+    args.act_bits_other = args.act_bits_other or (OTHERS if args.act_bits else None)
     if args.teacher and args.distill is None:
         raise UserError("--teacher needs --distill ALPHA, the share of the loss that it decides")
     for name in () if args.teacher else ("distill", "temperature", "distill_direction"):
@@ -165,6 +180,7 @@ def check(args: argparse.Namespace) -> None:
 
 def sizes(args: argparse.Namespace, spec: NetworkSpec, data: "Data") -> "Sizes":
     """How networks are measured: as stage 3 does by default."""
+    from model_compound_scaling.networks.quantizers import describe
     from model_quantization.gamma_search import Sizes
     from model_scoring.counting.scoring import score
     from model_scoring.packed_file.format import pack
@@ -176,7 +192,8 @@ def sizes(args: argparse.Namespace, spec: NetworkSpec, data: "Data") -> "Sizes":
     known = inputs.describe(data)
 
     def file_size(network: "nn.Module") -> int:
-        return len(pack({k: v.cpu() for k, v in network.state_dict().items()}, spec, known).content)
+        state, described = network.state_dict(), replace(spec, activations=describe(network))
+        return len(pack({k: v.cpu() for k, v in state.items()}, described, known).content)
 
     def total(network: "nn.Module") -> "Total":
         return score(network, shape, **options).totals["published"]
@@ -228,9 +245,10 @@ def quantizer(
     measure, classes = sizes(args, spec, data), inputs.fingerprint(data.class_names)
     method = "ecp_" + "_".join(args.prune) if args.prune else "ec2t"
     method += f"_levels{args.levels}" if args.levels > 3 else ""
-    prefix = f"{spec.model.replace(':', '-')}_{data.name}_{method}"
+    kind_of_run = f"{spec.model.replace(':', '-')}_{data.name}_{method}"
 
     def quantize(point: Point) -> "History":
+        prefix = kind_of_run + (f"_act{point.act_bits}" if point.act_bits else "")
         flags = {"model": spec.model, "point": point.name, "classes": classes, "teacher": teacher}
         settings = from_flags(Quantizing, vars(args), point=point, start=None, recipe=recipe,
                               distillation=distillation)  # fmt: skip
@@ -245,7 +263,7 @@ def quantizer(
         run = quantize_point(settings, request, checkpoint, spec, data, device, measure)
         if measure.packed and "packed_bytes" not in run.best:  # of a grid, where nobody asked
             best = read_checkpoint(run.folder / "best.pt")
-            run.best.update(measure.figures(load_network(best, spec)))
+            run.best.update(measure.figures(load_network(best, best.network)))
         if args.plot_ternarization and processes.is_main():
             plot_ternarization(run)
         return run
@@ -258,7 +276,8 @@ def body(args: argparse.Namespace, configuration: "Callable[[dict], Configuratio
     strengths = args.lambda_max_divrs or (STRENGTHS if args.target_accuracy is None else [0.15])
     grid = (args.ini_c_divrs, strengths, args.ttq_threshold)
     targets = {name: getattr(args, f"target_{name}") for name in ("sparsity", "params", "bytes")}
-    points = grid_points(args.method, *grid, targets)
+    points, widths = grid_points(args.method, *grid, targets), args.act_bits or [None]
+    points = [replace(point, act_bits=bits) for bits in widths for point in points]
     entry.require_single(args.resume, len(points) if args.target_accuracy is None else args.trials)
     entry.require_names(args)
     device = entry.start(args)
@@ -273,8 +292,11 @@ def body(args: argparse.Namespace, configuration: "Callable[[dict], Configuratio
         runs = [quantize(point) for point in points]
     else:
         require_accuracy(checkpoint, spec, data, device, args.target_accuracy)
-        options = {"accuracy": args.target_accuracy, "trials": args.trials, "run": quantize}
-        runs = [r for scale in args.ini_c_divrs for r in search(scale, strengths, **options)]
+        options = {"accuracy": args.target_accuracy, "trials": args.trials}
+        runs = []
+        for bits, scale in product(widths, args.ini_c_divrs):
+            run = partial(lambda point, bits: quantize(replace(point, act_bits=bits)), bits=bits)
+            runs += search(scale, strengths, run=run, **options)
     rest = {"accuracy": args.target_accuracy, "objective": args.objective}
     conclude(runs, args.output, pareto=args.plot_pareto, **rest)
 

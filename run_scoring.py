@@ -27,7 +27,7 @@ from model_compound_scaling.networks.registry import NetworkSpec, table_row
 from model_scoring.counting import layer_widths
 from model_scoring.counting.settings import REFERENCE_OF, RULE_SETS, Settings
 from model_scoring.export import onnx_code_types
-from model_scoring.export.c_source.names import header_path
+from model_scoring.export.c_source.names import compiler, header_path
 from model_scoring.inference import TOP
 
 if TYPE_CHECKING:
@@ -95,6 +95,8 @@ def build_parser() -> Parser:
         "13 to 25 (default); codes take 2 bits in 25, 4 bits from 21 on, 8 bits below")
     add("--c-source", Path, None, "FILE.c", "write the thin network as C that needs nothing else, "
         "and FILE.h; compiled and compared with PyTorch where there is a compiler (cc, or CC)")
+    add("--latency", ON_OFF, False, None,
+        "milliseconds per image of PyTorch, onnxruntime (if installed) and that C, in turn")
     add = parser.section("packed files and predictions")
     add("--export", Path, None, "FILE.ec2t",
         "write the whole network, entropy-coded, in one file that --t-model reads")
@@ -123,6 +125,8 @@ def check(args: argparse.Namespace) -> list[Path]:
     for name, needed in NEEDS.items():
         if getattr(args, name) not in (None, False) and not getattr(args, needed):
             raise UserError(f"--{name.replace('_', '-')} takes effect with --{needed}: add it")
+    if args.latency:
+        compiler()  # which there must be: better to know now
     named = {name: path for name in FILE_FLAGS if (path := getattr(args, name))}
     named = {f"--{name.replace('_', '-')}": path for name, path in named.items()}
     if args.c_source:
@@ -287,15 +291,15 @@ def body(args: argparse.Namespace) -> None:
     facts = {"model": spec.model, "checkpoint": str(checkpoint.path), "image_size": size}
     content = to_dict(result, **facts, rules=args.rules, top1=measured[0])
     content["environment"] = environment(device)
-    files = outputs(args, result, content, packed)
     opset = args.onnx_opset or onnx_code_types.OPSETS[-1]
-    wanted = Wanted(args.thin, args.onnx, opset, args.c_source)
+    wanted = Wanted(args.thin, args.onnx, opset, args.c_source, args.latency)
     same = not (data or args.dataset or args.prune_threshold != 1)  # as in the recorded figures
     top1 = recorded_figures(checkpoint).get("val_top1") if same else measured[0]
-    forms, lines = other_forms(network, spec, known, result, wanted, top1=top1)
-    for line in lines:
+    forms = other_forms(network, spec, known, result, wanted, top1=top1)
+    for line in forms.lines:
         print(line)
-    files |= forms
+    content |= forms.content
+    files = outputs(args, result, content, packed) | forms.files
     if args.report:
         known = (checkpoint, content, measured, files, trials)
         files[args.report] = report_page(args, result, *known)

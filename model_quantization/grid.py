@@ -36,6 +36,7 @@ COLUMNS = (
     Column("zeros_all", "zeros," + ZEROS["zeros_all"], "{:.2f} %", "zeros_all_percent", "{:.4f}"),
     Column("operations", "operations", "{:,.0f}", "operations", "{:g}"),
     Column("score", "score", "{:.6f}", "score", "{:.6g}"),
+    Column("act_bits", "activations", "{} bit", "activation_bits", "{}"),
     Column("packed_bytes", "packed bytes", "{:,}", "packed_bytes", "{}"),
     Column("reported", "validation top-1", "{:.2f} %", "validation_top1_percent", "{:.4f}"),
 )
@@ -64,6 +65,7 @@ class Point:
     gamma: float = 0.0
     ttq_threshold: float | None = None
     start: str = ""  # name of the point whose network it starts from, "" for the one given
+    act_bits: int | None = None  # of quantized layers' inputs
 
 
 def grid_points(

@@ -26,7 +26,8 @@ from model_compound_scaling.training import (
     run_epochs,
 )
 from model_compound_scaling.training.evaluation import evaluate, report, require_fit
-from model_quantization.continuing import require_continuable, warm_start
+from model_quantization import activation_bits
+from model_quantization.continuing import codes_to_keep, put_back, require_continuable, warm_start
 from model_quantization.ec2t.latent_layers import MIN_CENTROID
 from model_quantization.ec2t.ternarizer import Ternarizer
 from model_quantization.gamma_search import Goal, Sizes, smaller, solve_gamma
@@ -49,6 +50,7 @@ class Quantizing:
     levels: int
     prune: list[str] | None  # families to prune, instead of ternarizing
     ternarize: str | None  # which parameters, instead of the family's
+    act_bits_other: int | None  # if point.act_bits: of the inputs of layers that are not quantized
     eval: bool  # measure the accuracy before quantization and before training, too
     target_sparsity: float | None  # percent of zeros to find gamma for
     target_params: float | None  # or scoring parameters
@@ -68,9 +70,11 @@ class Quantizing:
 def make_optimizer(
     ternarizer: Ternarizer, *, lr: float, lr2: float, weight_decay: float
 ) -> torch.optim.Adam:
-    """Adam with three groups: latents, centroids, and all other parameters."""
+    """Adam with three groups: latents, centroids, and all other parameters; a fourth one has the
+    steps of activations, if there are any."""
     groups = ternarizer.parameter_groups(lr=lr, centroid_lr=lr2, weight_decay=weight_decay)
-    return torch.optim.Adam(groups, fused=True)
+    steps = activation_bits.StepSizes(ternarizer.network)
+    return torch.optim.Adam(steps.groups(groups, lr=lr2), fused=True)
 
 
 # what can go wrong with a layer, in the words of the log
@@ -103,6 +107,7 @@ class Quantization:
             compiled=self.settings.recipe.compile,
         )
         self.phase, self.epochs, self.step = "", range(0), None
+        self.step_sizes = activation_bits.StepSizes(self.network)
         self.gamma = self.settings.point.gamma
         self.codes: list[Tensor] = []  # before the epoch
         self.reported: set[tuple[str, str]] = set()
@@ -135,7 +140,10 @@ class Quantization:
                 self.ternarizer.set_gamma(self.strength(epoch * len(self.data.train)))
         factor = self.settings.recipe.lr_factor(epoch - self.epochs.start, len(self.epochs))
         lr, lr2 = factor * self.settings.lr, factor * self.settings.lr2
-        for group, rate in zip(self.step.optimizer.param_groups, (lr, lr2, lr), strict=True):
+        # of steps: they freeze, while BatchNorm and centroids settle, in the last frozen epoch
+        last = self.phase == "frozen" and epoch == self.epochs[-1]
+        rates = (lr, lr2, lr, 0.0 if last else lr2)
+        for group, rate in zip(self.step.optimizer.param_groups, rates, strict=False):
             group["lr"] = rate
         self.codes = self.ternarizer.codes()
         return {"gamma": self.gamma, "lr": lr}
@@ -145,8 +153,14 @@ class Quantization:
         rise = self.settings.epochs * len(self.data.train) / 2
         return self.gamma * (min(1.0, steps / rise) if self.settings.rising else 1.0)
 
+    def prepare_step(self) -> None:
+        """Before the optimizer's step."""
+        self.ternarizer.prepare_step()
+        self.step_sizes.prepare_step()
+
     def finish_step(self) -> None:
         """After the optimizer's step."""
+        self.step_sizes.finish_step()
         steps, epoch = self.step.number + 1, len(self.data.train)
         if self.goal and not self.ternarizer.frozen and self.goal.due(steps % epoch, epoch):
             self.find_gamma()
@@ -161,7 +175,7 @@ class Quantization:
         optimizer = make_optimizer(ternarizer, **rates)
         step = TrainStep(self.forward, network=self.network, optimizer=optimizer,
                          classes=self.data.classes, recipe=settings.recipe,
-                         prepare=ternarizer.prepare_step, finish=self.finish_step,
+                         prepare=self.prepare_step, finish=self.finish_step,
                          distillation=settings.distillation)  # fmt: skip
         self.step = step
         state = self.run.state.get("resume", {})
@@ -217,7 +231,10 @@ class Quantization:
         if self.settings.rising and not self.ternarizer.frozen:
             gamma = self.ternarizer.gamma  # an epoch of a smaller one must not become the best
             reached = {"on_target": gamma == self.gamma} | reached | {"gamma": gamma}
-        return {**self.zeros(), **sizes, **reached, "layers": layers}
+        bits = self.settings.point.act_bits
+        asked = {"act_bits": bits} if bits else {}
+        more = {"layers": layers, **self.step_sizes.figures()}
+        return {**self.zeros(), **sizes, **reached, **asked, **more}
 
     def zeros(self) -> dict[str, float]:
         """Under the names of ZEROS."""
@@ -261,22 +278,32 @@ def quantize_point(
         family, first, fixed = table_row(spec.model).family, "ternary", []
         names = ternarized_names(network, family=family, pattern=settings.ternarize)
     require_trainable(network, names)
+    point, others = settings.point, settings.act_bits_other
+    quantized, present = fixed if settings.prune else names, spec.activations
+    bits = activation_bits.missing_bits(network, quantized, present, bits=point.act_bits,
+                                        others=others)  # fmt: skip
 
     def check(state: dict) -> None:
         ignore = settings.ignore_class_names or request.override
         inputs.require_same_classes(state, data, ignore=ignore)
         require_continuable(state, names=names, levels=settings.levels, epochs=settings.epochs)
+        activation_bits.require_same(state, present, bits)
 
     run = Run(request, spec=spec, phases=(first, "frozen"), check=check, units=ZEROS)
     if measure := settings.eval and not run.state:
         log_accuracy("before quantization", network, data, run)
-    point = settings.point
+    keep = codes_to_keep(network, names, settings.levels) if bits and not settings.epochs else {}
     ternarizer = Ternarizer(network, names, initial_scale=point.initial_scale,
                             gamma=0.0 if settings.rising else point.gamma,
                             kmeans=settings.centroids > 0, prune=bool(settings.prune),
                             ttq_threshold=point.ttq_threshold, levels=settings.levels)  # fmt: skip
-    if settings.start and not run.state:
+    put_back(network, keep)
+    if run.state:
+        activation_bits.adopt(network, run.state)
+    elif settings.start:
         warm_start(settings.start, network, ternarizer, run)
+    elif bits:
+        run.log(activation_bits.begin(network, bits, data.train.epoch(0), seed=settings.seed))
     weights = f"{len(names)} layers with {ternarizer.latent.numel():,} weights"
     stay = f", {len(fixed)} quantized layers stay as they are" if fixed else ""
     run.log(f"{request.folder.name}: {weights}{stay}, on {device}")

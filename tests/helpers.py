@@ -4,6 +4,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 import run_compound_scaling
 from model_compound_scaling.checkpoints.network_checkpoint import network_content
 from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.quantizers import quantize_inputs, quantizers
 from model_compound_scaling.networks.registry import NetworkSpec
 
 # the smallest MicroNet whose convolutions are large enough for all formats and rules
@@ -94,6 +96,23 @@ def ternary_micronet() -> nn.Module:
     """MICRONET with ternary blocks and random statistics, in eval mode; always the same one."""
     torch.manual_seed(0)
     return randomize(few_values(build(MICRONET)))
+
+
+# of MICRONET's layers: bits that ONNX has types for, and others; one layer's are as wide as ever
+ACTIVATIONS = {
+    **{"layer1.0.conv1": "i4", "layer1.0.conv2": "u4", "layer2.0.conv1": "i2"},
+    **{"layer2.0.conv2": "u2", "layer3.0.conv1": "i5", "layer3.0.conv2": "u6"},
+    **{"layer3.0.shortcut.0": "i8", "linear": "u8"},
+}
+
+
+def with_activations(network: nn.Module) -> tuple[nn.Module, NetworkSpec]:
+    """A MICRONET with these activations at random steps, and what describes it."""
+    quantize_inputs(network, ACTIVATIONS)
+    generator = torch.Generator().manual_seed(3)
+    for quantizer in quantizers(network).values():
+        quantizer.step.data = torch.rand((), generator=generator) * 0.3 + 0.1
+    return network.eval(), replace(MICRONET, activations=ACTIVATIONS)
 
 
 def filled(create) -> nn.Module:

@@ -2,7 +2,8 @@
 
 Ours are plain dicts of tensors and plain values, which load with `weights_only=True`:
 `{"network": {"model", "num_classes", "arguments"}, "data": {...}, "state_dict": {...}, ...}`,
-with "widths" in "network" if some layers are narrower than the arguments say."""
+with "widths" in "network" if some layers are narrower than the arguments say, and "activations" if
+the inputs of some are quantized."""
 
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,8 @@ from model_compound_scaling.networks.permanent_weights import (
     tied_apart,
     untie,
 )
+from model_compound_scaling.networks.quantizers import describe
+from model_compound_scaling.networks.quantizers.layer_inputs import positive_steps
 from model_compound_scaling.networks.registry import OPTIONAL_FIELDS, NetworkSpec, table_row
 
 
@@ -99,10 +102,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def network_content(network: nn.Module, spec: NetworkSpec, data: dict, **more: object) -> dict:
-    """Content of a checkpoint of ours: the network, its description, and anything else."""
+    """Content of a checkpoint of ours: the network, its description (`spec`, with the activations
+    that the network has), and anything else."""
     layout = torch.contiguous_format  # not channels_last, which training may use
     state = {k: v.cpu().clone(memory_format=layout) for k, v in network.state_dict().items()}
-    return {"network": spec.content(), "data": data, "state_dict": state, **more}
+    described = replace(spec, activations=describe(network)).content()
+    return {"network": described, "data": data, "state_dict": state, **more}
 
 
 def load_network(checkpoint: Checkpoint, spec: NetworkSpec) -> nn.Module:
@@ -138,6 +143,8 @@ def load_network(checkpoint: Checkpoint, spec: NetworkSpec) -> nn.Module:
         reason = some(wrong, "; ") or " ".join(str(error).split())
         raise CheckpointError(f"{checkpoint.path} does not fit {spec.model}: {reason}") from None
     tie_equal(ties)
+    if wrong := positive_steps(spec.activations, form.state):
+        raise CheckpointError(f"{checkpoint.path}: {wrong} is not above 0")
     if spec.widths:
         _require_coherent(checkpoint, spec)
     return network

@@ -36,6 +36,20 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *, prog: str, required: str = "", description: str | None = None) -> None:
         usage = f"{prog} {required} [flags]".replace("  ", " ")
         super().__init__(prog, usage, description, formatter_class=_Help, allow_abbrev=False)
+        self.presets: dict[str, dict] = {}  # value of --recipe -> other defaults
+
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """What a preset says are defaults: flags that are given win, wherever they stand."""
+        found = super().parse_args(args, namespace)
+        preset = self.presets.get(getattr(found, "recipe", None), {})
+        plain = {name: self.get_default(name) for name in preset}
+        self.set_defaults(**preset)
+        try:
+            return super().parse_args(args, namespace) if preset else found
+        finally:
+            self.set_defaults(**plain)
 
     def section(self, title: str) -> Callable[..., None]:
         """`flag` for a group of flags that has this title in the help."""

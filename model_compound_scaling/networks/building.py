@@ -10,6 +10,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from data.errors import UserError
 from model_compound_scaling.networks.narrowing import WidthsError, narrowed
 from model_compound_scaling.networks.permanent_weights import make_permanent
+from model_compound_scaling.networks.quantizers import quantize_inputs
 from model_compound_scaling.networks.registry import REGISTRY, NetworkSpec, importable, table_row
 
 
@@ -36,7 +37,7 @@ def build(spec: NetworkSpec) -> nn.Module:
         raise NotImplementedError("torch hides where a parametrization fails for want of values")
     if spec.permanent:
         make_permanent(network)
-    return narrowed(network, spec.widths)
+    return quantize_inputs(narrowed(network, spec.widths), spec.activations)
 
 
 def require_trainable(network: nn.Module, names: Iterable[str] = ()) -> None:

@@ -4,6 +4,7 @@ torch: the command lines read names from here before they load it. `building` bu
 import difflib
 import importlib
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -12,6 +13,8 @@ from data.errors import UserError, choose
 from model_compound_scaling.networks.micronet_scaling import scaled_shape
 
 Widths = dict[str, dict[str, int]]  # layer -> attribute -> value, see narrowing
+Activations = dict[str, str]  # layer -> what its input is made, see quantizers.layer_inputs
+ACTIVATION = re.compile("[iu][2-8]")  # signed or unsigned, and bits
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class NetworkSpec:
     arguments: dict = field(default_factory=dict)
     widths: Widths = field(default_factory=dict)  # layers narrower than these arguments make them
     permanent: bool = False  # what hooks compute in the builder's network are parameters here
+    activations: Activations = field(default_factory=dict)  # layers whose inputs are quantized
 
     def content(self) -> dict:
         """As plain values; without what makes no difference, as files always were."""
@@ -30,7 +34,7 @@ class NetworkSpec:
         return {k: v for k, v in values.items() if v or k not in OPTIONAL_FIELDS}
 
 
-OPTIONAL_FIELDS = {"widths", "permanent"}  # of a description
+OPTIONAL_FIELDS = {"widths", "permanent", "activations"}  # of a description
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -48,9 +49,12 @@ class Run(History):
             require_run(state, source)
             if state["resume"].get("phase") not in phases:
                 raise CheckpointError(f"{source} is no last.pt of this stage")
-            if (network := state.get("network")) != spec.content():
+            network = state.get("network")
+            known = network.get("activations", {}) if isinstance(network, dict) else {}
+            held = replace(spec, activations=known)  # `check` says whether they are the right ones
+            if network != held.content():
                 raise CheckpointError(f"{source} holds another network than this run: {network}")
-            if wrong := mismatches(state["state_dict"], spec):
+            if wrong := mismatches(state["state_dict"], held):
                 raise CheckpointError(f"{source} does not fit the network: {wrong[0]}")
             check(state)
 

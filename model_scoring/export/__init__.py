@@ -8,5 +8,5 @@ __all__, __getattr__ = lazy_exports(
     layer_masks="layer_files load_layer",
     onnx_file="export",
     network_forms="Wanted other_forms",
-    c_file="c_files describe thin_source",
+    c_file="c_form describe thin_source",
 )

@@ -1,5 +1,7 @@
 """The scored network in C: what is said of it there, and on the terminal."""
 
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
@@ -8,10 +10,20 @@ from data.errors import printable
 from model_compound_scaling.networks.registry import NetworkSpec
 from model_scoring.counting.scoring import Score
 from model_scoring.dead_channels.removal import thin
-from model_scoring.export.c_source.compiling import NoCompiler, checked
-from model_scoring.export.c_source.names import header_path, identifier
+from model_scoring.export.c_source.compiling import checked, compiled
+from model_scoring.export.c_source.names import NoCompiler, header_path, identifier
 from model_scoring.export.c_source.source import CSource, Description, c_source
+from model_scoring.export.latency import measure
 from model_scoring.export.output_files import Files
+
+
+@dataclass
+class Forms:
+    """Other forms of a network: files, what to say of them, and what JSON says."""
+
+    files: Files = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    content: dict = field(default_factory=dict)
 
 
 def describe(spec: NetworkSpec, data: dict, score: Score, top1: float | None) -> Description:
@@ -35,17 +47,26 @@ def thin_source(network: nn.Module, score: Score, name: str, description: Descri
     return c_source(thinned, score.shape, name=name, description=description)
 
 
-def c_files(
-    network: nn.Module, score: Score, path: Path, description: Description
-) -> tuple[Files, list[str]]:
-    """Source and header of a scored network, and what to say of them: where there is a compiler,
-    how far its logits are from PyTorch's. Raises UserError as `c_source` and `checked` do."""
-    source = thin_source(network, score, identifier(path.stem), description)
-    files = {path: source.source.encode(), header_path(path): source.header.encode()}
+def c_form(
+    network: nn.Module, score: Score, description: Description, path: Path | None, *, latency: bool
+) -> Forms:
+    """A scored network in C: source and header for the path, if there is one; where there is a
+    compiler, how far its logits are from PyTorch's, and how fast it is. Raises UserError as
+    `c_source` and `checked` do, NoCompiler if it is to be timed."""
+    source = thin_source(network, score, identifier(path.stem) if path else "net", description)
+    forms = Forms()
+    if path:
+        forms.files = {path: source.source.encode(), header_path(path): source.header.encode()}
     sizes = f"{source.weight_bytes:,} bytes of weights, {source.arena_bytes:,} of arena"
     try:
-        deviation = checked(network, source)
-        lines = [f"C: {sizes}; logits differ from PyTorch's by {deviation:.1e} of the largest"]
+        with tempfile.TemporaryDirectory() as folder:
+            library = compiled(source, Path(folder))
+        said = f"logits differ from PyTorch's by {checked(network, library):.1e} of the largest"
+        if latency:
+            forms.content["latency"], forms.lines = measure(network, library)
     except NoCompiler as error:
-        lines = [f"C: {sizes}; not compiled and compared with PyTorch: {printable(error)}"]
-    return files, lines
+        if latency:
+            raise
+        said = f"not compiled and compared with PyTorch: {printable(error)}"
+    forms.lines.insert(0, f"C: {sizes}; {said}")
+    return forms

@@ -9,19 +9,20 @@ from model_compound_scaling.networks.registry import NetworkSpec, table_row
 from model_scoring.counting.scoring import Score, score
 from model_scoring.dead_channels.removal import thin
 from model_scoring.export import onnx_file
-from model_scoring.export.c_file import c_files, describe
-from model_scoring.export.output_files import Files, checkpoint_bytes
+from model_scoring.export.c_file import Forms, c_form, describe
+from model_scoring.export.output_files import checkpoint_bytes
 from model_scoring.export.thin_comparison import comparison, latencies
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The files that are asked for."""
+    """What is asked for."""
 
     thin: Path | None
     onnx: Path | None
     opset: int
     c_source: Path | None
+    latency: bool
 
 
 def other_forms(
@@ -32,16 +33,15 @@ def other_forms(
     wanted: Wanted,
     *,
     top1: float | None,
-) -> tuple[Files, list[str]]:
-    """Files that were asked for and what to say of them. `data` goes into each, `before` is the
-    network's own score, top1 its accuracy in percent, if known; the ONNX file has the thin network
-    if both are asked for, C always."""
-    network, shape = network.cpu(), before.shape
-    files: Files = {}
-    lines: list[str] = []
-    if wanted.c_source:
+) -> Forms:
+    """What was asked for. `data` goes into each file, `before` is the network's own score, top1 its
+    accuracy in percent, if known; the ONNX file has the thin network if both are asked for, C
+    always."""
+    network, shape, forms = network.cpu(), before.shape, Forms()
+    if wanted.c_source or wanted.latency:
         described = describe(spec, data, before, top1)
-        files, lines = c_files(network, before, wanted.c_source, described)
+        forms = c_form(network, before, described, wanted.c_source, latency=wanted.latency)
+    files, lines = forms.files, forms.lines
     if wanted.thin:
         whole, result = network, thin(network, shape)
         network = result.network
@@ -59,4 +59,4 @@ def other_forms(
             f"{exported.float_bytes:,} with plain float weights; logits differ from PyTorch's by "
             f"{exported.difference:.1e} of the largest"
         )
-    return files, lines
+    return forms

@@ -25,6 +25,7 @@ from model_compound_scaling.machine.processes import silent
 from model_compound_scaling.networks.few_values import few_values
 from model_compound_scaling.networks.logits import logits_of
 from model_scoring.export.onnx_code_types import CODE_TYPES
+from model_scoring.export.onnx_quantizers import with_quantizers
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -184,7 +185,7 @@ def export(
             expected = torch.cat([network(batch) for batch in tries])
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in properties.items()}
     helper.set_model_props(plain, texts)
-    coded = with_codes(plain)
+    coded = with_codes(with_quantizers(plain))
     with _exporting():
         onnx.checker.check_model(coded, full_check=True)
         content = coded.SerializeToString()

@@ -1,8 +1,7 @@
 """Two networks side by side: what became of one without its dead channels."""
 
-import random
 import statistics
-import time
+from functools import partial
 
 import torch
 from torch import nn
@@ -10,8 +9,7 @@ from torch import nn
 from model_compound_scaling.command_line.tables import aligned
 from model_scoring.counting.costs import positions
 from model_scoring.counting.scoring import Score, layers
-
-RUNS, SECONDS = 301, 5.0  # timed passes of each network, and when to be content with fewer
+from model_scoring.export.latency import interleaved
 
 
 def multiply_accumulates(score: Score) -> int:
@@ -21,22 +19,10 @@ def multiply_accumulates(score: Score) -> int:
 
 @torch.no_grad()
 def latencies(networks: list[nn.Module], shape: tuple[int, int, int]) -> list[float]:
-    """Median milliseconds of a pass of one image, on the CPU.
-
-    The networks take turns in random order: whatever else the machine does, however regularly,
-    slows them alike.
-    """
-    image, order = torch.randn(1, *shape), random.Random(0)
-    times: list[list[float]] = [[] for _ in networks]
-    for network in networks:
-        network(image)
-    start = time.perf_counter()
-    while len(times[0]) < RUNS and time.perf_counter() - start < SECONDS:
-        for i in order.sample(range(len(networks)), len(networks)):
-            begin = time.perf_counter()
-            networks[i](image)
-            times[i].append(1e3 * (time.perf_counter() - begin))
-    return [statistics.median(t) for t in times]
+    """Median milliseconds of a pass of one image, on the CPU; the networks take turns."""
+    image = torch.randn(1, *shape)
+    calls = {str(i): partial(network, image) for i, network in enumerate(networks)}
+    return [statistics.median(times) for times in interleaved(calls, limit=5.0).values()]
 
 
 def comparison(before: Score, after: Score, milliseconds: list[float]) -> list[str]:

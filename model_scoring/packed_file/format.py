@@ -13,9 +13,10 @@ tensors through a general compressor. A file is
     sections  one for each layer of few values (quantized_layers.py) and each other large tensor
               (float_tensors.py), then one for all tensors that are left
 
-Of tied tensors the first is stored; the description names the others. Numbers without a size are
-varints, others little-endian. Names and shapes are those of the network described, so they take no
-bytes. Any section can be read without the others.
+Of tied tensors the first is stored; the description names the others. Steps of activations, which
+it names by their layers, are never rounded. Numbers without a size are varints, others
+little-endian. Names and shapes are those of the network described, so they take no bytes. Any
+section can be read without the others.
 """
 
 import json
@@ -33,6 +34,7 @@ from model_compound_scaling.checkpoints import Checkpoint, CheckpointError, read
 from model_compound_scaling.checkpoints.network_checkpoint import require_finite
 from model_compound_scaling.checkpoints.untrusted import description_limits as limits
 from model_compound_scaling.networks.building import expected_tensors
+from model_compound_scaling.networks.quantizers import step_names
 from model_compound_scaling.networks.registry import NetworkSpec
 from model_scoring.packed_file.float_tensors import WIDE, as_array, pack_dense, unpack_dense
 from model_scoring.packed_file.quantized_layers import Coded, pack_layers, quantized, unpack_layers
@@ -108,14 +110,16 @@ def pack(
     state: Mapping[str, Tensor], spec: NetworkSpec, data: Mapping, *, half: bool = True
 ) -> Packed:
     """The bytes of a network: `state` is its whole state dict, `data` as in checkpoints. Layers of
-    few values are kept exactly; `half` rounds other floats to fp16 where it can hold them."""
+    few values and steps of activations are kept exactly; `half` rounds other floats to fp16 where
+    it can hold them."""
     every, tied = state, _tied(state)
     state = {name: tensor for name, tensor in every.items() if name not in tied}
     arrays = {name: as_array(t) for name, t in state.items()}
     layers = {name: q for name, a in arrays.items() if (q := quantized(a + 0 if half else a))}
     others = {name: t for name, t in state.items() if name not in layers}
     wide = [n for n, t in others.items() if half and t.dtype in WIDE and t.half().isinf().any()]
-    stored = {n: as_array(t, half=half and n not in wide) for n, t in others.items()}
+    exact = {*wide, *step_names(spec.activations)}
+    stored = {n: as_array(t, half=half and n not in exact) for n, t in others.items()}
     packed = pack_layers(layers)
     sections = {n: packed[n].content if n in packed else pack_dense({n: stored[n]})
                 for n, a in arrays.items() if n in packed or a.size >= ALONE}  # fmt: skip
@@ -223,7 +227,8 @@ class PackedFile:
             if unknown := found.keys() - {"network", "half", "data", "wide", "tied"}:
                 raise ValueError(f"unknown {unknown}")
             self.network, self.data = NetworkSpec(**found["network"]), found.get("data", {})
-            self.half, self.wide = bool(found["half"]), set(found.get("wide", []))
+            self.half = bool(found["half"])
+            self.exact = {*found.get("wide", []), *step_names(self.network.activations)}
             self.tied = {str(n): str(owner) for n, owner in found.get("tied", {}).items()}
         except DAMAGED as error:
             raise CheckpointError(f"its description is damaged ({str(error)[:120]})") from None
@@ -272,7 +277,7 @@ class PackedFile:
         names = [section] if section != REST else _by_kind(self.stored, self.sections)
         shapes, types, found = {}, {}, {}
         for name in names:
-            expected, half = self.expected[name], self.half and name not in self.wide
+            expected, half = self.expected[name], self.half and name not in self.exact
             types[name] = as_array(torch.empty(0, dtype=expected.dtype), half=half).dtype
             shapes[name] = tuple(expected.shape)
         for name, array in unpack_dense(content, shapes, types).items():

@@ -167,6 +167,20 @@ def layers(result: Score) -> str:
     return section("Layers", said, pictures, table("layers", columns, rows, sorted_by=0))
 
 
+def latency(found: dict) -> str:
+    """How long an image takes in each runtime."""
+    if not found:
+        return ""
+    longest = max(times["median"] for times in found["milliseconds"].values()) / 100
+    rows = [[cell(name), *(cell(value, ".3f") for value in times.values()),
+             bar(times["median"] / longest, 100 - times["median"] / longest)]
+            for name, times in found["milliseconds"].items()]  # fmt: skip
+    columns = ("runtime", "minimum", "lower quartile", "median", "upper quartile", "median, drawn")
+    sizes = (f"{found[part + '_bytes']:,} bytes of {part}" for part in ("code", "weight", "arena"))
+    said = f"CPU, one thread, one image at a time, in turn. C has {charts.listed([*sizes])}."
+    return section("Milliseconds per image", said, (), table("latency", columns, rows))
+
+
 def all_trials(names: dict[Trial, str], chosen: Trial | None) -> str:
     """Every run, smallest first."""
     trials = sorted(names, key=lambda t: (t.parameters is None, t.parameters or 0))
@@ -212,7 +226,8 @@ def render(subject: Subject, trials: Sequence[Trial]) -> bytes:
     same = (t for t in trials if known and all(t.history.best.get(k) == v for k, v in known))
     chosen = next(same, None)
     content = [answer(subject), tried(subject, names, chosen), training(names, chosen)]
-    content += [layers(subject.score), all_trials(names, chosen), repeat(subject, names)]
+    content += [latency(subject.latency), layers(subject.score), all_trials(names, chosen)]
+    content.append(repeat(subject, names))
     template = TEMPLATE.read_text()
     script = re.search(r"<script>(.*?)</script>", template, re.DOTALL)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

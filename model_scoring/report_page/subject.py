@@ -19,6 +19,7 @@ class Subject:
     images: str  # that it was measured on, and how
     figures: dict  # the numbers of the epoch that its file is of; empty: it does not say
     files: dict[str, tuple[Path, int]]  # form -> file, bytes; the first is the checkpoint
+    latency: dict  # what --latency found; empty: it was not asked for
     start: dict  # of the command that makes the page, as in environment.json
     seed: int
 
@@ -60,4 +61,4 @@ def gather(
         measured = figures["val_top1"], f"validation images of {data}, measured in training"
     question = asked.question or f"{content['model']} on {data}"
     return Subject(question, content["model"], result, *measured, figures, sizes,
-                   content["environment"], asked.seed)  # fmt: skip
+                   content.get("latency", {}), content["environment"], asked.seed)  # fmt: skip

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from model_compound_scaling.networks.logits import tensors
 from model_compound_scaling.networks.narrowing import NARROWINGS
+from model_compound_scaling.networks.quantizers.layer_inputs import hooks_of, quantize_input
 from model_scoring.tracing import number_ranges
 from model_scoring.tracing.aten_operations import (
     FACTORIES,
@@ -57,7 +58,11 @@ class Recorder(TorchDispatchMode):
         self.names = {module: name for name, module in network.named_modules()}
         self.unused = {name for name, _ in network.named_parameters()}  # in no record
         # modules with hooks of the user's, which may do anything to what goes in or comes out
-        self.hooked = {m for m in network.modules() if m._forward_hooks or m._forward_pre_hooks}
+        foreign = (any(h is not quantize_input for h in hooks_of(m)) for m in network.modules())
+        pairs = zip(network.modules(), foreign, strict=True)
+        self.hooked = {m for m, found in pairs if found or m._forward_hooks}
+        single = ((n, p.numel() == 1) for n, p in network.named_parameters())
+        self.single = {name for name, alone in single if alone}  # as steps of quantizers
         self.stack: list[nn.Module] = []  # modules at work
         self.caller = Caller()
         self.records: list[Record] = []
@@ -271,7 +276,8 @@ class Recorder(TorchDispatchMode):
         for i, record in enumerate(self.records):
             names, prefix = record.parameters, f"{record.layer}."
             own = record.layer and all(n.startswith(prefix) and self.uses[n] == 1 for n in names)
-            if (names or record.reads) and record.labels is not None and not own:
+            shared = record.reads or record.state or set(names) - self.single
+            if shared and record.labels is not None and not own:
                 self.labels.fix(record.labels)
                 if record.reads:
                     self.labels.fix(record.reads.labels)

@@ -1,5 +1,5 @@
-"""What EC2T adds to a training step, and what a teacher adds to that beside its forward pass: two
-kinds of steps in turn, and the median of their ratios.
+"""What EC2T adds to a training step, what a teacher adds to that beside its forward pass, and what
+activations of 4 bits add: two kinds of steps in turn, and the median of their ratios.
 
     python tests/benchmarks/ec2t_step.py            # on the CPU, or the GPU if there is one
     python tests/benchmarks/ec2t_step.py --no-cuda --pairs 20
@@ -20,12 +20,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from model_compound_scaling.networks.building import build
 from model_compound_scaling.networks.registry import default_spec, table_row
 from model_compound_scaling.training.distillation import Distillation, Teacher
+from model_quantization.activation_bits import StepSizes, begin, layer_bits
 from model_quantization.ec2t.ternarizer import Ternarizer
 from model_quantization.layer_selection import ternarized_names
 from tests.benchmarks.pairing import paired
 
 CASES = [("resnet20", 10, 128), ("cifar_micronet", 100, 32)]  # network, classes, batch on a CPU
-PAIRS = [("plain", "EC2T"), ("EC2T, forward", "distilled")]
+PAIRS = [("plain", "EC2T"), ("EC2T, forward", "distilled"), ("EC2T", "EC2T, 4-bit inputs")]
 WHOLE = torch.tensor(1.0), torch.tensor(0.0)  # a teacher's images are as the student's
 GPU_CASES = [("resnet20", 10, 128), ("cifar_micronet", 100, 128)]
 
@@ -43,6 +44,12 @@ def make_step(model: str, classes: int, batch: int, device: torch.device, kind: 
         names = ternarized_names(network, family=table_row(model).family)
         ternarizer = Ternarizer(network, names, initial_scale=0.45, gamma=0.15)
         parameters = ternarizer.parameter_groups(lr=1e-4, centroid_lr=1e-4)
+    if kind == "EC2T, 4-bit inputs":
+        bits = layer_bits(network, names, bits=4, others=8)
+        begin(network, bits, [(images, labels)], seed=0)
+    sizes = StepSizes(network)
+    if ternarizer:
+        parameters = sizes.groups(parameters, lr=1e-4)
     optimizer = torch.optim.Adam(parameters, lr=1e-4)
 
     def step() -> None:
@@ -56,8 +63,10 @@ def make_step(model: str, classes: int, batch: int, device: torch.device, kind: 
         loss.backward()
         if ternarizer:
             ternarizer.prepare_step()
+            sizes.prepare_step()
         optimizer.step()
         if ternarizer:
+            sizes.finish_step()
             ternarizer.finish_step()
 
     return step

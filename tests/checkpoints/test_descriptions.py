@@ -1,11 +1,13 @@
 """What a checkpoint says about its network and data, edited by hand."""
 
 import pytest
+import torch
 from crafted import assert_refused
 
 from model_compound_scaling.checkpoints.atomic_save import write_file
 from model_compound_scaling.checkpoints.errors import CheckpointError
 from model_compound_scaling.checkpoints.network_checkpoint import (
+    load_network,
     network_content,
     read_checkpoint,
 )
@@ -43,6 +45,12 @@ EDITS = {
         ("permanent", 1),
         ("permanent", "yes"),
         ("permanent", None),
+        ("activations", ["linear"]),
+        ("activations", {"linear": "u9"}),
+        ("activations", {"linear": 8}),
+        ("activations", {"linear": "u8\n"}),
+        ("activations", {3: "u8"}),
+        ("activations", None),
     ],
     "data": [
         ("dataset", 3),
@@ -91,3 +99,16 @@ def test_data_that_is_no_dict_is_refused(tmp_path, described, value):
     write_file({**described, "data": value}, path)
     with pytest.raises(CheckpointError, match=r"net\.pt: data is"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("edit", ["bn1", "nothing", "missing", "zero"])
+def test_activations_that_are_not_the_network_s_are_refused(tmp_path, described, edit):
+    """Of what is no layer, or none of the network; without a step in the file; a step of 0."""
+    path, name = tmp_path / "net.pt", edit if edit in ("bn1", "nothing") else "linear"
+    network = {**described["network"], "activations": {name: "u8"}}
+    steps = {} if edit == "missing" else {f"{name}.quantizer.step": torch.zeros(())}
+    state = described["state_dict"] | steps
+    write_file({**described, "network": network, "state_dict": state}, path)
+    with pytest.raises(CheckpointError) as error:
+        load_network(checkpoint := read_checkpoint(path), network_spec(checkpoint))
+    assert_refused(error.value, 5)

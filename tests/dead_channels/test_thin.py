@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import call, randomize, save_network, unpack
+from helpers import (
+    ACTIVATIONS,
+    call,
+    randomize,
+    save_network,
+    ternary_micronet,
+    unpack,
+    with_activations,
+)
 from torch import nn
 from torchvision.ops import SqueezeExcitation
 
@@ -25,6 +33,7 @@ from model_compound_scaling.checkpoints.recognition import network_spec
 from model_compound_scaling.networks.building import build, skeleton
 from model_compound_scaling.networks.cifar_resnet import OptionA
 from model_compound_scaling.networks.narrowing import describe, narrowed
+from model_compound_scaling.networks.quantizers import quantize_inputs, quantizers
 from model_compound_scaling.networks.registry import NetworkSpec, default_spec, table_row
 from model_scoring.counting.scoring import score
 from model_scoring.dead_channels import removal as thin_module
@@ -666,3 +675,42 @@ def test_a_network_of_zeros_is_written_thin(tmp_path, capsys):
         run_scoring.main, capsys, "--t-model", tmp_path / "zeros.pt", "--thin", thin
     )
     assert code == 0 and thin.exists() and " -\n" in out  # no ratio to nothing
+
+
+@pytest.mark.parametrize(("value", "kept"), [(0.0, 4), (0.31, 4), (0.6, 4), (0.5, 5), (1.5, 5)])
+def test_quantized_constants_fold_where_rounding_keeps_them(value, kept):
+    """Steps of 1: halves could be rounded either way, and stay."""
+    norm = nn.BatchNorm2d(5)
+    network = Graph(
+        lambda m, x: m.head(F.relu(m.norm(m.first(x))).mean((2, 3))),
+        **{"first": conv(3, 5), "norm": norm, "head": nn.Linear(5, 4)},
+    )
+    quantize_inputs(randomize(network), {"head": "u4"})
+    silence(network.first, norm, 2)
+    with torch.no_grad():
+        norm.running_mean[2], norm.bias[2] = 0, value
+    thin_one = thinned(network)
+    assert thin_one.first.out_channels == thin_one.head.in_features == kept
+    assert quantizers(thin_one)["head"].step == 1
+
+
+def test_quantizers_narrow_with_their_channels(tmp_path):
+    network, spec = with_activations(ternary_micronet())
+    with torch.no_grad():
+        for name, module in network.named_modules():
+            if name.endswith(".conv1"):
+                module.weight[1:4] = 0
+            elif isinstance(module, nn.BatchNorm2d) and name.endswith(".bn2"):
+                module.running_mean[1:4] = 0
+                module.bias[1:4] = -0.2  # which ReLU takes away
+    narrow = thinned(network, (3, 16, 16))
+    for name, module in narrow.named_modules():
+        if name.endswith(".conv1"):
+            assert module.out_channels == network.get_submodule(name).out_channels - 3, name
+    path = tmp_path / "thin.pt"
+    path.write_bytes(checkpoint_bytes(narrow, spec, {}))
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.network.activations == ACTIVATIONS and checkpoint.network.widths
+    images = torch.randn(2, 3, 16, 16)
+    again = load_network(checkpoint, checkpoint.network).eval()
+    assert torch.equal(again(images), narrow(images))

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers import call, few_values, save_network, ternary_micronet
+from helpers import call, few_values, save_network, ternary_micronet, with_activations
 from structured_networks import FORMS, Structured, images
 from torch import nn
 
@@ -281,3 +281,53 @@ def test_a_failed_export_writes_nothing_and_says_why_in_a_line(tmp_path, capfd, 
         assert all(line.startswith("warning: ") for line in warned)
         assert "graph" not in out and "\x1b" not in out + err
         assert {path.name for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("opset", "kinds"),
+    [
+        (25, {"INT2", "UINT2", "INT4", "UINT4", "INT8", "UINT8"}),
+        pytest.param(21, {"INT4", "UINT4", "INT8", "UINT8"}, marks=pytest.mark.slow),
+        pytest.param(18, {"INT8", "UINT8"}, marks=pytest.mark.slow),
+        (13, {"INT8", "UINT8"}),
+    ],
+)
+def test_quantized_activations_are_integers(opset, kinds):
+    """In onnxruntime as it is by default, whose optimizer knows these operations."""
+    network, spec = with_activations(ternary_micronet())
+    exported = onnx_file.export(network, SHAPE, opset=opset, properties={})
+    model = onnx.load_from_string(exported.content)
+    operations = [node.op_type for node in model.graph.node]
+    for name in ("QuantizeLinear", "DequantizeLinear"):
+        assert operations.count(name) == len(spec.activations)
+    assert not {"Round", "Div", "Min", "Max"} & set(operations)
+    zeros = {t.data_type for t in model.graph.initializer if t.name.endswith(".zero")}
+    assert {onnx.TensorProto.DataType.Name(kind) for kind in zeros} == kinds
+    images = torch.randn(20, *SHAPE, generator=torch.Generator().manual_seed(2))
+    found = torch.from_numpy(onnx_file.run(exported.content, images.numpy()))
+    with torch.no_grad():
+        expected = network(images)
+    assert torch.equal(found.argmax(1), expected.argmax(1))
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+class Rounds(nn.Module):
+    """What looks like a quantizer, in part."""
+
+    def forward(self, x):
+        y = torch.round(x / 0.25).clamp(-3, 5) * 0.25  # one of three bits and a half
+        y = y + torch.round(x / 0.5) * 0.5  # without bounds
+        y = y + torch.round(x / 0.6).clamp(0, 9) * 0.25  # of another step
+        z = torch.round(x / 0.7)
+        return (y + z.clamp(-1, 1) * 0.7 + z + torch.round(x * 0.3)).flatten(1)
+
+
+@pytest.mark.parametrize("opset", [pytest.param(21, marks=pytest.mark.slow), 13])
+def test_other_rounding_stays_as_it_is(opset):
+    network = Rounds().eval()
+    exported = onnx_file.export(network, (1, 4, 4), opset=opset, properties={})
+    model = onnx.load_from_string(exported.content)
+    operations = [node.op_type for node in model.graph.node]
+    assert operations.count("QuantizeLinear") == 1 and operations.count("Round") == 4
+    images = torch.randn(9, 1, 4, 4)
+    assert np.allclose(onnx_file.run(exported.content, images.numpy()), network(images), atol=1e-6)

@@ -334,7 +334,10 @@ def test_ternary_codes_are_the_same_in_all_processes_and_a_difference_is_seen(fo
     assert not torch.equal(a["codes"], a["first"])  # so that there was something to agree on
 
 
-@pytest.mark.parametrize("more", ["", "--amp bf16 --channels-last --teacher self --distill 0.5"])
+MORE = ["", "--amp bf16 --channels-last --teacher self --distill 0.5", "--act-bits 4"]
+
+
+@pytest.mark.parametrize("more", MORE)
 def test_quantization_in_two_processes(images, alone, fork, tmp_path, more):
     flags = "--ini-c-divrs 0.3 --lambda-max-divrs 0.15 --epochs 1 --retrain-epochs 1 --no-cuda"
     source = ["--model-dict", str(alone / "best_model.pt"), "--data-path", str(images)]
@@ -343,7 +346,10 @@ def test_quantization_in_two_processes(images, alone, fork, tmp_path, more):
     two = Together(fork, tmp_path, lambda _: run_quantization.main(command))
     assert two.codes() == [0, 0], two.shown("err")
     lines = next(tmp_path.glob("*/metrics.jsonl")).read_text().splitlines()
-    assert [json.loads(line)["phase"] for line in lines] == ["ternary", "frozen"]
+    epochs = [json.loads(line) for line in lines]
+    assert [figures["phase"] for figures in epochs] == ["ternary", "frozen"]
+    steps = [layer["step"] for layer in epochs[-1].get("activations", [])]
+    assert len(steps) == 4 * ("--act-bits" in more) and all(step > 0 for step in steps)
 
 
 def test_a_signal_to_one_process_stops_both_and_loses_nothing(flags, fork, tmp_path, monkeypatch):

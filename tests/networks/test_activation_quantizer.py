@@ -5,13 +5,17 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from model_compound_scaling.networks.narrowing import WidthsError
 from model_compound_scaling.networks.quantizers import (
     ActivationQuantizer,
     code_range,
+    describe,
     first_step,
     quantize,
+    quantize_inputs,
+    quantizers,
 )
 
 CASES = [(bits, signed) for bits in (2, 4, 8) for signed in (False, True)]
@@ -112,3 +116,30 @@ def test_it_learns_the_step_of_its_data():
 def test_other_numbers_of_bits_are_refused(bits):
     with pytest.raises(ValueError, match="2 to 8"):
         ActivationQuantizer(bits)
+
+
+def test_a_layer_takes_its_input_through_its_quantizer_and_so_do_copies():
+    network = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    quantize_inputs(network, {"2": "u3"})
+    (step,) = (q.step.data.fill_(0.05) for q in quantizers(network).values())
+    x = torch.randn(6, 4)
+    expected = network[2].weight @ quantize(network[0](x).relu(), step, 0, 7).T
+    expected = expected.T + network[2].bias
+    other = copy.deepcopy(network)
+    assert torch.allclose(network(x), expected) and torch.equal(other(x), network(x))
+    assert describe(other) == {"2": "u3"} and "2.quantizer.step" in other.state_dict()
+    other[2].quantizer.step.data.fill_(0.5)
+    assert not torch.equal(other(x), network(x))  # each has its own
+
+
+@pytest.mark.parametrize(
+    "table", [["0"], {"1": "u4"}, {"0": "u9"}, {"0": "x4"}, {"0": 4}, {"3": "u4"}, {"": "u4"}]
+)
+def test_a_description_of_another_network_is_refused(table):
+    network = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    with pytest.raises(WidthsError):
+        quantize_inputs(network, table)
+    assert not quantizers(network)
+    quantize_inputs(network, {"0": "i2"})
+    with pytest.raises(WidthsError):  # it has one
+        quantize_inputs(network, {"0": "i2"})

@@ -10,7 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import call, few_values, save_images, save_network, ternary_micronet
+from helpers import (
+    call,
+    few_values,
+    save_images,
+    save_network,
+    ternary_micronet,
+    with_activations,
+)
 from torch import nn
 
 import run_scoring
@@ -403,6 +410,28 @@ def test_random_networks_come_back(tmp_path, full):
             assert torch.equal(rounded[name], tensor if exact else tensor.half().float()), name
         ternary = [n for n, t in state.items() if t.dim() > 1 and len(t.unique()) <= 3]
         assert set(ternary) <= set(half.quantized)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_steps_of_activations_come_back_exactly(tmp_path, half):
+    network, spec = with_activations(ternary_micronet())
+    state = network.state_dict()
+    packed = pack(state, spec, {}, half=half)
+    found = read_any(write(tmp_path, packed.content))
+    assert found.network == spec and not packed.wide
+    steps = [name for name in state if name.endswith("quantizer.step")]
+    assert len(steps) == len(spec.activations)
+    for name in state if not half else [*steps, *packed.quantized]:
+        assert same_bits(found.state[name].numpy(), state[name].numpy()), name
+    assert not all(torch.equal(state[name], state[name].half().float()) for name in steps)
+    again = load_network(found, found.network).eval()
+    if not half:
+        images = torch.randn(3, 3, 32, 32)
+        assert torch.equal(again(images), network(images))
+    # 8 steps, and a description of 8 layers
+    plain = {name: tensor for name, tensor in state.items() if name not in steps}
+    without = pack(plain, replace(spec, activations={}), {}, half=half)
+    assert len(packed.content) - len(without.content) < 250
 
 
 def test_a_layer_is_read_without_the_others(tmp_path):

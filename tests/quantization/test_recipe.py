@@ -160,3 +160,24 @@ def test_what_a_teacher_must_be(images, trained, tmp_path, capsys):
         code, _, err = quantize(capsys, images, trained, output, *flags)
         assert (code, err.count("\n")) == (5, 1) and "best_model.pt: " in err, err
     assert not output.exists()
+
+
+def test_a_preset_is_other_defaults():
+    parser = run_quantization.build_parser()
+    given = ("--model-dict", "net.pt")
+    values = {name: vars(parser.parse_args([*given, *flags])) for name, flags in {
+        "thesis": (), "strong": ("--recipe", "strong"),
+        "before": ("--lr", "1e-4", "--recipe", "strong"),  # as thesis has it, and given
+        "behind": ("--recipe", "strong", "--schedule", "step"),
+        "again": ("--recipe", "thesis"),
+    }.items()}  # fmt: skip
+    chosen = {name: (v["lr"], v["lr2"], v["schedule"]) for name, v in values.items()}
+    assert chosen == {
+        "thesis": (1e-4, 1e-5, "constant"), "strong": (1e-3, 1e-4, "cosine"),
+        "before": (1e-4, 1e-4, "cosine"), "behind": (1e-3, 1e-4, "step"),
+        "again": (1e-4, 1e-5, "constant"),
+    }  # fmt: skip
+    for name, other in values.items():  # nothing else is another one
+        differing = {k for k in other if other[k] != values["thesis"][k]}
+        assert differing <= {"recipe", "lr", "lr2", "schedule"}, name
+    assert parser.configuration({}).defaults["lr"] == 1e-4

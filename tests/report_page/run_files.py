@@ -47,4 +47,4 @@ def subject(best: dict | None = None, *, name: str = "conv", **known: object) ->
     size = {"checkpoint": (Path("net.pt"), 5000), "packed file": (Path("net.ec2t"), 1234)}
     values = {"question": "Which?", "model": "a-network", "score": score(network, (3, 8, 8))}
     values |= {"top1": 81.25, "images": "all images", "figures": best or {}, "files": size}
-    return Subject(**{**values, "start": START, "seed": 3, **known})
+    return Subject(**{**values, "latency": {}, "start": START, "seed": 3, **known})

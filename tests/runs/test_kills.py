@@ -20,6 +20,7 @@ pytestmark = pytest.mark.faults
 COMMON = "--workers 0 --no-cuda --image-size 16 --checkpoint-every 3steps"
 SCALING = "--grid 0.1 0.5 --phi 1 --epochs 2"
 QUANTIZATION = "--ini-c-divrs 0.3 --lambda-max-divrs 0.15 --epochs 2 --retrain-epochs 1 --lr 1e-3"
+QUANTIZATION += " --act-bits 4"  # all that a plain run has, and steps
 FINAL = ("best_model.pt", "Ternary_best_acc.pt")
 
 

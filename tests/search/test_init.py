@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import torchvision
-from helpers import call, save_tree
+from helpers import call, save_network, save_tree, ternary_micronet, with_activations
 
 import run_compound_scaling
 from model_compound_scaling.networks.building import build
@@ -123,3 +123,9 @@ def test_another_architecture_is_one_line(trained, images, tmp_path, capsys, fla
 def test_a_missing_file_is_one_line(images, tmp_path, capsys):
     code, _, err = train(capsys, images, tmp_path / "none", "--init", "nowhere.pt")
     assert code == 5 and "--init nowhere.pt" in err and len(err.splitlines()) == 1
+
+
+def test_activations_of_few_bits_are_not_trained_here(images, tmp_path, capsys):
+    file = save_network(tmp_path / "net.pt", *with_activations(ternary_micronet()))
+    code, _, err = train(capsys, images, tmp_path / "none", "--init", file)
+    assert code == 2 and "activations have few bits" in err and len(err.splitlines()) == 1

@@ -13,7 +13,12 @@ from data.errors import UserError
 from model_compound_scaling.checkpoints.errors import CheckpointError
 from model_compound_scaling.networks.efficientnet_keys import ORIGINS
 from model_compound_scaling.networks.micronet_scaling import BASELINES
-from model_compound_scaling.networks.registry import REGISTRY, WITHOUT_PARTS, table_row
+from model_compound_scaling.networks.registry import (
+    ACTIVATION,
+    REGISTRY,
+    WITHOUT_PARTS,
+    table_row,
+)
 
 NO_TEXT = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")  # neither a character nor a file name's byte
 LARGEST_STATISTIC = 1e6  # of a mean or deviation
@@ -51,6 +56,13 @@ def _layer_widths(value: object, _: Bounds) -> bool:
     return tables and all(type(n) is int for entry in value.values() for n in entry.values())
 
 
+def _activations(value: object, _: Bounds) -> bool:
+    """Whether they are of the network's layers is seen when it is built."""
+    pairs = value.items() if isinstance(value, dict) else [(None, None)]
+    texts = all(isinstance(part, str) for pair in pairs for part in pair)
+    return texts and all(ACTIVATION.fullmatch(kind) for _, kind in pairs)
+
+
 def _numbers(value: object, smallest: float) -> bool:
     if not isinstance(value, list | tuple) or len(value) not in (1, 3):
         return False
@@ -72,6 +84,7 @@ NETWORK: dict[str, Check] = {
     "arguments": lambda value, _: isinstance(value, dict),
     "widths": _layer_widths,
     "permanent": lambda value, _: type(value) is bool,
+    "activations": _activations,
 }
 # arguments of a family or network; others from elsewhere have none: what they were called with is
 # not the file's to choose
@@ -121,7 +134,8 @@ def check_description(path: Path, *, network: dict, data: object, bounds: Bounds
 
 def _wrong_fields(network: dict, data: object, bounds: Bounds) -> Iterator[Field]:
     """Those with other values, in an order in which each check may rely on those before it."""
-    yield from _wrong("network", {"widths": {}, "permanent": False} | network, NETWORK, bounds)
+    optional = {"widths": {}, "permanent": False, "activations": {}}
+    yield from _wrong("network", optional | network, NETWORK, bounds)
     model, arguments = network["model"], network["arguments"]
     rows = ARGUMENTS.get(REGISTRY[model].family if model in REGISTRY else model, {})
     if unknown := arguments.keys() - rows:

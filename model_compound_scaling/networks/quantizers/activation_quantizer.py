@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-BITS = range(2, 9)
+from model_compound_scaling.networks.quantizers import BITS
 
 
 def code_range(bits: int, *, signed: bool) -> tuple[int, int]:
@@ -21,8 +21,10 @@ def first_step(x: Tensor, high: int) -> Tensor:
     return (2 * mean / math.sqrt(high)).clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def _codes(scaled: Tensor, low: int, high: int) -> Tensor:
-    return scaled.round().clamp(low, high)
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of the products, in float32 at least; one pass without a temporary."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return torch.dot(a.flatten().to(wide), b.flatten().to(wide))
 
 
 class _LearnedStep(torch.autograd.Function):
@@ -30,23 +32,26 @@ class _LearnedStep(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-        scaled = x / step
-        ctx.save_for_backward(scaled)
+        # in-place, and saved is what other operations save anyway: these passes are all it costs
+        result = (x / step).round_().clamp_(low, high).mul_(step)
+        ctx.save_for_backward(x, step, result)
         ctx.range = low, high
-        return _codes(scaled, low, high) * step
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (scaled,), (low, high) = ctx.saved_tensors, ctx.range
-        to_x = gradient * ((scaled >= low) & (scaled <= high))  # equation 5
+        (x, step, result), (low, high) = ctx.saved_tensors, ctx.range
+        # equation 5: the gradient where x / step is inside the range, else 0; new memory is what
+        # costs most, so x / step makes room for it
+        scaled, to_x = x / step, torch.ops.aten.hardtanh_backward.grad_input
+        to_x = to_x(gradient, scaled, low, high, grad_input=scaled)
         if not ctx.needs_input_grad[1]:
             return to_x, None, None, None
         # equation 3: the code, less x / step where x is inside the range
-        slopes = gradient * _codes(scaled, low, high) - to_x * scaled
-        features = scaled[:1].numel()  # of one image; section 2.2 for the scale
-        wide = torch.promote_types(slopes.dtype, torch.float32)
-        return to_x, slopes.sum(dtype=wide) / math.sqrt(features * high), None, None
+        slopes = (_dot(gradient, result) - _dot(to_x, x)) / step
+        features = x[:1].numel()  # of one image; section 2.2 for the scale
+        return to_x, slopes / math.sqrt(features * high), None, None
 
 
 def quantize(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
@@ -54,7 +59,8 @@ def quantize(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
     (). Gradients are those of LSQ."""
     if torch.is_grad_enabled() and (x.requires_grad or step.requires_grad):
         return _LearnedStep.apply(x, step, low, high)
-    return _codes(x / step, low, high) * step  # plain operations, which exporters and traces read
+    # plain operations, which exporters and traces read
+    return (x / step).round().clamp(low, high) * step
 
 
 class ActivationQuantizer(nn.Module):

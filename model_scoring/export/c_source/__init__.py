@@ -5,6 +5,6 @@ from data.lazy_exports import lazy_exports
 __all__, __getattr__ = lazy_exports(
     __name__,
     source="CSource Description c_source",
-    compiling="Compiled NoCompiler compiled checked largest_deviation",
-    names="header_path identifier",
+    compiling="Compiled compiled checked largest_deviation",
+    names="compiler header_path identifier",
 )

@@ -1,11 +1,8 @@
 """Compiling what was written with the machine's own compiler, and comparing it with PyTorch."""
 
 import ctypes
-import os
-import shlex
-import shutil
 import subprocess
-import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from torch import nn
 
 from data.errors import UserError, printable
 from model_compound_scaling.networks.logits import logits_of
+from model_scoring.export.c_source.names import compiler
 from model_scoring.export.c_source.source import CSource
 
 FLAGS = ("-std=gnu11", "-O3", "-march=native")
@@ -22,21 +20,10 @@ IMAGES = 4
 MOST_DEVIATION = 1e-3  # relative to the largest logit; rounding: 1e-6
 
 
-class NoCompiler(UserError):
-    """There is none, by the name that CC says, or `cc`."""
-
-
-def _compiler() -> list[str]:
-    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
-    if shutil.which(command[0]) is None:
-        raise NoCompiler(f"there is no C compiler {printable(command[0])!r}: install one or set CC")
-    return command
-
-
 def build(source: CSource, folder: Path, *flags: str, output: str) -> Path:
     """Compile into a folder. Raises NoCompiler, or UserError with the first line that the compiler
     says."""
-    command, path, out = _compiler(), folder / f"{source.name}.c", folder / output
+    command, path, out = compiler(), folder / f"{source.name}.c", folder / output
     path.write_text(source.source)
     given = [*command, *flags, str(path), "-o", str(out), "-lm"]
     done = subprocess.run(given, capture_output=True, text=True, errors="replace", cwd=folder)
@@ -56,18 +43,29 @@ class Compiled:
     library: ctypes.CDLL
     library_bytes: int  # code, weights, and what a library takes beside them
 
-    def run(self, images: np.ndarray) -> np.ndarray:
-        """Logits (n, classes) of images (n, channels, height, width), one after the other."""
-        images = np.ascontiguousarray(images, np.float32)
-        assert images.shape[1:] == self.source.shape, images.shape
-        logits = np.empty((len(images), self.source.classes), np.float32)
+    def caller(self, image: np.ndarray) -> Callable[[], np.ndarray]:
+        """Logits (classes,) of what the image (channels, height, width) holds at each call; their
+        memory is always the same."""
+        assert (image.shape, image.dtype) == (self.source.shape, np.float32), image.shape
+        image, logits = np.ascontiguousarray(image), np.empty(self.source.classes, np.float32)
         arena = ctypes.create_string_buffer(self.source.arena_bytes)
         function = self.library[f"{self.source.name}_run"]
-        for image, row in zip(images, logits, strict=True):
-            code = function(ctypes.c_void_p(image.ctypes.data),
-                            ctypes.c_void_p(row.ctypes.data), arena)  # fmt: skip
-            assert code == 0
-        return logits
+        where = [ctypes.c_void_p(array.ctypes.data) for array in (image, logits)]
+
+        def call() -> np.ndarray:
+            assert function(*where, arena) == 0
+            return logits
+
+        call.kept = image, logits, arena  # whose addresses C gets
+        return call
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """Logits (n, classes) of images (n, channels, height, width), one after the other."""
+        image = np.empty(self.source.shape, np.float32)
+        call, rows = self.caller(image), []
+        for image[...] in images:
+            rows.append(call().copy())
+        return np.array(rows)
 
 
 def compiled(source: CSource, folder: Path, *flags: str) -> Compiled:
@@ -91,13 +89,12 @@ def largest_deviation(network: nn.Module, library: Compiled, images: int, seed: 
     return worst
 
 
-def checked(network: nn.Module, source: CSource) -> float:
-    """Compile and compare. Raises NoCompiler where there is none, UserError if logits differ."""
-    with tempfile.TemporaryDirectory() as folder:
-        deviation = largest_deviation(network, compiled(source, Path(folder)), IMAGES)
+def checked(network: nn.Module, library: Compiled) -> float:
+    """The largest deviation on a few images. Raises UserError if that is too much."""
+    deviation = largest_deviation(network, library, IMAGES)
     if not deviation <= MOST_DEVIATION:
         raise UserError(
-            f"--c-source: logits would differ from PyTorch's by {deviation:.1e} of the largest: "
+            f"C: logits would differ from PyTorch's by {deviation:.1e} of the largest: "
             "the network does not compute the same for every image"
         )
     return deviation
