@@ -176,7 +176,8 @@ def latency(found: dict) -> str:
              bar(times["median"] / longest, 100 - times["median"] / longest)]
             for name, times in found["milliseconds"].items()]  # fmt: skip
     columns = ("runtime", "minimum", "lower quartile", "median", "upper quartile", "median, drawn")
-    sizes = (f"{found[part + '_bytes']:,} bytes of {part}" for part in ("code", "weight", "arena"))
+    parts = {"code": "code", "weight": "weights", "arena": "arena"}
+    sizes = (f"{found[f'{key}_bytes']:,} bytes of {part}" for key, part in parts.items())
     said = f"CPU, one thread, one image at a time, in turn. C has {charts.listed([*sizes])}."
     return section("Milliseconds per image", said, (), table("latency", columns, rows))
 

@@ -83,8 +83,11 @@ def test_the_strength_rises_in_the_first_half_and_weaker_epochs_are_no_result(
 
 @pytest.mark.faults
 @pytest.mark.parametrize("stops", [(2, 7), (5, 13)])
-def test_all_of_it_together_resumes_to_the_bit(images, trained, tmp_path, capsys, fork, stops):
-    flags = epochs(2, 1, "--checkpoint-every", "1steps", *EVERYTHING.split())
+@pytest.mark.parametrize("goal", [(), ("--target-sparsity", 60)])  # found within epochs, too
+def test_all_of_it_together_resumes_to_the_bit(
+    images, trained, tmp_path, capsys, fork, stops, goal
+):
+    flags = epochs(2, 1, "--checkpoint-every", "1steps", *EVERYTHING.split(), *goal)
     assert quantize(capsys, images, trained, tmp_path / "whole", *flags)[0] == 0
     step = TrainStep.__call__
 
