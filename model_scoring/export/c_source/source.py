@@ -15,7 +15,7 @@ from model_scoring.export.c_source.operations import lower
 from model_scoring.export.c_source.steps import Convolution, Linear, Program
 
 TEMPLATES = Path(__file__).parent / "templates"
-ALWAYS = ("vectors", "planes")
+ALWAYS = ("vectors", "bytes", "planes")
 
 
 @dataclass(frozen=True)

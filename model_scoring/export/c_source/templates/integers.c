@@ -105,12 +105,12 @@ INLINE void add_integers(const int n, const int wide, const integers *l, float *
 
 #define ADD_INTEGERS(n)                                                                            \
     static void add_integers_##n(const integers *l, float *a, const offset *inputs,                \
-                                 float *scratch, int in, int out, int last)                                                \
+                                 float *scratch, int in, int out, int last)                    \
     {                                                                                              \
         if (l->wide)                                                                               \
-            add_integers(n, 1, l, a, inputs, scratch, in, out, last);                                       \
+            add_integers(n, 1, l, a, inputs, scratch, in, out, last);                              \
         else                                                                                       \
-            add_integers(n, 0, l, a, inputs, scratch, in, out, last);                                       \
+            add_integers(n, 0, l, a, inputs, scratch, in, out, last);                              \
     }
 ADD_INTEGERS(1) ADD_INTEGERS(2) ADD_INTEGERS(3) ADD_INTEGERS(4)
 #if NAME_VECTOR == 16

@@ -67,8 +67,6 @@ typedef struct {
     float inverse, zero, low, high; /* of the step, or 0: floats; the others are 2^23 more */
 } codes;
 
-enum { W = 4 * V }; /* bytes in a vector */
-
 /* Above 2^23 floats are whole numbers: adding rounds, halves to even, and the lowest byte is it. */
 INLINE vec quantized(vec x, const codes *q)
 {

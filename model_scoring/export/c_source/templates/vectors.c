@@ -6,55 +6,16 @@
 typedef float vec;
 typedef float loose;
 typedef uint32_t offset;
-typedef uint32_t bits, pairs;
+typedef uint32_t bits;
 #define MASKED(x, mask) (*(mask) ? (x) : 0)
+#ifdef __GNUC__
+#define INLINE static inline __attribute__((unused))
+#else
 #define INLINE static inline
+#endif
 #define UNROLL
 #define MAX(a, b) ((a) < (b) ? (b) : (a))
 #define MIN(a, b) ((b) < (a) ? (b) : (a))
-#define LOWER_BYTES(x) ((x) & 0x00FF00FF)
-#define UPPER_BYTES(x) ((x) >> 8 & 0x00FF00FF)
-#define EVEN_SUMS(sum, upper) (sum)
-#define KEEP(x)
-INLINE bits load_bytes(const void *from)
-{
-    bits x;
-    memcpy(&x, from, 4);
-    return x;
-}
-INLINE void store_bytes(void *to, bits x)
-{
-    memcpy(to, &x, 4);
-}
-INLINE bits bits_of(vec x)
-{
-    bits y;
-    memcpy(&y, &x, 4);
-    return y;
-}
-INLINE vec floats_of(bits x)
-{
-    vec y;
-    memcpy(&y, &x, 4);
-    return y;
-}
-INLINE void interleave(vec *x)
-{
-    (void)x;
-}
-INLINE bits in_order(bits x)
-{
-    return x;
-}
-INLINE vec power_of_two(vec shifted, vec mantissa) /* mantissa * 2^n, where shifted = n + MAGIC */
-{
-    uint32_t n, bits;
-    memcpy(&n, &shifted, 4);
-    memcpy(&bits, &mantissa, 4);
-    bits += n << 23;
-    memcpy(&mantissa, &bits, 4);
-    return mantissa;
-}
 #else
 #ifndef NAME_VECTOR
 #if defined(__AVX512F__)
@@ -74,80 +35,6 @@ typedef uint32_t offset __attribute__((may_alias));
 #define UNROLL _Pragma("GCC unroll 16")
 typedef uint32_t loose_bits
     __attribute__((vector_size(4 * NAME_VECTOR), aligned(4), may_alias));
-typedef uint32_t loose_bytes
-    __attribute__((vector_size(4 * NAME_VECTOR), aligned(1), may_alias));
-typedef uint16_t pairs __attribute__((vector_size(4 * NAME_VECTOR)));
-/* Bytes as lanes of two, 16 bits: sums of whole lanes, modulo 2^16, have the sums of upper bytes
-   256 times in them; what is left are the sums of lower bytes. */
-#define LOWER_BYTES(x) (x)
-#define UPPER_BYTES(x) ((x) >> 8)
-#define EVEN_SUMS(sum, upper) ((sum) - ((upper) << 8))
-/* Otherwise GCC would rather load twice than keep a vector that is used twice. */
-#if (defined(__AVX512BW__) && NAME_VECTOR == 16) || (defined(__AVX2__) && NAME_VECTOR == 8) ||      \
-    (defined(__SSE2__) && NAME_VECTOR == 4)
-#define KEEP(x) __asm__("" : "+v"(x))
-#elif defined(__aarch64__) && NAME_VECTOR == 4
-#define KEEP(x) __asm__("" : "+w"(x))
-#else
-#define KEEP(x)
-#endif
-INLINE pairs load_bytes(const void *from)
-{
-    return (pairs)*(const loose_bytes *)from;
-}
-#define store_bytes(to, x) (*(loose_bytes *)(to) = (x))
-INLINE bits bits_of(vec x)
-{
-    return (bits)x;
-}
-INLINE vec floats_of(bits x)
-{
-    return (vec)x;
-}
-#if NAME_VECTOR > 1
-#ifdef __clang__
-#define SHUFFLE(a, b, lanes) __extension__({ __typeof__(a) y;                                      \
-    UNROLL for (unsigned i = 0; i < sizeof(a) / sizeof(a[0]); i++)                                 \
-        y[i] = (lanes)[i] < sizeof(a) / sizeof(a[0]) ? (a)[(lanes)[i]]                             \
-                                                     : (b)[(lanes)[i] - sizeof(a) / sizeof(a[0])]; \
-    y; })
-#else
-#define SHUFFLE(a, b, lanes) __builtin_shuffle(a, b, lanes)
-#endif
-/* Lanes of the halves of a and b in turns. */
-INLINE vec zip(vec a, vec b, unsigned half)
-{
-    bits lanes;
-    UNROLL for (unsigned i = 0; i < NAME_VECTOR; i++)
-        lanes[i] = i % 2 * NAME_VECTOR + half * (NAME_VECTOR / 2) + i / 2;
-    return SHUFFLE(a, b, lanes);
-}
-/* Four vectors, of every fourth pixel each, become four of pixels in their order. */
-INLINE void interleave(vec *x)
-{
-    const vec a = zip(x[0], x[2], 0), b = zip(x[1], x[3], 0);
-    const vec c = zip(x[0], x[2], 1), d = zip(x[1], x[3], 1);
-    x[0] = zip(a, b, 0), x[1] = zip(a, b, 1), x[2] = zip(c, d, 0), x[3] = zip(c, d, 1);
-}
-/* First bytes of all lanes, then second ones, and so on. */
-INLINE bits in_order(bits x)
-{
-    typedef uint8_t bytes __attribute__((vector_size(4 * NAME_VECTOR)));
-    bytes lanes;
-    for (unsigned i = 0; i < 4 * NAME_VECTOR; i++)
-        lanes[i] = (uint8_t)(i % NAME_VECTOR * 4 + i / NAME_VECTOR);
-    return (bits)SHUFFLE((bytes)x, (bytes)x, lanes);
-}
-#else
-INLINE void interleave(vec *x)
-{
-    (void)x;
-}
-INLINE bits in_order(bits x)
-{
-    return x;
-}
-#endif
 #define MASKED(x, mask) ((vec)((bits)(x) & *(const loose_bits *)(mask)))
 #if defined(__AVX512F__) && NAME_VECTOR == 16 && !defined(__clang__) /* one instruction, not three */
 #define MAX(a, b) ((vec)__builtin_ia32_maxps512_mask(b, a, a, -1, 4))
@@ -160,10 +47,6 @@ INLINE vec chosen(bits mask, vec a, vec b)
 #define MAX(a, b) chosen((bits)((a) < (b)), b, a)
 #define MIN(a, b) chosen((bits)((b) < (a)), b, a)
 #endif
-INLINE vec power_of_two(vec shifted, vec mantissa)
-{
-    return (vec)((bits)mantissa + ((bits)shifted << 23));
-}
 #endif
 
 enum { V = NAME_VECTOR };
@@ -172,8 +55,22 @@ enum { V = NAME_VECTOR };
 #define STORE(to, value) (*(loose *)(to) = (value))
 #define SPLAT(x) ((x) - (vec){0}) /* x + 0 would lose the sign of -0 */
 
+INLINE bits bits_of(vec x)
+{
+    bits y;
+    memcpy(&y, &x, sizeof y);
+    return y;
+}
+
+INLINE vec floats_of(bits x)
+{
+    vec y;
+    memcpy(&y, &x, sizeof y);
+    return y;
+}
+
 /* e^x: x = n ln 2 + r, and the Taylor series of e^r up to r^7. Adding 1.5 * 2^23 rounds to whole
-   numbers and leaves them in the lowest bits. */
+   numbers and leaves them in the lowest bits, from where they are added to the exponent. */
 INLINE vec exponential(vec x)
 {
     const float magic = 12582912.0f;
@@ -186,7 +83,7 @@ INLINE vec exponential(vec x)
     sum = sum * r + 1 / 6.0f;
     sum = sum * r + 0.5f;
     sum = sum * r + 1;
-    return power_of_two(n, sum * r + 1);
+    return floats_of(bits_of(sum * r + 1) + (bits_of(n) << 23));
 }
 
 INLINE vec sigmoid(vec x)
