@@ -1,5 +1,6 @@
-"""Milliseconds per image of the C file, PyTorch, torch.compile, onnxruntime (float32, and int8 in
-QDQ form, calibrated) and OpenVINO, whatever of them is installed: one thread, one image, in turn.
+"""Milliseconds per image of the C file (also with 8-bit activations, where weights are ternary),
+PyTorch, torch.compile, onnxruntime (float32, and int8 in QDQ form, calibrated) and OpenVINO,
+whatever of them is installed: one thread, one image, in turn.
 
     python tests/benchmarks/latency.py                   # all networks, about ten minutes
     python tests/benchmarks/latency.py ResNet-20 --json latency.json
@@ -9,6 +10,7 @@ Zeros are at random places, values and statistics are random: time does not depe
 """
 
 import argparse
+import copy
 import json
 import sys
 import tempfile
@@ -31,13 +33,17 @@ from model_compound_scaling.checkpoints import load_network, read_checkpoint
 from model_compound_scaling.checkpoints.atomic_save import write_text
 from model_compound_scaling.checkpoints.recognition import network_spec
 from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.few_values import few_values
 from model_compound_scaling.networks.registry import NetworkSpec, default_spec, table_row
+from model_quantization.activation_bits import begin, layer_bits
 from model_scoring.dead_channels import thin
 from model_scoring.export import onnx_file
 from model_scoring.export.c_source import Compiled, Description, c_source, compiled
 from model_scoring.export.latency import Calls, in_onnxruntime, interleaved, one_thread, spread
 
 OPSET, CALIBRATION = 17, 16  # images
+EIGHT = "C, 8-bit activations"
+OTHERS = (EIGHT, "PyTorch", "torch.compile", "onnxruntime", "its int8", "OpenVINO")
 
 
 def convolutions(network: nn.Module, part: str) -> Iterator[nn.Conv2d]:
@@ -98,6 +104,13 @@ def library(network: nn.Module, shape: tuple[int, int, int]) -> Compiled:
         return compiled(source, Path(folder))
 
 
+def with_activations(network: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
+    """8 bits for all inputs but the image."""
+    quantized, images = copy.deepcopy(network), torch.randn(4, *shape)
+    begin(quantized, layer_bits(quantized, [], bits=8, others=8), [(images, images)], seed=0)
+    return quantized.eval()
+
+
 def int8(model: "onnx.ModelProto", image: np.ndarray) -> bytes:  # noqa: F821
     """The model with 8-bit weights and activations, as onnxruntime makes it."""
     import onnx
@@ -133,13 +146,17 @@ def in_openvino(content: bytes, image: np.ndarray) -> Callable[[], object]:
     return lambda: request.infer([image])
 
 
-def runtimes(network: nn.Module, image: Tensor, c: Compiled) -> Calls:
+def runtimes(network: nn.Module, image: Tensor) -> Calls:
     """Whatever is installed."""
-    calls = {"C": c.caller(image[0].numpy()), "PyTorch": lambda: network(image)}
-    fast, pixels = torch.compile(network), image.numpy()
+    fast, pixels, shape = torch.compile(network), image.numpy(), tuple(image.shape[1:])
+    calls = {"C": library(network, shape).caller(pixels[0])}
+    layers = (m for m in network.modules() if isinstance(m, nn.Conv2d))
+    if any(few_values(layer.weight) is not None for layer in layers):
+        calls[EIGHT] = library(with_activations(network, shape), shape).caller(pixels[0])
+    calls["PyTorch"] = lambda: network(image)
     calls["torch.compile"] = lambda: fast(image)
     with suppress(ImportError, UserError):
-        model = onnx_file.float_model(network, tuple(image.shape[1:]), OPSET)
+        model = onnx_file.float_model(network, shape, OPSET)
         content = model.SerializeToString()
         calls["onnxruntime"] = in_onnxruntime(content, pixels)
         calls["its int8"] = in_onnxruntime(int8(model, pixels), pixels)
@@ -149,9 +166,8 @@ def runtimes(network: nn.Module, image: Tensor, c: Compiled) -> Calls:
 
 def measure(network: nn.Module, shape: tuple[int, int, int], runs: int) -> dict[str, dict]:
     """Minimum and quartiles of each runtime, in milliseconds."""
-    c, image = library(network, shape), torch.randn(1, *shape)
     with one_thread():
-        times = interleaved(runtimes(network, image, c), runs=runs, limit=60)
+        times = interleaved(runtimes(network, torch.randn(1, *shape)), runs=runs, limit=60)
     return {name: spread(found) for name, found in times.items()}
 
 
@@ -172,11 +188,11 @@ def measured(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, dict]]]:
 
 def to_markdown(found: Iterable[tuple[str, dict[str, dict]]]) -> Iterator[str]:
     """Minima, and in brackets how many times that of C; a row as soon as it is known."""
-    for i, (name, times) in enumerate(found):
-        if i == 0:
-            yield f"| minimum, ms | {' | '.join(times)} |\n|{' --- |' * (len(times) + 1)}"
-        c = times["C"]["minimum"]
-        cells = (f"{t['minimum']:.3f} ({t['minimum'] / c:.2f}x)" for t in list(times.values())[1:])
+    yield f"| minimum, ms | C | {' | '.join(OTHERS)} |\n|{' --- |' * (len(OTHERS) + 2)}"
+    for name, times in found:
+        least = {runtime: figures["minimum"] for runtime, figures in times.items()}
+        c = least["C"]
+        cells = (f"{least[o]:.3f} ({least[o] / c:.2f}x)" if o in least else "" for o in OTHERS)
         yield f"| {name} | {c:.3f} | {' | '.join(cells)} |"
 
 

@@ -1,5 +1,6 @@
 """Random networks of everything that there is a kernel for, and ways to compile them."""
 
+import math
 from functools import partial
 
 import torch
@@ -8,6 +9,7 @@ from helpers import few_values, randomize
 from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation
 
+from model_compound_scaling.networks.quantizers import ActivationQuantizer
 from model_scoring.export.c_source import CSource, Description, c_source
 
 ACTIVATIONS = (
@@ -119,3 +121,78 @@ class RandomNetwork(nn.Sequential):
 
 def source_of(network: nn.Module, shape: tuple[int, int, int], **known: tuple) -> CSource:
     return c_source(network, shape, name="net", description=Description(("a test",), **known))
+
+
+INEXACT = (*(a for a in ACTIVATIONS if isinstance(a, type) and a not in (nn.ReLU, nn.ReLU6,
+           nn.Identity)), SqueezeExcitation, nn.LeakyReLU, nn.Hardtanh)  # fmt: skip
+
+
+def _exact(module: nn.Module) -> nn.Module:
+    """What stands for a module whose results can need more than 24 bits."""
+    if isinstance(module, nn.AvgPool2d):
+        return nn.MaxPool2d(3, 2, 1, ceil_mode=module.ceil_mode)
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        return nn.AdaptiveMaxPool2d(module.output_size)
+    return nn.ReLU() if isinstance(module, INEXACT) else module
+
+
+def _power(number: float) -> float:
+    return 2.0 ** round(math.log2(max(number, 2.0**-20)))
+
+
+def make_exact(network: nn.Module, shape: tuple[int, int, int], pick, bits: int | None = None
+               ) -> nn.Module:  # fmt: skip
+    """Weights, biases and steps are short binary fractions, with a quantizer before each layer:
+    float32 computes such a network without rounding, so that every order of sums is the same, and
+    what lies between two codes is a tie that both sides have to break alike."""
+    for module in list(network.modules()):
+        for child, old in list(module.named_children()):
+            setattr(module, child, _exact(old))
+    generator = torch.Generator().manual_seed(0)
+
+    def fractions(x: Tensor, size: float) -> Tensor:
+        return torch.randint(-6, 7, x.shape, generator=generator) * _power(size) / 4
+
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps, _ = 0.0, module.running_var.fill_(1)
+            module.weight.data = 2.0 ** torch.randint(-1, 2, module.weight.shape)
+            module.running_mean = fractions(module.running_mean, 0.25)
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            weight, size = module.weight, module.weight[0].numel() ** -0.5
+            values = torch.tensor(pick(((-1, 0, 0.5), (0.5, 0, 1), (-1, -0.5, 0, 0.25), (0,))))
+            listed = values[torch.randint(len(values), weight.shape, generator=generator)]
+            weight.data = pick((listed * _power(size), fractions(weight, size)))
+        if getattr(module, "bias", None) is not None:
+            module.bias.data = fractions(module.bias, 0.5)
+    quantized = quantize_inputs(network, shape, lambda: bits or pick((8, 8, 7, 4, 2)))
+    for module in quantized.modules():
+        if isinstance(module, ActivationQuantizer):
+            module.step.data = torch.tensor(_power(module.step.item() / 2))
+            if module.signed and pick((True, False)):
+                module.low += 1  # as narrow ranges have it
+    return quantized
+
+
+def quantize_inputs(network: nn.Module, shape: tuple[int, int, int], bits) -> nn.Module:
+    """A quantizer before each layer, the first one included, signed where its inputs are; their
+    steps are those of a first batch, one layer after the other."""
+    layers = [n for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    image = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    for name in layers:
+        layer, seen = network.get_submodule(name), []
+        with layer.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0])):
+            network(image)
+        quantizer = ActivationQuantizer(bits(), signed=bool((seen[0] < 0).any()))
+        quantizer.start(seen[0])
+        network.set_submodule(name, nn.Sequential(quantizer, layer))
+    return network.eval()
+
+
+def exact_network(seed: int, shape: tuple[int, int, int], pieces: int) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+
+    def pick(choices: tuple) -> object:
+        return choices[int(torch.randint(len(choices), (), generator=generator))]
+
+    return make_exact(RandomNetwork(seed, shape, pieces), shape, pick)

@@ -30,6 +30,20 @@ def _string(content: bytes) -> str:
     return "\n".join(lines)
 
 
+def number(value: float) -> str:
+    """A float."""
+    return f"{float(np.float32(value))!r}f"
+
+
+def struct(fields: dict[str, object], indent: str = "    ") -> str:
+    """An initializer; a field may be a struct, too."""
+    lines = []
+    for name, value in fields.items():
+        text = struct(value, indent + "    ") if isinstance(value, dict) else str(value)
+        lines.append(f"{indent}.{name} = {text},")
+    return "{\n" + "\n".join(lines) + "\n" + indent[4:] + "}"
+
+
 class Constants:
     """Arrays in the order in which they were first asked for."""
 

@@ -1,5 +1,6 @@
 """A network's graph by torch.export: operations on what depends on the image."""
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +11,9 @@ from torch.export import ExportedProgram, default_decompositions, export
 
 from data.errors import UserError
 from model_compound_scaling.networks.logits import logits_of
+from model_scoring.export.c_source.steps import Codes
 
+QUANTIZE, INSIDE = "quantize", "inside a quantizer"  # names of calls that ATen does not have
 WHOLE = ("silu", "hardswish", "hardsigmoid", "leaky_relu", "elu", "gelu")  # have kernels
 
 
@@ -83,6 +86,7 @@ def graph_of(network: nn.Module, shape: tuple[int, int, int], classes: int | Non
             graph.logits = known[node.args[0][-1]]
         else:
             known[node] = _called(node, known, graph)
+    _join_quantizers(graph.calls)
     return graph
 
 
@@ -101,3 +105,32 @@ def _called(node: fx.Node, known: dict[fx.Node, object], graph: Graph) -> object
     shape = (value[0] if isinstance(value, tuple | list) else value).shape
     graph.calls.append(Call(name, node.target, args, kwargs, tuple(shape)))
     return Ref(len(graph.calls) - 1)
+
+
+def _join_quantizers(calls: list[Call]) -> None:
+    """clamp(round(x / step), low, high) * step becomes one call, of x and Codes."""
+    for call in calls:
+        chain = [call]
+        for name in ("clamp", "round", "div"):
+            ref = chain[-1].args[0] if chain[-1].args else None
+            inner = calls[ref.call] if isinstance(ref, Ref) and ref.call >= 0 else None
+            if inner is None or inner.name != name or inner.users != 1 or inner.kwargs:
+                break
+            chain.append(inner)
+        if call.name == "mul" and len(chain) == 4 and (codes := _codes(*chain[:2], chain[3])):
+            call.name, call.args = QUANTIZE, (chain[3].args[0], codes)
+            for inner in chain[1:]:
+                inner.name = INSIDE
+
+
+def _codes(product: Call, clamp: Call, quotient: Call) -> Codes | None:
+    """None where they are no codes that fit into a byte, 0 among them."""
+    steps = [call.args[1] for call in (product, quotient)]
+    if any(isinstance(s, Ref) or torch.as_tensor(s).numel() != 1 for s in steps):
+        return None
+    step, again = map(float, steps)
+    low, high = (float(end) if end is not None else math.inf for end in clamp.args[1:3])
+    if not (step == again > 0 >= low and 0 <= high < math.inf and low % 1 == high % 1 == 0):
+        return None
+    codes = Codes(step, int(low), int(high))
+    return codes if codes.largest < 2**8 else None

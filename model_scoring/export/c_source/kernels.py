@@ -4,14 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from model_compound_scaling.networks.few_values import few_values, without_subnormals
-from model_scoring.export.c_source.constants import Constants
+from model_scoring.export.c_source.constants import Constants, number, struct
 from model_scoring.export.c_source.layout import Layout, distances, tiles, weights
 from model_scoring.export.c_source.steps import (
     Activation,
+    Codes,
     Convolution,
+    Dequantize,
     Flatten,
     Linear,
     Map,
@@ -20,10 +20,10 @@ from model_scoring.export.c_source.steps import (
     Sample,
     Step,
     Value,
+    listed_values,
 )
 
 NONE = "{0, 0, 0}"
-MOST_INPUTS = 2**16  # that the entries of a list can tell apart
 
 
 class Kernels:
@@ -40,7 +40,7 @@ class Kernels:
         kind, function, arguments, fields = WRITERS[type(step)](self, step)
         name = f"step_{len(self.calls)}"
         self.used[kind] = None
-        self.text.append(f"static const {kind} {name} = {_struct(fields)};\n")
+        self.text.append(f"static const {kind} {name} = {struct(fields)};\n")
         self.calls.append(f"{function}(&{name}, {arguments});")
 
     def planes(self, value: Value | None) -> str:
@@ -50,39 +50,25 @@ class Kernels:
         return self.constants.array(values, "f")
 
 
-def _struct(fields: dict[str, object], indent: str = "    ") -> str:
-    lines = []
-    for name, value in fields.items():
-        text = _struct(value, indent + "    ") if isinstance(value, dict) else str(value)
-        lines.append(f"{indent}.{name} = {text},")
-    return "{\n" + "\n".join(lines) + "\n" + indent[4:] + "}"
-
-
 def _grid(kernels: Kernels, value: Value) -> str:
     grid = kernels.layout.grid(value)
     ends = np.array(grid.starts)
     copies = [*grid.starts[:-1], *(dx for dx, _ in grid.copies), *(ends[1:] - ends[:-1] - grid.run)]
-    numbers = (grid.height, grid.width, grid.pitch, grid.before, len(grid.copies))
+    numbers = (grid.height, grid.width, grid.pitch, grid.before, grid.zero, len(grid.copies))
     named = kernels.constants.array(np.array(copies), "i")
     return f"{{{', '.join(map(str, numbers))}, {named}}}"
 
 
-def _number(value: float) -> str:
-    return f"{float(np.float32(value))!r}f"
+def _codes(codes: Codes | None) -> str:
+    """Of a `codes`: 2^23, from which on floats are whole numbers, and the offset are in it."""
+    if codes is None:
+        return "{0, 0, 0, 0}"
+    ends = (2**23 + codes.offset + end for end in (0, codes.low, codes.high))
+    return f"{{{', '.join(map(number, (1 / codes.step, *ends)))}}}"
 
 
 def _activation(activation: Activation) -> str:
-    return f"{{{activation.kind}, {_number(activation.low)}, {_number(activation.high)}}}"
-
-
-def lists(weight: np.ndarray) -> np.ndarray | None:
-    """The values of a layer's lists, the smallest first; None: it has too many."""
-    found = few_values(torch.from_numpy(np.ascontiguousarray(weight)))
-    if found is None or weight[0].size > MOST_INPUTS:
-        return None
-    values = without_subnormals(found).numpy()
-    values = values[values != 0]
-    return values[np.argsort(abs(values), kind="stable")]
+    return f"{{{activation.kind}, {number(activation.low)}, {number(activation.high)}}}"
 
 
 @dataclass(frozen=True)
@@ -104,7 +90,6 @@ def _lists(kernels: Kernels, rows: np.ndarray, values: np.ndarray, entries: Entr
     listed = np.broadcast_to(entries.where, rows.shape)[filters, inputs][order]
     return {
         "values": len(values),
-        "ratio": kernels.floats(values[:-1] / values[1:]),
         "count": kernels.constants.array(counts, "H"),
         "list": kernels.constants.array(listed, "H"),
     }
@@ -145,25 +130,37 @@ def _common(kernels: Kernels, step: Convolution, scale: np.ndarray | None) -> di
         "grid": _grid(kernels, step.out),
         "runs": _runs(kernels, step),
         "adds": int(step.add is not None),
+        "codes": _codes(step.out.codes),
+        "stored": int(step.stored),
     }
-    if step.also:
-        fields |= {
-            "also": kernels.planes(step.also.out),
-            "also_scale": kernels.floats(step.also.scale),
-            "also_bias": kernels.floats(step.also.shift),
-            "also_grid": _grid(kernels, step.also.out),
-            "also_activation": _activation(step.also.activation),
-        }
-    return fields
+    return fields | _also(kernels, step)
+
+
+def _also(kernels: Kernels, step: Convolution) -> dict[str, object]:
+    rows = []
+    for also in step.also:
+        rows.append(struct({
+            "out": kernels.planes(also.out),
+            "scale": kernels.floats(also.scale),
+            "bias": kernels.floats(also.shift),
+            "activation": _activation(also.activation),
+            "codes": _codes(also.out.codes),
+            "grid": _grid(kernels, also.out),
+        }))  # fmt: skip
+    if not rows:
+        return {}
+    name = f"also_{len(kernels.calls)}"
+    kernels.text.append(f"static const also {name}[{len(rows)}] = {{{', '.join(rows)}}};\n")
+    return {"also": name, "also_count": len(rows)}
 
 
 Written = tuple[str, str, str, dict[str, object]]  # type, function, further arguments, fields
 
 
 def _convolution(kernels: Kernels, step: Convolution) -> Written:
-    rows, values = weights(step), lists(step.weight)
+    rows, values = weights(step), listed_values(step.weight, step.groups)
     where = distances(step, kernels.layout)
-    if values is None or where.size > MOST_INPUTS:
+    if values is None:
         weight = (rows * step.scale[:, None]).reshape(step.groups, -1, rows.shape[1])
         whole = weight.shape[1] // 4 * 4
         fours = weight[:, :whole].reshape(step.groups, -1, 4, rows.shape[1]).swapaxes(2, 3)
@@ -176,6 +173,8 @@ def _convolution(kernels: Kernels, step: Convolution) -> Written:
     if wide:
         where, base = np.arange(where.size).reshape(where.shape), 0
     where = np.repeat(where, len(rows) // step.groups, 0) - base
+    if step.parts[0].value.codes:
+        return _integers(kernels, step, Entries(where, np.zeros(where.shape[1], int)), base, wide)
     entries = Entries(where, tiles(step, kernels.layout))
     scale = step.scale * (values[-1] if len(values) else 0.0)
     fields = {
@@ -183,9 +182,26 @@ def _convolution(kernels: Kernels, step: Convolution) -> Written:
         "tiles": int(entries.tile[-1]) + 1,
         "base": base,
         "wide": int(wide),
+        "ratio": kernels.floats(values[:-1] / values[1:]),
         **_lists(kernels, rows, values, entries),
     }
     return "lists", "convolve_lists", "a, scratch", fields
+
+
+def _integers(kernels: Kernels, step: Convolution, entries: Entries, base: int, wide: bool
+              ) -> Written:  # fmt: skip
+    codes, values = step.parts[0].value.codes, listed_values(step.weight, step.groups)
+    fields = {
+        "c": _common(kernels, step, step.scale * codes.step),
+        "base": base,
+        "wide": int(wide),
+        "most": codes.most_terms,
+        "offset": codes.offset,
+        "chunks": step.chunks,
+        "value": kernels.floats(values),
+        **_lists(kernels, weights(step), values, entries),
+    }
+    return "integers", "convolve_integers", "a, scratch", fields
 
 
 def _linear(kernels: Kernels, step: Linear) -> Written:
@@ -198,14 +214,16 @@ def _linear(kernels: Kernels, step: Linear) -> Written:
         "adds": int(step.add is not None),
         "bias": kernels.floats(step.shift),
         "activation": _activation(step.activation),
+        "zero": step.x.codes.offset if step.x.codes else -1,
     }
-    values = lists(step.weight)
+    values, factor = listed_values(step.weight), step.x.codes.step if step.x.codes else 1.0
     if values is None:
-        fields["weight"] = kernels.floats(step.weight * step.scale[:, None])
+        fields["weight"] = kernels.floats(step.weight * (factor * step.scale)[:, None])
     else:
-        fields["scale"] = kernels.floats(step.scale * (values[-1] if len(values) else 0.0))
+        fields["scale"] = kernels.floats(factor * step.scale)
         inputs = np.arange(step.weight.shape[1])
         entries = Entries(inputs, np.zeros_like(inputs))
+        fields["value"] = kernels.floats(values)
         fields |= _lists(kernels, step.weight, values, entries)
     return "linear", "multiply_vector", "a, scratch", fields
 
@@ -223,6 +241,7 @@ def _map(kernels: Kernels, step: Map) -> Written:
         "scale": "0" if (step.scale == 1).all() else kernels.floats(step.scale),
         "shift": "0" if (step.shift == 0).all() else kernels.floats(step.shift),
         "activation": _activation(step.activation),
+        "codes": _codes(step.out.codes),
         "grid": _grid(kernels, step.out),
     }
     return "map", "map_planes", "a", fields
@@ -244,7 +263,7 @@ def _pool(kernels: Kernels, step: Pool) -> Written:
         "maximum": int(step.maximum),
         "adaptive": int(step.adaptive),
         "with_padding": int(step.with_padding),
-        "divisor": _number(step.divisor),
+        "divisor": number(step.divisor),
         **dict(zip(("vertical", "horizontal"), windows, strict=True)),
     }
     return "pool", "pool_planes", "a, scratch", fields
@@ -257,9 +276,14 @@ def _sample(kernels: Kernels, step: Sample) -> Written:
         "step_x": step.step[1],
         "from_y": step.start[0],
         "from_x": step.start[1],
-        "outside": _number(step.outside) if np.isfinite(step.outside) else "-INFINITY",
+        "outside": number(step.outside) if np.isfinite(step.outside) else "-INFINITY",
     }
     return "sample", "sample_planes", f"{source}, a", fields
+
+
+def _dequantize(kernels: Kernels, step: Dequantize) -> Written:
+    fields = _both(kernels, step) | {"step": number(step.x.codes.step)}
+    return "dequantize", "dequantize_planes", "a", fields
 
 
 def _mean(kernels: Kernels, step: Mean) -> Written:
@@ -269,7 +293,7 @@ def _mean(kernels: Kernels, step: Mean) -> Written:
         "out": kernels.planes(step.out),
         "count": step.out.planes.size,
         "length": grid.run,
-        "pixels": _number(grid.height * grid.width),
+        "pixels": number(grid.height * grid.width),
     }
     return "mean", "average_planes", "a", fields
 
@@ -292,4 +316,5 @@ WRITERS: dict[type[Step], Callable[..., Written]] = {
     Sample: _sample,
     Mean: _mean,
     Flatten: _flatten,
+    Dequantize: _dequantize,
 }

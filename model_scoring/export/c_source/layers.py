@@ -11,10 +11,11 @@ from model_scoring.export.c_source.lowering import Lowering, NoKernel, Padded
 from model_scoring.export.c_source.steps import PIXEL, Activation, Size, Value
 
 
-def _parts(low: Lowering, ref: Ref, size: Size, kernel: Size, *how: Size) -> list[steps.Part]:
+def _parts(low: Lowering, source: Value | Padded, size: Size, kernel: Size, *how: Size
+           ) -> list[steps.Part]:  # fmt: skip
     """The phases of a convolution's input with the taps that ever meet it. size: of the output;
     how: stride, padding, dilation."""
-    source, (stride, padding, dilation) = low.source(ref), how
+    stride, padding, dilation = how
     if isinstance(source, Padded):
         padding = padding[0] + source.top, padding[1] + source.left
         source = source.value
@@ -49,7 +50,10 @@ def convolution(low: Lowering, x: Ref, weight: Tensor, bias: Tensor | None, *res
         "scale": np.ones(filters),
         "shift": shift,
     }
-    parts = _parts(low, x, shape[2:], kernel, *how)
+    parts = _parts(low, low.source(x), shape[2:], kernel, *how)
+    if steps.listed_values(common["weight"], groups) is None:
+        for part in parts:  # no kernel of these multiplies bytes
+            part.value = low.floats(part.value)
     out = low.program.new((1, filters), shape[2:])
     one_tap = len(parts) == len(parts[0].taps) == 1
     if out.size == parts[0].value.size == PIXEL and one_tap and groups == 1:
@@ -67,7 +71,8 @@ def linear(low: Lowering, bias: object, x: Ref, weight: Tensor, *, beta: float =
     """addmm: bias + x weight."""
     if not isinstance(x, Ref) or isinstance(weight, Ref) or isinstance(bias, Ref):
         raise NoKernel("of computed weights")
-    value = low.value(x)
+    value = low.source(x)
+    value = low.value(x) if isinstance(value, Padded) or x.call < 0 else value
     if value.size != PIXEL or value.planes.shape[:-1] != (1,):
         raise NoKernel("of several rows")
     outputs = weight.shape[1]
@@ -76,6 +81,22 @@ def linear(low: Lowering, bias: object, x: Ref, weight: Tensor, *, beta: float =
     weight = weight.float().t().contiguous().numpy()
     scale = np.full(outputs, float(alpha))
     return low.add(steps.Linear(out=out, x=value, weight=weight, scale=scale, shift=shift))
+
+
+def quantize(low: Lowering, x: Ref, codes: steps.Codes) -> Value:
+    """The step that made x stores bytes instead, if that is all that x is for."""
+    step = low.open(x)
+    if not isinstance(step, steps.Convolution | steps.Map):
+        step = low.mapped(x)
+        low.makers.pop(len(low.results))  # codes take nothing more
+    step.out = low.program.new(step.out.planes.shape, step.out.size, codes)
+    if step.activation.kind == "RELU" and codes.low == 0:
+        step.activation = steps.IDENTITY  # clamping does that
+    return step.out
+
+
+def nothing(low: Lowering, *_: object, **__: object) -> None:
+    """Of a call that another one contains."""
 
 
 def product_of_matrices(low: Lowering, x: Ref, weight: Tensor) -> Value:

@@ -32,6 +32,7 @@ class Lowering:
         self.results: list[object] = []
         self.makers: dict[int, Affine] = {}  # call -> the step that may still take more
         self.samples: dict[tuple, Value] = {}
+        self.dequantized: dict[bytes, Value] = {}
 
     @property
     def call(self) -> Call:
@@ -68,13 +69,24 @@ class Lowering:
             found = self.results[ref.call] = self.sample(found.value, found.size, start=start)
         if not isinstance(found, Value):
             raise NoKernel("of several values")
-        return found
+        return self.floats(found)
 
     def source(self, ref: Ref) -> Value | Padded:
-        """As `value`, for readers that take a padded value or the image itself."""
+        """As `value`, for readers that take codes, a padded value, or the image itself."""
         if ref.call < 0:
             return self.program.image
         return self.results[ref.call]
+
+    def floats(self, value: Value) -> Value:
+        """What codes stand for, made once."""
+        if value.codes is None:
+            return value
+        key = value.planes.tobytes()
+        if key not in self.dequantized:
+            out = self.program.new(value.planes.shape, value.size)
+            self.program.steps.append(steps.Dequantize(out=out, x=value))
+            self.dequantized[key] = out
+        return self.dequantized[key]
 
     def open(self, ref: object) -> Affine | None:
         """The step that made a value, if nothing else reads it."""
@@ -98,7 +110,7 @@ class Lowering:
         """Pixels of a value, made once."""
         key = x.planes.tobytes(), x.size, size, step, start, outside
         if key not in self.samples:
-            out = self.program.new(x.planes.shape, size)
+            out = self.program.new(x.planes.shape, size, x.codes)
             made = steps.Sample(out=out, x=x, step=step, start=start, outside=outside)
             self.program.steps.append(made)
             self.samples[key] = out
@@ -118,12 +130,17 @@ class Lowering:
         return len(self.graph.calls[ref.call].shape) if ref.call >= 0 else 4
 
 
-def store_twice(program: Program) -> Program:
-    """Let a convolution store what a map makes of it as well: BatchNorm before the next one."""
+def store_at_once(program: Program) -> Program:
+    """Let a convolution store what maps make of it as well: BatchNorm before the next one, codes;
+    and not itself, if nothing else reads it."""
     makers = {id(s.out): s for s in program.steps if isinstance(s, steps.Convolution)}
     for step in list(program.steps):
         maker = makers.get(id(step.x)) if isinstance(step, steps.Map) and step.add is None else None
-        if maker is not None and maker.also is None:
-            maker.also = step
+        if maker is not None:
+            maker.also.append(step)
             program.steps.remove(step)
+    read = [value.planes.flat for step in program.steps for value in step.reads()]
+    read = np.concatenate([*read, program.logits.planes.flat])
+    for maker in makers.values():
+        maker.stored = not maker.also or bool(np.isin(maker.out.planes, read).any())
     return program

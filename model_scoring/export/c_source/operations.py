@@ -6,13 +6,14 @@ import torch
 from torch import nn
 
 from model_scoring.export.c_source import layers, planes
-from model_scoring.export.c_source.graph import graph_of
-from model_scoring.export.c_source.lowering import Lowering, store_twice
+from model_scoring.export.c_source.graph import INSIDE, QUANTIZE, graph_of
+from model_scoring.export.c_source.lowering import Lowering, store_at_once
 from model_scoring.export.c_source.steps import Program
 
 # fmt: off
 RULES: dict[str, Callable] = {
     "convolution": layers.convolution, "addmm": layers.linear, "mm": layers.product_of_matrices,
+    QUANTIZE: layers.quantize, INSIDE: layers.nothing,
     "_native_batch_norm_legit_no_training": layers.batchnorm,
     "add": layers.add, "sub": layers.difference, "mul": layers.product, "div": layers.quotient,
     **{name: layers.simple(name.upper()) for name in
@@ -35,4 +36,4 @@ RULES: dict[str, Callable] = {
 def lower(network: nn.Module, shape: tuple[int, int, int], classes: int | None) -> Program:
     """The steps of a network in evaluation mode on the CPU for an image (channels, height, width).
     Raises UserError if an operation has no kernel, or torch cannot export the network."""
-    return store_twice(Lowering(graph_of(network, shape, classes), shape).run(RULES))
+    return store_at_once(Lowering(graph_of(network, shape, classes), shape).run(RULES))

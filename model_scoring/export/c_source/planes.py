@@ -92,7 +92,7 @@ def permute(low: Lowering, x: Ref, dims: list) -> Value:
 def cut(low: Lowering, x: Ref, dim: int = 0, start: int | None = None, end: int | None = None,
            step: int = 1) -> Value:  # fmt: skip
     source = low.source(x)
-    source = low.value(x) if isinstance(source, Padded) else source
+    source = low.value(x) if isinstance(source, Padded) else low.floats(source)
     dim %= low.rank(x)
     if dim < source.planes.ndim:
         value = low.value(x)
@@ -151,8 +151,9 @@ def pad(low: Lowering, x: Ref, pads: list, value: float = 0) -> Value | Padded:
     sides = [tuple(pads[i : i + 2]) for i in range(0, len(pads), 2)][::-1]
     sides = [(0, 0)] * (rank - len(sides)) + sides
     outer, inner = sides[: source.planes.ndim], sides[source.planes.ndim :]
+    if any(pair != (0, 0) for pair in outer) or value != 0 or min(pads) < 0:
+        source = low.floats(source)
     if any(pair != (0, 0) for pair in outer):
-        source = low.value(x)
         image = low.program.image  # of which nothing is inside: a plane of one value
         one = Value(image.planes[:1, :1], image.size)
         zero = low.sample(one, source.size, start=image.size, outside=float(value))

@@ -15,7 +15,7 @@ from model_scoring.export.c_source.operations import lower
 from model_scoring.export.c_source.steps import Convolution, Linear, Program
 
 TEMPLATES = Path(__file__).parent / "templates"
-ALWAYS = ("vectors", "planes")
+ALWAYS = ("vectors", "bytes", "planes")
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def c_source(
         kernels.write(step)
     functions = _functions(kernels, layout.of(program.logits))
     header = _header(name, shape, classes, layout)
-    shared = ("convolution",) if {"lists", "dense"} & kernels.used.keys() else ()
+    shared = ("convolution",) if {"lists", "dense", "integers"} & kernels.used.keys() else ()
     templates = (*ALWAYS, *shared, *kernels.used)
     text = "\n".join(
         [

@@ -7,18 +7,48 @@ only rearrange numbers of planes and cost nothing.
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+
+from model_compound_scaling.networks.few_values import few_values, without_subnormals
 
 Size = tuple[int, int]  # height, width
 PIXEL: Size = (1, 1)
+MOST_INPUTS = 2**16  # that the entries of a list can tell apart
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What a quantizer makes: whole numbers from low to high, times a step. A byte holds a code
+    plus an offset; even ones leave ties of rounding as they are."""
+
+    step: float
+    low: int
+    high: int
+
+    @property
+    def offset(self) -> int:
+        return -self.low + self.low % 2
+
+    @property
+    def largest(self) -> int:
+        """Byte."""
+        return self.high + self.offset
+
+    @property
+    def most_terms(self) -> int:
+        """Bytes whose sum fits into 16 bits, whatever they are."""
+        return (2**16 - 1) // self.largest
 
 
 @dataclass(frozen=True, eq=False)
 class Value:
     """An activation (..., height, width): `planes` has the number of each plane, in the shape of
-    the dimensions before. One of two dimensions has planes of one pixel."""
+    the dimensions before. One of two dimensions has planes of one pixel. With `codes` the planes
+    are bytes, else floats."""
 
     planes: np.ndarray  # int64
     size: Size
+    codes: Codes | None = None
 
 
 @dataclass(frozen=True)
@@ -92,13 +122,21 @@ class Convolution(Affine):
     parts: list[Part]
     weight: np.ndarray
     groups: int
-    also: "Map | None" = None  # stores scale y + shift, activated, as well
+    also: list["Map"] = field(default_factory=list)  # store scale y + shift, activated, as well
+    stored: bool = True  # whether anything reads y itself
+
+    @property
+    def chunks(self) -> int:
+        """Parts of a filter's lists at most, none of whose sums of bytes can overflow."""
+        most, rows = self.parts[0].value.codes.most_terms, self.weight.reshape(len(self.weight), -1)
+        values = listed_values(self.weight, self.groups)
+        return int(sum(-(-(rows == v).sum(1) // most) for v in values).max()) if len(values) else 0
 
     def reads(self) -> list[Value]:
         return [*super().reads(), *(part.value for part in self.parts)]
 
     def writes(self) -> list[Value]:
-        return [self.out, self.also.out] if self.also else [self.out]
+        return [self.out] * self.stored + [step.out for step in self.also]
 
 
 @dataclass(eq=False, kw_only=True)
@@ -163,18 +201,46 @@ class Flatten(Step):
     x: Value
 
 
+@dataclass(eq=False, kw_only=True)
+class Dequantize(Step):
+    """Codes to floats."""
+
+    x: Value
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Planes that lie side by side."""
+
+    first: int  # plane
+    count: int
+    size: Size
+    codes: Codes | None = None
+
+
 @dataclass
 class Program:
     """Steps in their order, and the sizes of all planes: those of the image come first."""
 
     image: Value
     steps: list[Step] = field(default_factory=list)
-    buffers: list[tuple[int, int, Size]] = field(default_factory=list)  # first plane, count, size
+    buffers: list[Buffer] = field(default_factory=list)
     logits: Value | None = None
 
-    def new(self, shape: tuple[int, ...], size: Size) -> Value:
-        """A value of fresh planes that lie side by side."""
-        first = sum(self.buffers[-1][:2]) if self.buffers else self.image.planes.size
-        planes = first + np.arange(int(np.prod(shape)), dtype=np.int64)
-        self.buffers.append((first, len(planes), size))
-        return Value(planes.reshape(shape), size)
+    def new(self, shape: tuple[int, ...], size: Size, codes: Codes | None = None) -> Value:
+        """A value of fresh planes."""
+        last = self.buffers[-1] if self.buffers else Buffer(0, self.image.planes.size, size)
+        first, count = last.first + last.count, int(np.prod(shape))
+        planes = first + np.arange(count, dtype=np.int64)
+        self.buffers.append(Buffer(first, count, size, codes))
+        return Value(planes.reshape(shape), size, codes)
+
+
+def listed_values(weight: np.ndarray, groups: int = 1) -> np.ndarray | None:
+    """The values of a layer's lists, the smallest first; None: it has too many."""
+    found = few_values(torch.from_numpy(np.ascontiguousarray(weight)))
+    if found is None or weight[0].size * groups > MOST_INPUTS:
+        return None
+    values = without_subnormals(found).numpy()
+    values = values[values != 0]
+    return values[np.argsort(abs(values), kind="stable")]

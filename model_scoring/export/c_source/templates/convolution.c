@@ -6,17 +6,27 @@ typedef struct { /* channels and the taps that read them; with stride 2, one par
     const int32_t *tap; /* distances from the output's pixel, in floats */
 } part;
 
+typedef struct { /* a further output: scale y + bias, activated */
+    planes out;
+    const float *scale, *bias;
+    activation activation;
+    codes codes;
+    grid grid;
+} also;
+
 typedef struct {
     const part *parts;
     int32_t part_count, channels, groups; /* channels: of a group's input */
     int32_t filters, inputs;              /* inputs: channels * taps of all parts */
-    planes out, add, also;                /* add: the residual. also: a second output */
+    planes out, add;                      /* add: the residual */
     const float *scale, *bias;
-    const float *also_scale, *also_bias;
-    activation activation, also_activation;
-    grid grid, also_grid;
+    activation activation;
+    codes codes;
+    grid grid;
     runs runs;
-    int32_t adds; /* whether there is a residual */
+    int32_t adds, stored; /* whether there is a residual; whether y itself is an output */
+    int32_t also_count;
+    const also *also;
 } convolution;
 
 /* Distances of all inputs of a group from the arena's start, group after group. */
@@ -32,7 +42,29 @@ static void find_inputs(const convolution *c, offset *inputs)
             }
 }
 
-/* Scale (unless it is in the weights), bias, residual, activation; then the sums are stored. */
+/* Residual, activation; then the sums are stored. */
+INLINE void finish_scaled(const int count, vec *y, const convolution *c, int f, float *a, int at,
+                          int last)
+{
+    if (c->adds) {
+        const float *residual = a + plane(&c->add, f) + at;
+        UNROLL for (int k = 0; k < count; k++)
+            y[k] += LOAD(residual + k * V);
+    }
+    activate(count, &c->activation, y);
+    if (c->stored)
+        put(count, a, plane(&c->out, f) + (uint32_t)at, y, last, &c->codes);
+    for (int i = 0; i < c->also_count; i++) {
+        const also *s = c->also + i;
+        vec z[8];
+        UNROLL for (int k = 0; k < count; k++)
+            z[k] = y[k] * s->scale[f] + s->bias[f];
+        activate(count, &s->activation, z);
+        put(count, a, plane(&s->out, f) + (uint32_t)at, z, last, &s->codes);
+    }
+}
+
+/* Scale (unless it is in the weights) and bias come before. */
 INLINE void finish(const int count, const vec *sum, const convolution *c, int f, float *a, int at,
                    int last)
 {
@@ -46,24 +78,13 @@ INLINE void finish(const int count, const vec *sum, const convolution *c, int f,
         UNROLL for (int k = 0; k < count; k++)
             y[k] = sum[k] + bias;
     }
-    if (c->adds) {
-        const float *residual = a + plane(&c->add, f) + at;
-        UNROLL for (int k = 0; k < count; k++)
-            y[k] += LOAD(residual + k * V);
-    }
-    activate(count, &c->activation, y);
-    store_all(count, a + plane(&c->out, f) + at, y, last);
-    if (c->also_scale) {
-        UNROLL for (int k = 0; k < count; k++)
-            y[k] = y[k] * c->also_scale[f] + c->also_bias[f];
-        activate(count, &c->also_activation, y);
-        store_all(count, a + plane(&c->also, f) + at, y, last);
-    }
+    finish_scaled(count, y, c, f, a, at, last);
 }
 
 static void finish_borders(const convolution *c, float *a)
 {
-    complete(a, &c->out, c->filters, &c->grid);
-    if (c->also_scale)
-        complete(a, &c->also, c->filters, &c->also_grid);
+    if (c->stored)
+        complete(a, &c->out, c->filters, &c->grid);
+    for (int i = 0; i < c->also_count; i++)
+        complete(a, &c->also[i].out, c->filters, &c->also[i].grid);
 }

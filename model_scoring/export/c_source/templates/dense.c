@@ -58,7 +58,7 @@ static void convolve_dense(const dense *d, float *a, float *scratch)
     for (int i = 0; i < r->count; i++) {
         block b;
         for (int at = 0; at < r->length; at += b.vectors * V) {
-            b = next_block(r->length, at, most);
+            b = next_block(r->length, at, most, V);
             const int in = i * r->in + b.at, out = i * r->out + b.at, n = b.vectors - 1;
             const float *weight = d->weight;
             for (int f = 0; f < c->filters;) {

@@ -3,11 +3,12 @@
 typedef struct {
     planes in, out, add;
     int32_t inputs, outputs, adds;
+    int32_t zero; /* of inputs that are bytes; -1: they are floats */
     const float *weight; /* (outputs, inputs); NULL: lists of inputs, as in lists.c */
     const float *scale, *bias;
     activation activation;
     int32_t values;
-    const float *ratio;
+    const float *value;
     const uint16_t *count, *list;
 } linear;
 
@@ -51,13 +52,14 @@ static void multiply_vector(const linear *l, float *a, float *scratch)
 {
     const uint16_t *list = l->list, *count = l->count;
     for (int i = 0; i < l->inputs; i++)
-        scratch[i] = a[plane(&l->in, i)];
+        scratch[i] = l->zero < 0 ? a[plane(&l->in, i)]
+                                 : (float)(((const uint8_t *)a)[plane(&l->in, i)] - l->zero);
     for (int o = 0; o < l->outputs; o++) {
         float sum = 0;
         if (l->weight)
             sum = product(l->weight + (size_t)o * (size_t)l->inputs, scratch, l->inputs);
         for (int v = 0; v < l->values; v++, list += *count++)
-            sum = (v > 0 ? sum * l->ratio[v - 1] : 0) + list_sum(list, *count, scratch);
+            sum += list_sum(list, *count, scratch) * l->value[v];
         vec y = SPLAT((l->scale ? sum * l->scale[o] : sum) + l->bias[o]);
         if (l->adds)
             y += a[plane(&l->add, o)];

@@ -78,7 +78,7 @@ static void convolve_lists(const lists *l, float *a, float *scratch)
     for (int i = 0; i < r->count; i++) {
         block b;
         for (int at = 0; at < r->length; at += b.vectors * V) {
-            b = next_block(r->length, at, MOST_BY_LISTS);
+            b = next_block(r->length, at, MOST_BY_LISTS, V);
             kernels[b.vectors - 1](l, a, inputs, sums, i * r->in + b.at, i * r->out + b.at,
                                    b.last);
         }

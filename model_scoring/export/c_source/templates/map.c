@@ -6,6 +6,7 @@ typedef struct {
     int32_t broadcast;                /* whether the other value has one pixel a plane */
     const float *scale, *shift;
     activation activation;
+    codes codes;
     grid grid;
 } map;
 
@@ -24,11 +25,10 @@ static void map_planes(const map *m, float *a)
         const float scale = m->scale ? m->scale[c] : 1, shift = m->shift ? m->shift[c] : 0;
         const float *x = a + plane(&m->in, c);
         const float *y = a + (m->operation ? plane(&m->other, c) : 0);
-        float *out = a + plane(&m->out, c);
         const vec same = SPLAT(m->broadcast ? *y : 0);
         block b;
         for (int at = 0; at < m->length; at += b.vectors * V) {
-            b = next_block(m->length, at, 4);
+            b = next_block(m->length, at, 4, V);
             vec sum[4];
             for (int k = 0; k < b.vectors; k++) {
                 const int i = b.at + k * V;
@@ -43,7 +43,7 @@ static void map_planes(const map *m, float *a)
             case 3: activate(3, &m->activation, sum); break;
             case 4: activate(4, &m->activation, sum); break;
             }
-            store_all(b.vectors, out + b.at, sum, b.last);
+            put(b.vectors, a, plane(&m->out, c) + (uint32_t)b.at, sum, b.last, &m->codes);
         }
     }
     complete(a, &m->out, m->count, &m->grid);

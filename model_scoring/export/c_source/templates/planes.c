@@ -4,7 +4,7 @@
    plane has copies, shifted by a pixel with zeros at the edge, so that all loads are of whole cache
    lines (others take twice as long). */
 
-typedef struct { /* where the first pixels of planes are, in floats */
+typedef struct { /* where the first pixels of planes are, in pixels: floats or bytes */
     uint32_t first, step;
     const uint32_t *table; /* instead, where the steps differ */
 } planes;
@@ -12,6 +12,7 @@ typedef struct { /* where the first pixels of planes are, in floats */
 typedef struct {
     int32_t height, width, pitch;
     int32_t before;       /* zeros before the first pixel of all */
+    int32_t zero;         /* the byte that stands for 0; -1: pixels are floats */
     int32_t copies;       /* the plane itself is the first one */
     const int32_t *copy;  /* their distances from it, then their shifts, then the zeros after each */
 } grid;
@@ -61,9 +62,83 @@ INLINE void find_inside(uint32_t *inside, int width, int dx)
         inside[width + j] = inside[j]; /* which goes on where V is larger than the width, too */
 }
 
+/* Codes of a quantizer, as bytes: a whole number plus an offset, which stands for 0. */
+typedef struct {
+    float inverse, zero, low, high; /* of the step, or 0: floats; the others are 2^23 more */
+} codes;
+
+/* Above 2^23 floats are whole numbers: adding rounds, halves to even, and the lowest byte is it. */
+INLINE vec quantized(vec x, const codes *q)
+{
+    const vec shifted = x * q->inverse + q->zero;
+    return MIN(MAX(shifted, SPLAT(q->low)), SPLAT(q->high));
+}
+
+INLINE void clear_bytes(uint8_t *to, int count, int zero)
+{
+    const uint64_t many = (uint64_t)zero * 0x0101010101010101u;
+    const bits all = (uint32_t)many + (bits){0};
+    for (; count >= W; count -= W, to += W)
+        store_bytes(to, all);
+    for (; count >= 8; count -= 8, to += 8)
+        memcpy(to, &many, 8);
+    for (volatile uint8_t *rest = to; count > 0; count--)
+        *rest++ = (uint8_t)zero;
+}
+
+/* As copy_shifted and find_inside, with something else than 0 outside of a row. */
+INLINE void copy_bytes(const uint8_t *from, uint8_t *to, int run, int width, const uint8_t *inside,
+                       const uint8_t *fill)
+{
+    int at = 0, column = 0;
+    for (; at + W <= run; at += W) {
+        const bits x = (bits)load_bytes(from + at) & (bits)load_bytes(inside + column);
+        store_bytes(to + at, x | (bits)load_bytes(fill + column));
+        for (column += W; column >= width;)
+            column -= width;
+    }
+    for (; at < run; at++, column++)
+        to[at] = (uint8_t)((from[at] & inside[column]) | fill[column]);
+}
+
+INLINE void find_bytes_inside(uint8_t *inside, uint8_t *fill, int width, int dx, int zero)
+{
+    for (int j = 0; j < width; j++)
+        inside[j] = j + dx < 0 || j + dx >= width ? 0 : 255;
+    for (int j = 0; j < W; j++)
+        inside[width + j] = inside[j];
+    for (int j = 0; j < width + W; j++)
+        fill[j] = (uint8_t)(zero & ~inside[j]);
+}
+
+static void complete_bytes(uint8_t *a, const planes *out, int count, const grid *g)
+{
+    const int run = (g->height - 1) * g->pitch + g->width, gap = g->pitch - g->width;
+    const int32_t *shift = g->copy + g->copies, *after = shift + g->copies;
+    uint8_t inside[MOST_COPIES][MOST_WIDTH + W], fill[MOST_COPIES][MOST_WIDTH + W];
+    for (int k = 1; k < g->copies; k++)
+        find_bytes_inside(inside[k], fill[k], g->width, shift[k], g->zero);
+    clear_bytes(a + plane(out, 0) - g->before, g->before, g->zero);
+    for (int c = 0; c < count; c++) {
+        uint8_t *first = a + plane(out, c);
+        for (int i = 1; gap && i < g->height; i++)
+            for (int j = 0; j < gap; j++)
+                first[i * g->pitch - gap + j] = (uint8_t)g->zero;
+        clear_bytes(first + run, after[0], g->zero);
+        for (int k = 1; k < g->copies; k++) {
+            copy_bytes(first + shift[k], first + g->copy[k], run, g->width, inside[k], fill[k]);
+            clear_bytes(first + g->copy[k] + run, after[k], g->zero);
+        }
+    }
+}
+
 /* What belongs to planes whose pixels are written: zeros around them, and copies. */
 static void complete(float *a, const planes *out, int count, const grid *g)
 {
+    if (g->zero >= 0) {
+        complete_bytes((uint8_t *)a, out, count, g);
+        return;
+    }
     const int run = (g->height - 1) * g->pitch + g->width, gap = g->pitch - g->width;
     const int32_t *shift = g->copy + g->copies, *after = shift + g->copies;
     uint32_t inside[MOST_COPIES][MOST_WIDTH + V];
@@ -100,21 +175,62 @@ INLINE void store_all(const int count, float *to, const vec *x, int last)
     }
 }
 
-/* From a run's pixel `at` on, how many vectors come next: as equal as blocks of at most `most` can
-   be. Where the last one would be cut off, the block moves back and computes a few pixels twice. */
+/* The lowest bytes of four vectors, side by side. */
+INLINE bits packed(const vec *x)
+{
+    return (bits_of(x[0]) ^ 0x4B000000) | bits_of(x[1]) << 8 | bits_of(x[2]) << 16 |
+           bits_of(x[3]) << 24;
+}
+
+INLINE void store_some_bytes(uint8_t *to, bits x, int count)
+{
+    uint8_t bytes[W];
+    if (count == W) {
+        store_bytes(to, x);
+    } else {
+        store_bytes(bytes, x);
+        for (int i = 0; i < count; i++)
+            to[i] = bytes[i];
+    }
+}
+
+INLINE void store_codes(const int count, uint8_t *to, const vec *x, int last, const codes *q)
+{
+    UNROLL for (int k = 0; k < count; k += 4) {
+        vec y[4];
+        UNROLL for (int i = 0; i < 4; i++)
+            y[i] = quantized(x[k + i < count ? k + i : k], q);
+        const int vectors = count - k < 4 ? count - k : 4;
+        store_some_bytes(to + k * V, in_order(packed(y)),
+                         k + 4 < count ? W : (vectors - 1) * V + last);
+    }
+}
+
+/* Pixels of a plane from some place on, as floats or codes. */
+INLINE void put(const int count, float *a, uint32_t at, const vec *x, int last, const codes *q)
+{
+    if (q->inverse == 0)
+        store_all(count, a + at, x, last);
+    else
+        store_codes(count, (uint8_t *)a + at, x, last, q);
+}
+
+/* From a run's pixel `at` on, how many vectors, of `wide` pixels each, come next: as equal as blocks
+   of at most `most` can be. Where the last one would be cut off, the block moves back and computes a
+   few pixels twice. */
 typedef struct {
     int32_t at, vectors, last; /* last: pixels of the last vector */
 } block;
 
-INLINE block next_block(int length, int at, int most)
+INLINE block next_block(int length, int at, int most, int wide)
 {
-    const int left = (length - at + V - 1) / V, blocks = (left + most - 1) / most;
-    block b = {at, (left + blocks - 1) / blocks, V};
-    if (at + b.vectors * V > length) {
-        if (b.vectors * V <= length)
-            b.at = length - b.vectors * V;
+    const int left = (length - at + wide - 1) / wide, blocks = (left + most - 1) / most;
+    block b = {at, (left + blocks - 1) / blocks, wide};
+    if (at + b.vectors * wide > length) {
+        if (b.vectors * wide <= length)
+            b.at = length - b.vectors * wide;
         else
-            b.last = length - at - (b.vectors - 1) * V;
+            b.last = length - at - (b.vectors - 1) * wide;
     }
     return b;
 }

@@ -22,8 +22,45 @@ INLINE void every_second(const float *x, float *to, int from, int end, int reada
     (void)readable;
 }
 
+INLINE void every_nth_byte(const uint8_t *x, uint8_t *to, int count, int step)
+{
+    int j = 0;
+#if NAME_VECTOR > 1
+    typedef uint16_t pairs_of_eight __attribute__((vector_size(16), aligned(1), may_alias));
+    typedef uint8_t eight __attribute__((vector_size(8), aligned(1), may_alias));
+    for (; step == 2 && j + 8 <= count; j += 8)
+        *(eight *)(to + j) = __builtin_convertvector(*(const pairs_of_eight *)(x + 2 * j), eight);
+#endif
+    for (; j < count; j++)
+        to[j] = x[j * step];
+}
+
+static void sample_bytes(const sample *s, const float *in, float *a)
+{
+    const grid *g = &s->out_grid;
+    const int first = s->from_x < 0 ? (s->step_x - 1 - s->from_x) / s->step_x : 0;
+    const int beyond = (s->in_grid.width - s->from_x + s->step_x - 1) / s->step_x;
+    for (int c = 0; c < s->count; c++)
+        for (int i = 0; i < g->height; i++) {
+            const int y = s->from_y + i * s->step_y;
+            const int end = y < 0 || y >= s->in_grid.height ? 0 : beyond < g->width ? beyond : g->width;
+            uint8_t *to = (uint8_t *)a + plane(&s->out, c) + i * g->pitch;
+            const uint8_t *x = (const uint8_t *)in + plane(&s->in, c);
+            if (first > 0 || end < g->width)
+                clear_bytes(to, g->width, g->zero);
+            if (first < end)
+                every_nth_byte(x + y * s->in_grid.pitch + s->from_x + first * s->step_x, to + first,
+                               end - first, s->step_x);
+        }
+    complete(a, &s->out, s->count, g);
+}
+
 static void sample_planes(const sample *s, const float *in, float *a)
 {
+    if (s->out_grid.zero >= 0) {
+        sample_bytes(s, in, a);
+        return;
+    }
     const grid *g = &s->out_grid;
     const int step = s->step_x, first = s->from_x;
     const int low = first < 0 ? (step - 1 - first) / step : 0;

@@ -6,20 +6,16 @@
 typedef float vec;
 typedef float loose;
 typedef uint32_t offset;
+typedef uint32_t bits;
 #define MASKED(x, mask) (*(mask) ? (x) : 0)
+#ifdef __GNUC__
+#define INLINE static inline __attribute__((unused))
+#else
 #define INLINE static inline
+#endif
 #define UNROLL
 #define MAX(a, b) ((a) < (b) ? (b) : (a))
 #define MIN(a, b) ((b) < (a) ? (b) : (a))
-INLINE vec power_of_two(vec shifted, vec mantissa) /* mantissa * 2^n, where shifted = n + MAGIC */
-{
-    uint32_t n, bits;
-    memcpy(&n, &shifted, 4);
-    memcpy(&bits, &mantissa, 4);
-    bits += n << 23;
-    memcpy(&mantissa, &bits, 4);
-    return mantissa;
-}
 #else
 #ifndef NAME_VECTOR
 #if defined(__AVX512F__)
@@ -51,10 +47,6 @@ INLINE vec chosen(bits mask, vec a, vec b)
 #define MAX(a, b) chosen((bits)((a) < (b)), b, a)
 #define MIN(a, b) chosen((bits)((b) < (a)), b, a)
 #endif
-INLINE vec power_of_two(vec shifted, vec mantissa)
-{
-    return (vec)((bits)mantissa + ((bits)shifted << 23));
-}
 #endif
 
 enum { V = NAME_VECTOR };
@@ -63,8 +55,22 @@ enum { V = NAME_VECTOR };
 #define STORE(to, value) (*(loose *)(to) = (value))
 #define SPLAT(x) ((x) - (vec){0}) /* x + 0 would lose the sign of -0 */
 
+INLINE bits bits_of(vec x)
+{
+    bits y;
+    memcpy(&y, &x, sizeof y);
+    return y;
+}
+
+INLINE vec floats_of(bits x)
+{
+    vec y;
+    memcpy(&y, &x, sizeof y);
+    return y;
+}
+
 /* e^x: x = n ln 2 + r, and the Taylor series of e^r up to r^7. Adding 1.5 * 2^23 rounds to whole
-   numbers and leaves them in the lowest bits. */
+   numbers and leaves them in the lowest bits, from where they are added to the exponent. */
 INLINE vec exponential(vec x)
 {
     const float magic = 12582912.0f;
@@ -77,7 +83,7 @@ INLINE vec exponential(vec x)
     sum = sum * r + 1 / 6.0f;
     sum = sum * r + 0.5f;
     sum = sum * r + 1;
-    return power_of_two(n, sum * r + 1);
+    return floats_of(bits_of(sum * r + 1) + (bits_of(n) << 23));
 }
 
 INLINE vec sigmoid(vec x)
