@@ -34,6 +34,7 @@ from model_compound_scaling.checkpoints.atomic_save import write_text
 from model_compound_scaling.checkpoints.recognition import network_spec
 from model_compound_scaling.networks.building import build
 from model_compound_scaling.networks.few_values import few_values
+from model_compound_scaling.networks.quantizers import quantizers
 from model_compound_scaling.networks.registry import NetworkSpec, default_spec, table_row
 from model_quantization.activation_bits import begin, layer_bits
 from model_scoring.dead_channels import thin
@@ -151,7 +152,7 @@ def runtimes(network: nn.Module, image: Tensor) -> Calls:
     fast, pixels, shape = torch.compile(network), image.numpy(), tuple(image.shape[1:])
     calls = {"C": library(network, shape).caller(pixels[0])}
     layers = (m for m in network.modules() if isinstance(m, nn.Conv2d))
-    if any(few_values(layer.weight) is not None for layer in layers):
+    if not quantizers(network) and any(few_values(layer.weight) is not None for layer in layers):
         calls[EIGHT] = library(with_activations(network, shape), shape).caller(pixels[0])
     calls["PyTorch"] = lambda: network(image)
     calls["torch.compile"] = lambda: fast(image)
