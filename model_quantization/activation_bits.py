@@ -18,6 +18,9 @@ from model_compound_scaling.networks.quantizers.layer_inputs import LAYERS
 from model_compound_scaling.networks.registry import Activations
 
 FIRST_BATCHES = 4  # which tell signs and first steps
+# Of the weights' learning rate, for shares of steps. Weights are about 0.1, so that both change by
+# the same shares, which is what LSQ scales the gradient for (section 2.2); Adam undoes such scales
+STEP_RATE = 10.0
 
 
 def layer_bits(network: nn.Module, names: list[str], *, bits: int, others: int) -> dict[str, int]:
@@ -142,16 +145,15 @@ def begin(
 
 
 class StepSizes:
-    """A network's learned steps in training: without weight decay, at the centroids' rate, as their
-    gradients, too, are sums over many numbers. In one update none loses more than half of itself,
-    so that all stay above 0, whatever the rate."""
+    """A network's learned steps in training, without weight decay. An update is a share of the
+    step, whatever its size, and at most half of it is lost at once, so that all stay above 0."""
 
     def __init__(self, network: nn.Module) -> None:
         self.quantizers = quantizers(network)
         self.steps = [quantizer.step for quantizer in self.quantizers.values()]
 
     def groups(self, groups: list[dict], *, lr: float) -> list[dict]:
-        """A ternarizer's parameter groups, and if there are steps one more: theirs."""
+        """A ternarizer's parameter groups, and if there are steps one more: theirs, at `lr`."""
         if not self.steps:
             return groups
         own = set(self.steps)
@@ -162,13 +164,17 @@ class StepSizes:
     @torch.no_grad()
     def prepare_step(self) -> None:
         """Before the optimizer's step."""
-        self.least = torch._foreach_mul(self.steps, 0.5) if self.steps else []
+        self.before = torch._foreach_mul(self.steps, 1.0) if self.steps else []
 
     @torch.no_grad()
     def finish_step(self) -> None:
-        """After it."""
+        """After it: what was added is the share."""
         if self.steps:
-            torch._foreach_maximum_(self.steps, self.least)
+            shares = torch._foreach_sub(self.steps, self.before)
+            torch._foreach_clamp_min_(shares, -0.5)
+            torch._foreach_copy_(
+                self.steps, torch._foreach_addcmul(self.before, self.before, shares)
+            )
 
     def figures(self) -> dict[str, list[dict]]:
         """Of each quantized input its bits, sign and step; nothing if there is none."""

@@ -74,7 +74,7 @@ def make_optimizer(
     steps of activations, if there are any."""
     groups = ternarizer.parameter_groups(lr=lr, centroid_lr=lr2, weight_decay=weight_decay)
     steps = activation_bits.StepSizes(ternarizer.network)
-    return torch.optim.Adam(steps.groups(groups, lr=lr2), fused=True)
+    return torch.optim.Adam(steps.groups(groups, lr=activation_bits.STEP_RATE * lr), fused=True)
 
 
 # what can go wrong with a layer, in the words of the log
@@ -142,7 +142,7 @@ class Quantization:
         lr, lr2 = factor * self.settings.lr, factor * self.settings.lr2
         # of steps: they freeze, while BatchNorm and centroids settle, in the last frozen epoch
         last = self.phase == "frozen" and epoch == self.epochs[-1]
-        rates = (lr, lr2, lr, 0.0 if last else lr2)
+        rates = (lr, lr2, lr, 0.0 if last else activation_bits.STEP_RATE * lr)
         for group, rate in zip(self.step.optimizer.param_groups, rates, strict=False):
             group["lr"] = rate
         self.codes = self.ternarizer.codes()

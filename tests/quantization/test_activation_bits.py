@@ -122,6 +122,22 @@ def test_no_rate_makes_a_step_negative():
     assert StepSizes(build(MICRONET)).groups(groups, lr=1.0) is groups
 
 
+def test_updates_are_shares_of_a_step():
+    network = Zoo()
+    begin(network, layer_bits(network, [], bits=8, others=2), batches(1), seed=0)
+    sizes = StepSizes(network)
+    before = [p.item() for p in sizes.steps]
+    optimizer = torch.optim.Adam(sizes.groups([{"params": []}], lr=0.02)[1:], fused=True)
+    for i, p in enumerate(sizes.steps):
+        p.grad = torch.full_like(p, (-1) ** i * 10.0**i)
+    sizes.prepare_step()
+    optimizer.step()
+    sizes.finish_step()
+    shares = [p.item() / b - 1 for p, b in zip(sizes.steps, before, strict=True)]
+    assert shares == pytest.approx([-0.02 * (-1) ** i for i in range(len(shares))], rel=1e-3)
+    assert max(before) > 3 * min(before)  # which is not so of what was added
+
+
 @pytest.fixture(scope="module")
 def quantized(images, trained, tmp_path_factory) -> Path:
     """Folder of a grid of 8 and 4 bits, and of the same without, from `trained`."""
