@@ -140,9 +140,9 @@ class Quantization:
                 self.ternarizer.set_gamma(self.strength(epoch * len(self.data.train)))
         factor = self.settings.recipe.lr_factor(epoch - self.epochs.start, len(self.epochs))
         lr, lr2 = factor * self.settings.lr, factor * self.settings.lr2
-        # of steps: they freeze, while BatchNorm and centroids settle, in the last frozen epoch
-        last = self.phase == "frozen" and epoch == self.epochs[-1]
-        rates = (lr, lr2, lr, 0.0 if last else activation_bits.STEP_RATE * lr)
+        frozen = self.phase == "frozen"  # steps settle, and in the last epoch what depends on them
+        steps = 0.0 if frozen and epoch == self.epochs[-1] else lr2 if frozen else lr
+        rates = (lr, lr2, lr, activation_bits.STEP_RATE * steps)
         for group, rate in zip(self.step.optimizer.param_groups, rates, strict=False):
             group["lr"] = rate
         self.codes = self.ternarizer.codes()
