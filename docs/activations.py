@@ -1,4 +1,4 @@
-"""Accuracy over operations of docs/activations.csv, drawn: python docs/activations.py PICTURE.png"""
+"""Accuracy over operations of activations.csv, drawn: python docs/activations.py PICTURE.png"""
 
 import csv
 import sys
