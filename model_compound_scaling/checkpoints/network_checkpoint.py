@@ -143,8 +143,9 @@ def load_network(checkpoint: Checkpoint, spec: NetworkSpec) -> nn.Module:
         reason = some(wrong, "; ") or " ".join(str(error).split())
         raise CheckpointError(f"{checkpoint.path} does not fit {spec.model}: {reason}") from None
     tie_equal(ties)
-    if wrong := positive_steps(spec.activations, form.state):
-        raise CheckpointError(f"{checkpoint.path}: {wrong} is not above 0")
+    # as loaded: a float64 may be none that float32 has
+    if wrong := positive_steps(spec.activations, network.state_dict()):
+        raise CheckpointError(f"{checkpoint.path}: {wrong} is not above 0, or not finite")
     if spec.widths:
         _require_coherent(checkpoint, spec)
     return network

@@ -27,12 +27,13 @@ from model_compound_scaling.networks.registry import (
 PROBES = (10, 100)  # numbers of classes that a builder is likely to take
 
 
-def _expected(spec: NetworkSpec) -> dict[str, Tensor]:
-    """The network's state dict, as shapes. CheckpointError for widths that it cannot have."""
+def _expected(spec: NetworkSpec, file: str = "") -> dict[str, Tensor]:
+    """The network's state dict, as shapes. CheckpointError for widths and activations that it
+    cannot have; `file` begins it."""
     try:
         return expected_tensors(spec)
     except WidthsError as error:
-        raise CheckpointError(str(error)) from None
+        raise CheckpointError(f"{file}{error}") from None
 
 
 def mismatches(state: dict[str, Tensor], spec: NetworkSpec) -> list[str]:
@@ -160,7 +161,7 @@ def _fit(checkpoint: Checkpoint, spec: NetworkSpec) -> tuple[NetworkSpec, Form, 
         variants.append(replace(spec, permanent=True))
     fits = []
     for variant in variants:
-        form, wrong = fitting(checkpoint.state, _expected(variant))
+        form, wrong = fitting(checkpoint.state, _expected(variant, f"{checkpoint.path}: "))
         if not wrong:
             return variant, form, wrong
         fits.append((variant, form, wrong))

@@ -116,7 +116,7 @@ def _work(record: Record, live: Live, settings: Settings) -> Work:
         return _by_value(sides, summed_bits(record, weights, settings))
     found = _products(record, weights, settings)
     values = few_values(record.weight) if record.activation_bits and not weights.bits else None
-    if values is None:
+    if values is None or not values.any():
         return found
     parts = grouped(record.weight, len(weights.counts)).abs() * live.kept[..., None]
     sides = [(parts == size).sum((2, 3)) for size in values.abs().unique() if size]

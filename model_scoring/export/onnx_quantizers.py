@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from model_scoring.export.onnx_code_types import ACTIVATION_TYPES
+from model_scoring.export.onnx_code_types import ACTIVATION_TYPES, OPSETS
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
 PARTS = ("low", "high", "whole", "zero", "codes")  # names behind a result's
+# what onnxruntime moves QuantizeLinear to the front of, where it has no kernel of fewer than 8 bits
+MOVED = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")
+DROPPED = "Relu"  # which it does before signed codes of fewer than 8 bits, too
 BOUNDS = {"Max": ("low",), "Min": ("high",), "Clip": ("low", "high")}  # and what each sets
 
 
@@ -89,7 +92,10 @@ def with_quantizers(model: "ModelProto") -> "ModelProto":
     rounding = (graph.quantizer(node) for node in model.graph.node if node.op_type == "Round")
     replaced, dropped, stored = {}, set(), []
     for found in filter(None, rounding):
-        fitting = (row for row in ACTIVATION_TYPES if opset >= row.since)
+        before = getattr(graph.makers.get(found.nodes[0].input[0]), "op_type", None)
+        bytes_only = before in MOVED or (before == DROPPED and found.low < 0)
+        latest = OPSETS[0] if bytes_only else opset
+        fitting = (row for row in ACTIVATION_TYPES if latest >= row.since)
         kind = next((r for r in fitting if r.low <= found.low and found.high <= r.high), None)
         if kind is None:
             continue

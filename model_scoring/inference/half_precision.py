@@ -7,6 +7,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from model_compound_scaling.networks.quantizers import ActivationQuantizer
+
+HALF = 2.0**-24, torch.finfo(torch.float16).max  # its smallest and largest number above 0
+
 
 def _rounded(value: object) -> object:
     """float32 tensors rounded to what float16 can hold; anything else as it is."""
@@ -59,15 +63,25 @@ def _native_types(device: torch.device) -> list[torch.dtype]:
     return [names[name] for name, supported in checks.items() if supported()]
 
 
+def _copied(network: nn.Module) -> nn.Module:
+    """In evaluation mode, with steps that float16 can hold: a layer whose inputs are all 0 has a
+    tiny one, and 0 / 0 would be NaN."""
+    network = copy.deepcopy(network).eval()
+    for module in network.modules():
+        if isinstance(module, ActivationQuantizer):
+            module.step.data.clamp_(*HALF)
+    return network
+
+
 def half_precision(network: nn.Module, image: Tensor) -> tuple[nn.Module, str]:
     """A 16-bit copy of a network, tried with the image (1, C, H, W), and how it computes."""
     for dtype in _native_types(image.device):
-        candidate = InType(copy.deepcopy(network).eval(), dtype)
+        candidate = InType(_copied(network), dtype)
         try:
             with torch.no_grad():
                 candidate(image)
         except RuntimeError:  # an operation of the network does not exist in this type
             continue
         return candidate, str(dtype).removeprefix("torch.")
-    rounding = Rounding(copy.deepcopy(network).eval())
+    rounding = Rounding(_copied(network))
     return rounding, "float32 with weights and activations rounded to float16"

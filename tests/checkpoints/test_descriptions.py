@@ -101,14 +101,19 @@ def test_data_that_is_no_dict_is_refused(tmp_path, described, value):
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("edit", ["bn1", "nothing", "missing", "zero"])
+STEPS = {"zero": 0.0, "negative": -1.0, "0 in float32": 1e-300, "infinite in float32": 1e300}
+
+
+@pytest.mark.parametrize("edit", ["bn1", "nothing", "missing", *STEPS])
 def test_activations_that_are_not_the_network_s_are_refused(tmp_path, described, edit):
-    """Of what is no layer, or none of the network; without a step in the file; a step of 0."""
+    """Of what is no layer, or none of the network; without a step in the file; no step."""
     path, name = tmp_path / "net.pt", edit if edit in ("bn1", "nothing") else "linear"
     network = {**described["network"], "activations": {name: "u8"}}
-    steps = {} if edit == "missing" else {f"{name}.quantizer.step": torch.zeros(())}
+    step = torch.tensor(STEPS.get(edit, 1.0), dtype=torch.float64)
+    steps = {} if edit == "missing" else {f"{name}.quantizer.step": step}
     state = described["state_dict"] | steps
     write_file({**described, "network": network, "state_dict": state}, path)
     with pytest.raises(CheckpointError) as error:
         load_network(checkpoint := read_checkpoint(path), network_spec(checkpoint))
     assert_refused(error.value, 5)
+    assert str(path) in str(error.value)

@@ -13,6 +13,7 @@ from torch import nn
 
 import run_scoring
 from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.quantizers import ActivationQuantizer, first_step
 from model_compound_scaling.networks.registry import NetworkSpec
 from model_scoring.counting.scoring import prune_depthwise
 from model_scoring.export import layer_masks
@@ -109,6 +110,20 @@ def test_eval(checkpoint, tmp_path, capsys, half):
     assert code == 0, err
     assert 0 <= json.loads(target.read_text())["top1"] <= 100
     assert ("16" in next(x for x in out.splitlines() if "evaluated" in x)) == (half[2] == "h")
+
+
+@pytest.mark.parametrize("native", [[], [torch.float16]])
+def test_steps_that_float16_cannot_hold(native, monkeypatch):
+    """A layer whose inputs are all 0 begins with a tiny step; too large a one is infinite."""
+    monkeypatch.setitem(half_precision.__globals__, "_native_types", lambda device: native)
+    quantizer, image = ActivationQuantizer(8), torch.zeros(1, 4)
+    network = nn.Sequential(quantizer, nn.Linear(4, 2)).eval()
+    for step in (first_step(image, quantizer.high), torch.tensor(1e30)):
+        quantizer.step.data = step.clone()
+        with torch.no_grad():
+            found, expected = half_precision(network, image)[0](image), network(image)
+        assert torch.allclose(found.float(), expected, atol=1e-3)
+        assert quantizer.step == step
 
 
 def test_half_precision_is_close_and_leaves_the_network_alone():

@@ -327,3 +327,13 @@ def test_every_layer_has_its_widths():
     assert {v["accumulator_bits"] for v in found.values()} == {32}
     header, first, *_ = report.to_csv(result, "strict").splitlines()
     assert "weight_bits,activation_bits,accumulator_bits" in header and ",16,16,32," in first
+
+
+def test_layers_without_a_nonzero_weight_cost_nothing():
+    conv = nn.Conv2d(2, 6, 3, bias=False)
+    torch.nn.init.zeros_(conv.weight)
+    body = nn.Sequential(nn.Conv2d(3, 2, 3), quantizer(4), conv, nn.ReLU())
+    network = nn.Sequential(*body, quantizer(4), nn.Flatten(), nn.Linear(24, 2)).eval()
+    torch.nn.init.zeros_(network[-1].weight)
+    counted = score(network, (3, 6, 6), family="", rules=("strict",))
+    assert counted.totals["strict"].mults == counted.totals["strict"].adds == 0

@@ -2,6 +2,7 @@
 not round: PyTorch's logits are then met to the bit, ties of quantizers included."""
 
 import copy
+import ctypes
 import shutil
 
 import numpy as np
@@ -138,6 +139,48 @@ class Uneven(nn.Module):
         return (x / 0.5).round().clamp(0, 255) * 0.25
 
 
-def test_what_is_no_quantizer_is_named():
+class OneCode(nn.Module):
+    """Whatever comes, its code is 0."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x / 0.5).round().clamp(0, 0) * 0.5
+
+
+def tiny_step() -> nn.Module:
+    """1 / step is no float32."""
+    quantizer = ActivationQuantizer(4)
+    quantizer.step.data.fill_(1e-40)
+    return quantizer
+
+
+@pytest.mark.parametrize("first", [Uneven, OneCode, tiny_step])
+def test_what_is_no_quantizer_is_named(first):
     with pytest.raises(UserError, match="no kernel for round"):
-        source_of(nn.Sequential(Uneven(), nn.Flatten(), nn.Linear(4, 2)).eval(), (1, 2, 2))
+        source_of(nn.Sequential(first(), nn.Conv2d(1, 2, 1), nn.Flatten()).eval(), (1, 2, 2))
+
+
+def test_what_the_arena_holds_does_not_matter(tmp_path):
+    """Pooling leaves the columns between rows as they are: NaN, of which no pixel may know."""
+    conv = few_values(nn.Conv2d(2, 3, 3, padding=1), (-1.0, 0.0, 0.5), part="")
+    network = nn.Sequential(
+        nn.MaxPool2d(2), ActivationQuantizer(4, True), conv, nn.Flatten()
+    ).eval()
+    library = compiled(source_of(network, (2, 12, 12)), tmp_path, *QUICK)
+    image, found = torch.randn(1, 2, 12, 12), np.empty(108, np.float32)
+    arena = ctypes.create_string_buffer(b"\xff" * library.source.arena_bytes)
+    where = [ctypes.c_void_p(array.ctypes.data) for array in (image.numpy(), found)]
+    assert library.library.net_run(*where, arena) == 0
+    with torch.no_grad():
+        assert np.allclose(found, network(image)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("inputs", [65535, 65536])
+@pytest.mark.parametrize("size", [1, 2])
+def test_one_value_for_all_inputs(inputs, size, tmp_path):
+    """The longest lists."""
+    layer = nn.Conv2d(inputs // size**2, 1, size, bias=False)
+    layer.weight.data.fill_(1.0)
+    network = nn.Sequential(ActivationQuantizer(8), layer, nn.Flatten()).eval()
+    shape = (layer.in_channels, size, size + size // 2)
+    found = compiled(source_of(network, shape), tmp_path, *QUICK).run(np.ones((1, *shape)))
+    assert (found == layer.weight.numel()).all()

@@ -98,6 +98,48 @@ def test_networks_of_the_table_and_of_torchvision(spec, size, tmp_path):
     assert deviation(network, shape, tmp_path, "-O1", images=8) <= MOST
 
 
+class TwoOrders(nn.Module):
+    """What is concatenated has more readers, of other pixels, than what it is joined with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.pair = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, (1, 2))
+        self.joined = nn.Conv2d(4, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = torch.relu(x), torch.relu(self.one(x))
+        both = torch.cat([a, b], 1), torch.cat([b, a], 1)
+        return torch.cat([self.pair(a).flatten(1), *(self.joined(x).flatten(1) for x in both)], 1)
+
+
+class CutTwice(nn.Module):
+    """The same rows for two readers, one of which takes columns of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(x)
+        rows, again = x[:, :, ::2], x[:, :, ::2]
+        parts = self.conv(again[..., ::2]), self.conv(rows)
+        return torch.cat([part.flatten(1) for part in parts], 1)
+
+
+@pytest.mark.parametrize("network", [TwoOrders, CutTwice])
+def test_what_several_layers_read(network, tmp_path):
+    network = randomize(network())
+    for layer in network.children():
+        few_values(layer, (-0.5, 0.0, 1.0), part="")
+    assert deviation(network, (2, 8, 16), tmp_path) <= MOST
+
+
+def test_filters_that_meet_no_pixel_are_named():
+    network = nn.Sequential(nn.Conv2d(1, 2, 2, padding=1, dilation=2), nn.Flatten()).eval()
+    with pytest.raises(UserError, match="never meet a pixel"):
+        source_of(network, (1, 1, 1))
+
+
 def test_bytes_of_lists():
     """At most 2.2 for each nonzero of ternary layers, and 4 for each other value."""
     network = randomize(few_values(build(NetworkSpec("resnet20", 10)), (-0.1, 0, 0, 0, 0.2)))

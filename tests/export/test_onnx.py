@@ -14,6 +14,7 @@ import run_scoring
 from data.errors import UserError
 from model_compound_scaling.checkpoints.network_checkpoint import read_checkpoint
 from model_compound_scaling.networks.building import build
+from model_compound_scaling.networks.quantizers import ActivationQuantizer
 from model_compound_scaling.networks.registry import NetworkSpec
 from model_scoring.export import onnx_code_types, onnx_file
 
@@ -309,6 +310,20 @@ def test_quantized_activations_are_integers(opset, kinds):
         expected = network(images)
     assert torch.equal(found.argmax(1), expected.argmax(1))
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize(
+    ("before", "bits"), [(nn.ReLU(), 4), (nn.MaxPool2d(2), 4), (nn.Flatten(), 2)]
+)
+def test_few_bits_behind_what_onnxruntime_optimizes(before, bits, signed):
+    """It drops ReLU where the type's smallest code is 0, and moves quantizers before pooling
+    and changes of shape."""
+    quantizer = ActivationQuantizer(bits, signed)
+    quantizer.step.data.fill_(0.2)
+    network = nn.Sequential(before, quantizer, nn.Flatten(), nn.LazyLinear(3)).eval()
+    network(torch.zeros(1, 4, 8, 8))
+    assert onnx_file.export(network, (4, 8, 8), opset=25, properties={}).difference <= 1e-5
 
 
 class Rounds(nn.Module):

@@ -2,6 +2,7 @@
 hook applies to what goes in; nothing else of the network changes. A description is a table
 `{layer: "u4"}`: i for signed or u for unsigned, and the bits."""
 
+import math
 from collections.abc import Iterable
 
 from torch import Tensor, nn
@@ -58,5 +59,7 @@ def step_names(activations: Activations) -> set[str]:
 
 
 def positive_steps(activations: Activations, state: dict[str, Tensor]) -> str | None:
-    """The first parameter in a state dict that is no step: not above 0; None if all are."""
-    return next((n for n in sorted(step_names(activations)) if not bool(state[n] > 0)), None)
+    """The first parameter in a network's state dict that is no step: not above 0, or infinite; None
+    if all are."""
+    names = sorted(step_names(activations))
+    return next((n for n in names if not bool(0 < state[n] < math.inf)), None)

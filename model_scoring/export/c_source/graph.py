@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram, default_decompositions, export
 
 from data.errors import UserError
+from model_compound_scaling.networks.few_values import TINY
 from model_compound_scaling.networks.logits import logits_of
 from model_scoring.export.c_source.steps import Codes
 
@@ -124,13 +125,13 @@ def _join_quantizers(calls: list[Call]) -> None:
 
 
 def _codes(product: Call, clamp: Call, quotient: Call) -> Codes | None:
-    """None where they are no codes that fit into a byte, 0 among them."""
+    """None where they are no codes that fit into a byte, 0 and another one among them."""
     steps = [call.args[1] for call in (product, quotient)]
     if any(isinstance(s, Ref) or torch.as_tensor(s).numel() != 1 for s in steps):
         return None
     step, again = map(float, steps)
     low, high = (float(end) if end is not None else math.inf for end in clamp.args[1:3])
-    if not (step == again > 0 >= low and 0 <= high < math.inf and low % 1 == high % 1 == 0):
-        return None
+    if not (step == again >= TINY and low <= 0 <= high < math.inf and low % 1 == high % 1 == 0):
+        return None  # 1 / step is inf below TINY
     codes = Codes(step, int(low), int(high))
-    return codes if codes.largest < 2**8 else None
+    return codes if 0 < codes.largest < 2**8 else None

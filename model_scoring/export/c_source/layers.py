@@ -27,6 +27,8 @@ def _parts(low: Lowering, source: Value | Padded, size: Size, kernel: Size, *how
         (y, top), (x, left) = (divmod(p, s) for p, s in zip(places, stride, strict=True))
         if -size[0] < y < height and -size[1] < x < width:
             phases.setdefault((top, left), []).append(steps.Tap(index, y, x))
+    if not phases:
+        raise NoKernel("whose filters never meet a pixel")
     if stride == (1, 1):
         inside = low.value(Ref(-1)) if source is low.program.image else source
         return [steps.Part(inside, taps) for taps in phases.values()]

@@ -101,10 +101,7 @@ def _parts(program: Program) -> Iterator[tuple[Convolution, Part]]:
             yield step, part
 
 
-Readers = list[tuple[Convolution, Part]]
-
-
-def _prefers_copies(size: Size, columns: int, readers: Readers) -> bool:
+def _prefers_copies(size: Size, columns: int, readers: list[tuple[Convolution, Part]]) -> bool:
     """Copies have zeros for the output's columns only where a row ends. Of floats, they pay where
     many filters read them, rows are whole or half cache lines, and all copies stay in the second
     cache; of bytes, where columns of zeros would fill many lines."""
@@ -129,7 +126,7 @@ def _grids(program: Program) -> dict[int, Grid]:
     buffers = program.buffers
     firsts = np.array([b.first for b in buffers])
     borders = {b.size: (0, 0) for b in buffers}
-    readers: dict[Size, Readers] = {size: [] for size in borders}
+    readers: dict[Size, list[tuple[Convolution, Part]]] = {size: [] for size in borders}
     copies = [{(0, 0): None} for _ in buffers]
     lines = [ALIGNMENT if b.codes is None else 4 * ALIGNMENT for b in buffers]
     means = [step.x for step in program.steps if isinstance(step, Mean)]
@@ -139,6 +136,9 @@ def _grids(program: Program) -> dict[int, Grid]:
         readers[size].append((step, part))
         read = _touched(part.value, firsts)
         cleared.update(read)
+        joined = {id(copies[b]): copies[b] for b in read}  # a tap has one distance to all of them
+        shared = dict.fromkeys(shift for one in joined.values() for shift in one)
+        copies = [shared if id(one) in joined else one for one in copies]
         for tap in part.taps:
             ends = zip((tap.y, tap.x), step.out.size, size, strict=True)
             needed = (max(-a, n - 1 + a - (m - 1), 0) for a, n, m in ends)

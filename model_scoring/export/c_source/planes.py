@@ -109,6 +109,7 @@ def _cut_pixels(low: Lowering, x: Ref, source: Value, axis: int, start: int, ste
     begin[axis], every[axis] = start, step
     last = low.program.steps[-1] if low.program.steps else None
     lone = x.call >= 0 and low.graph.calls[x.call].users == 1
+    lone = lone and sum(found is source for found in low.results) == 1  # or others cut the same
     if lone and isinstance(last, steps.Sample) and last.out is source and last.outside == 0.0:
         low.program.steps.pop()
         low.samples = {k: v for k, v in low.samples.items() if v is not source}

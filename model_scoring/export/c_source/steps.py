@@ -237,9 +237,12 @@ class Program:
 
 
 def listed_values(weight: np.ndarray, groups: int = 1) -> np.ndarray | None:
-    """The values of a layer's lists, the smallest first; None: it has too many."""
+    """The values of a layer's lists, the smallest first; None: it has too many, or a list would be
+    longer than its 16-bit length can say."""
     found = few_values(torch.from_numpy(np.ascontiguousarray(weight)))
-    if found is None or weight[0].size * groups > MOST_INPUTS:
+    rows = weight.reshape(len(weight), -1)
+    too_long = rows.shape[1] == MOST_INPUTS and (rows == rows[:, :1]).all(1) & (rows[:, 0] != 0)
+    if found is None or weight[0].size * groups > MOST_INPUTS or np.any(too_long):
         return None
     values = without_subnormals(found).numpy()
     values = values[values != 0]

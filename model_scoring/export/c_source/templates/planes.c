@@ -67,11 +67,12 @@ typedef struct {
     float inverse, zero, low, high; /* of the step, or 0: floats; the others are 2^23 more */
 } codes;
 
-/* Above 2^23 floats are whole numbers: adding rounds, halves to even, and the lowest byte is it. */
+/* Above 2^23 floats are whole numbers: adding rounds, halves to even, and the lowest byte is it. NaN,
+   as what nothing has written on a border may be, becomes `low`: it must not reach other bytes. */
 INLINE vec quantized(vec x, const codes *q)
 {
     const vec shifted = x * q->inverse + q->zero;
-    return MIN(MAX(shifted, SPLAT(q->low)), SPLAT(q->high));
+    return MIN(MAX(SPLAT(q->low), shifted), SPLAT(q->high));
 }
 
 INLINE void clear_bytes(uint8_t *to, int count, int zero)
