@@ -18,6 +18,7 @@ from model_compound_scaling.networks.building import build
 from model_compound_scaling.networks.quantizers import ActivationQuantizer
 from model_compound_scaling.networks.registry import NetworkSpec
 from model_scoring.export.c_source import compiled
+from model_scoring.export.c_source.compiling import MOST_DEVIATION, checked
 from model_scoring.export.c_source.steps import Codes, listed_values
 
 PRINTED = 1e-8  # what nine digits lose; another code would be 1e-4
@@ -126,10 +127,39 @@ def test_codes_differ_from_exact_ones_at_ties_only(tmp_path):
 
 
 def test_bytes_take_a_third_of_the_arena():
-    network = randomize(few_values(build(NetworkSpec("resnet20", 10)), (-0.1, 0, 0, 0, 0.2)))
-    floats = source_of(network, (3, 32, 32)).arena_bytes
-    quantized = quantize_inputs(network, (3, 32, 32), lambda: 8)
-    assert source_of(quantized, (3, 32, 32)).arena_bytes <= 0.35 * floats
+    floats = source_of(resnet(), (3, 32, 32)).arena_bytes
+    assert source_of(quantized_resnet(), (3, 32, 32)).arena_bytes <= 0.35 * floats
+
+
+def resnet() -> nn.Module:
+    return randomize(few_values(build(NetworkSpec("resnet20", 10)), (-0.1, 0, 0, 0, 0.2)))
+
+
+def quantized_resnet() -> nn.Module:
+    """With statistics of a batch, so that logits are of an ordinary size."""
+    network = resnet().train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    network(torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    return quantize_inputs(network.eval(), (3, 32, 32), lambda: 8)
+
+
+def test_ties_are_told_from_faults(tmp_path):
+    """A code at a tie changes the logits by more than roundings do; what it may change them by is
+    what noise in the parameters does."""
+    torch.manual_seed(0)
+    network = quantized_resnet()
+    nearly = copy.deepcopy(network)
+    for module in nearly.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for p in module.parameters():
+                p.data *= 1 + 3e-6 * torch.randn_like(p)
+    library = compiled(source_of(nearly, (3, 32, 32)), tmp_path, *QUICK)
+    assert checked(network, library) > MOST_DEVIATION
+    network.linear[1].bias.data[0] += 1
+    with pytest.raises(UserError, match="does not compute the same"):
+        checked(network, library)
 
 
 class Uneven(nn.Module):
