@@ -9,12 +9,11 @@ from matplotlib.figure import Figure
 MACHINE = "two CPU cores"
 KINDS = {  # what the flags of a run contain -> its label, the first that fits
     "ttq": "TTQ, strong recipe",
-    "reverse": "EC2T, strong recipe, teacher, reverse divergence",
     "--teacher": "EC2T, strong recipe, teacher",
     "strong": "EC2T, strong recipe",
     "": "EC2T, the thesis' recipe",
 }
-MARKS = dict(zip(KINDS.values(), ("s--", "x", "^-", "o-", "v"), strict=True))
+MARKS = dict(zip(KINDS.values(), ("s--", "^-", "o-", "v"), strict=True))
 
 
 def label(flags: str) -> str:

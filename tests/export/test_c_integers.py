@@ -10,7 +10,7 @@ import pytest
 import torch
 from c_networks import exact_network, quantize_inputs, source_of
 from helpers import few_values, randomize
-from test_c_source import QUICK, SANITIZED, STRICT, by_program, deviation, seeds
+from test_c_source import AARCH64, QUICK, SANITIZED, STRICT, by_program, deviation, seeds
 from torch import nn
 
 from data.errors import UserError
@@ -52,10 +52,7 @@ def test_strict_and_sanitized(vector, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not (shutil.which("aarch64-linux-gnu-gcc") and shutil.which("qemu-aarch64")),
-    reason="needs gcc-aarch64-linux-gnu and qemu-user",
-)
+@AARCH64
 def test_aarch64(tmp_path, monkeypatch):
     monkeypatch.setenv("CC", "aarch64-linux-gnu-gcc")
     network, flags = exact_network(12, (3, 16, 16), 8), ("-std=gnu11", "-O2", "-static")

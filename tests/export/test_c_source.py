@@ -173,11 +173,14 @@ def test_two_threads_with_two_arenas(tmp_path):
     assert library.library.net_run(*where, None) == 1
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+AARCH64 = pytest.mark.skipif(
     not (shutil.which("aarch64-linux-gnu-gcc") and shutil.which("qemu-aarch64")),
     reason="needs gcc-aarch64-linux-gnu and qemu-user",
 )
+
+
+@pytest.mark.slow
+@AARCH64
 def test_aarch64(tmp_path, monkeypatch):
     monkeypatch.setenv("CC", "aarch64-linux-gnu-gcc")
     network, flags = ternary_micronet(), ("-std=gnu11", "-O2", "-static")

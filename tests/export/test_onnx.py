@@ -312,6 +312,13 @@ def test_quantized_activations_are_integers(opset, kinds):
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+def test_what_rounding_changes_is_no_reason_to_refuse(monkeypatch):
+    """Codes at ties: more than the bound, less than noise in the parameters does."""
+    network, _ = with_activations(ternary_micronet())
+    monkeypatch.setattr(onnx_file, "MOST_DIFFERENCE", 0.0)
+    assert onnx_file.export(network, SHAPE, opset=25, properties={}).difference > 0
+
+
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize(
     ("before", "bits"), [(nn.ReLU(), 4), (nn.MaxPool2d(2), 4), (nn.Flatten(), 2)]
