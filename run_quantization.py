@@ -108,7 +108,8 @@ def build_parser() -> Parser:
     strong = " ".join(f"--{name} {value}" for name, value in RECIPES["strong"].items())
     add("--recipe", tuple(RECIPES), "thesis", None, f"strong: {strong}, where not given; some "
         "points more accurate after few epochs (docs/benchmarks.md)", incidental=True)
-    add("--epochs", kind.natural, 20, "N", "epochs with moving codes")
+    add("--epochs", kind.natural, 20, "N",
+        "epochs with moving codes; 0: a ternary network keeps those it has")
     add("--retrain-epochs", kind.natural, 15, "N",
         "epochs with frozen codes, from the best ternary epoch on")
     add("--lr", kind.non_negative, 1e-4, "X", "of all but the centroids")

@@ -292,7 +292,7 @@ def quantize_point(
     run = Run(request, spec=spec, phases=(first, "frozen"), check=check, units=ZEROS)
     if measure := settings.eval and not run.state:
         log_accuracy("before quantization", network, data, run)
-    keep = codes_to_keep(network, names, settings.levels) if bits and not settings.epochs else {}
+    keep = codes_to_keep(network, names, settings.levels) if not settings.epochs else {}
     ternarizer = Ternarizer(network, names, initial_scale=point.initial_scale,
                             gamma=0.0 if settings.rising else point.gamma,
                             kmeans=settings.centroids > 0, prune=bool(settings.prune),

@@ -220,20 +220,25 @@ def test_a_ternary_network_gets_activations_and_keeps_its_codes(tmp_path, images
         assert code == 0 or err.count("\n") == 1
         return code, err
 
-    output, again = tmp_path / "out", tmp_path / "again"
+    def require_kept(folder):
+        best = read_checkpoint(folder / "Ternary_best_acc.pt")
+        trained = load_network(best, best.network)
+        for name, weight in network.named_parameters():
+            if few_values(weight) is not None and weight.dim() > 1:
+                found = trained.get_parameter(name)
+                assert torch.equal(found.sign(), weight.sign()), name
+                assert torch.allclose(found, weight, atol=1e-3), name  # centroids train
+        return trained
+
+    output, again, plain = (tmp_path / name for name in ("out", "again", "plain"))
+    assert quantize(file, plain) == (0, "") and not describe(require_kept(plain))
     assert quantize(file, output, "--act-bits", 4) == (0, "")
-    best = output / "Ternary_best_acc.pt"
-    trained = load_network(checkpoint := read_checkpoint(best), checkpoint.network)
-    assert set(describe(trained).values()) == {"i4", "u4", "i8", "u8"}
-    for name, weight in network.named_parameters():
-        if few_values(weight) is not None and weight.dim() > 1:
-            found = trained.get_parameter(name)
-            assert torch.equal(found.sign(), weight.sign()), name
-            assert torch.allclose(found, weight, atol=1e-3), name  # centroids train
+    assert set(describe(require_kept(output)).values()) == {"i4", "u4", "i8", "u8"}
     # other activations are refused, the same ones go on
+    best = output / "Ternary_best_acc.pt"
     code, err = quantize(best, again, "--act-bits", 8)
     assert code == 2 and "activations of other bits already" in err and not again.exists()
-    assert quantize(best, again, "--act-bits", 4)[0] == 0
+    assert quantize(best, again, "--act-bits", 4)[0] == 0 and require_kept(again)
     # nor can a run go on with others
     code, err = quantize(file, output, "--act-bits", 4, "--act-bits-other", 5, "--resume-override")
     assert code == 5 and "other activations than this run" in err
