@@ -19,7 +19,7 @@ from model_compound_scaling.networks.quantizers import ActivationQuantizer
 from model_compound_scaling.networks.registry import NetworkSpec
 from model_scoring.export.c_source import compiled
 from model_scoring.export.c_source.compiling import MOST_DEVIATION, checked
-from model_scoring.export.c_source.steps import Codes, listed_values
+from model_scoring.export.c_source.program.steps import Codes, listed_values
 
 PRINTED = 1e-8  # what nine digits lose; another code would be 1e-4
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")

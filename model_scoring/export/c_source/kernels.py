@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model_scoring.export.c_source.arena import Layout, distances, tiles, weights
 from model_scoring.export.c_source.constants import Constants, number, struct
-from model_scoring.export.c_source.layout import Layout, distances, tiles, weights
-from model_scoring.export.c_source.steps import (
+from model_scoring.export.c_source.program.steps import (
     Activation,
     Codes,
     Convolution,

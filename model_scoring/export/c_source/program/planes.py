@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 
-from model_scoring.export.c_source import steps
-from model_scoring.export.c_source.graph import Ref
-from model_scoring.export.c_source.lowering import Lowering, NoKernel, Padded
-from model_scoring.export.c_source.steps import PIXEL, Size, Value
+from model_scoring.export.c_source.program import steps
+from model_scoring.export.c_source.program.graph import Ref
+from model_scoring.export.c_source.program.lowering import Lowering, NoKernel, Padded
+from model_scoring.export.c_source.program.steps import PIXEL, Size, Value
 
 
 def _pair(numbers: list[int] | int) -> Size:

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from data.errors import UserError
-from model_scoring.export.c_source.steps import (
+from model_scoring.export.c_source.program.steps import (
     Buffer,
     Convolution,
     Linear,

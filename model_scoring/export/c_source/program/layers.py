@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
-from model_scoring.export.c_source import steps
-from model_scoring.export.c_source.graph import Ref
-from model_scoring.export.c_source.lowering import Lowering, NoKernel, Padded
-from model_scoring.export.c_source.steps import PIXEL, Activation, Size, Value
+from model_scoring.export.c_source.program import steps
+from model_scoring.export.c_source.program.graph import Ref
+from model_scoring.export.c_source.program.lowering import Lowering, NoKernel, Padded
+from model_scoring.export.c_source.program.steps import PIXEL, Activation, Size, Value
 
 
 def _parts(low: Lowering, source: Value | Padded, size: Size, kernel: Size, *how: Size

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram, default_decompositions, export
 from data.errors import UserError
 from model_compound_scaling.networks.few_values import TINY
 from model_compound_scaling.networks.logits import logits_of
-from model_scoring.export.c_source.steps import Codes
+from model_scoring.export.c_source.program.steps import Codes
 
 QUANTIZE, INSIDE = "quantize", "inside a quantizer"  # names of calls that ATen does not have
 WHOLE = ("silu", "hardswish", "hardsigmoid", "leaky_relu", "elu", "gelu")  # have kernels

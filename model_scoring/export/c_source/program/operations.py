@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from model_scoring.export.c_source import layers, planes
-from model_scoring.export.c_source.graph import INSIDE, QUANTIZE, graph_of
-from model_scoring.export.c_source.lowering import Lowering, store_at_once
-from model_scoring.export.c_source.steps import Program
+from model_scoring.export.c_source.program import layers, planes
+from model_scoring.export.c_source.program.graph import INSIDE, QUANTIZE, graph_of
+from model_scoring.export.c_source.program.lowering import Lowering, store_at_once
+from model_scoring.export.c_source.program.steps import Program
 
 # fmt: off
 RULES: dict[str, Callable] = {

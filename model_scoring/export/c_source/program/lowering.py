@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from data.errors import UserError
-from model_scoring.export.c_source import steps
-from model_scoring.export.c_source.graph import Call, Graph, Ref
-from model_scoring.export.c_source.steps import Affine, Program, Size, Value
+from model_scoring.export.c_source.program import steps
+from model_scoring.export.c_source.program.graph import Call, Graph, Ref
+from model_scoring.export.c_source.program.steps import Affine, Program, Size, Value
 
 
 class NoKernel(Exception):
