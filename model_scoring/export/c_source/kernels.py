@@ -1,12 +1,12 @@
 """Steps as calls of the kernels in templates/: the structs that they take."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-from model_scoring.export.c_source.arena import Layout, distances, tiles, weights
+from model_scoring.export.c_source.arena import Layout
 from model_scoring.export.c_source.constants import Constants, number, struct
+from model_scoring.export.c_source.lists import Entries, distances, lists_of, tiles, weights
 from model_scoring.export.c_source.program.steps import (
     Activation,
     Codes,
@@ -71,23 +71,9 @@ def _activation(activation: Activation) -> str:
     return f"{{{activation.kind}, {number(activation.low)}, {number(activation.high)}}}"
 
 
-@dataclass(frozen=True)
-class Entries:
-    """What the lists of a layer say of its inputs: where they are, and in which tile."""
-
-    where: np.ndarray  # (filters, inputs), or one that broadcasts to it
-    tile: np.ndarray  # (inputs,)
-
-
 def _lists(kernels: Kernels, rows: np.ndarray, values: np.ndarray, entries: Entries) -> dict:
     """Fields of lists for rows (filters, inputs) of weights."""
-    filters, inputs = np.nonzero(np.isin(rows, values))
-    number = np.argmax(rows[filters, inputs][:, None] == values, 1) if len(values) else filters
-    tile, tiles = entries.tile[inputs], int(entries.tile[-1]) + 1
-    order = np.lexsort((inputs, number, filters, tile))
-    cells = (tile * len(rows) + filters) * len(values) + number
-    counts = np.bincount(cells, minlength=tiles * len(rows) * len(values))
-    listed = np.broadcast_to(entries.where, rows.shape)[filters, inputs][order]
+    counts, listed = lists_of(rows, values, entries)
     return {
         "values": len(values),
         "count": kernels.constants.array(counts, "H"),

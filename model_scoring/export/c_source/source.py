@@ -8,11 +8,11 @@ import numpy as np
 from torch import nn
 
 from data.errors import UserError
-from model_scoring.export.c_source.arena import ALIGNMENT, Layout, plan
+from model_scoring.export.c_source.arena import Layout, plan
 from model_scoring.export.c_source.constants import Constants
+from model_scoring.export.c_source.grids import ALIGNMENT
 from model_scoring.export.c_source.kernels import Kernels
-from model_scoring.export.c_source.program.operations import lower
-from model_scoring.export.c_source.program.steps import Convolution, Linear, Program
+from model_scoring.export.c_source.program import Convolution, Linear, Program, lower
 
 TEMPLATES = Path(__file__).parent / "templates"
 ALWAYS = ("vectors", "bytes", "planes")

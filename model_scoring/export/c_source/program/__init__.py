@@ -5,5 +5,5 @@ from data.lazy_exports import lazy_exports
 __all__, __getattr__ = lazy_exports(
     __name__,
     operations="lower",
-    steps="Program Buffer Value Size Codes",
+    steps="Program Convolution Linear Codes",
 )

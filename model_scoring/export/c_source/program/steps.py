@@ -235,6 +235,13 @@ class Program:
         self.buffers.append(Buffer(first, count, size, codes))
         return Value(planes.reshape(shape), size, codes)
 
+    def buffers_of(self, value: Value) -> list[int]:
+        """Numbers of the buffers that a value lies in; the image is in none."""
+        firsts = np.array([buffer.first for buffer in self.buffers])
+        planes = np.unique(value.planes)
+        planes = planes[planes >= firsts[0]]
+        return np.unique(np.searchsorted(firsts, planes, "right") - 1).tolist()
+
 
 def listed_values(weight: np.ndarray, groups: int = 1) -> np.ndarray | None:
     """The values of a layer's lists, the smallest first; None: it has too many, or a list would be
