@@ -326,8 +326,12 @@ def test_the_summary_compares_accumulators(network_file, capsys):
         ({"conv": {}}, "weight_bits"),
         ({"conv": 4}, "weight_bits"),
         ({"(": {"weight_bits": 4}}, "regular expression"),
+        ({"a{1,9999999999}": {"weight_bits": 4}}, "regular expression"),
+        ({"(" * 9999: {"weight_bits": 4}}, "regular expression"),
         ([4], "REGEX"),
+        ({}, "REGEX"),
         ("{", "no JSON"),
+        ("[" * 99999, "no JSON"),
         (None, "o such file"),
     ],
 )
