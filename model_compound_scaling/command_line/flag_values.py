@@ -65,7 +65,7 @@ def regex(value: str) -> str:
     """A regular expression, as it was written."""
     try:
         re.compile(value)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"{value!r} is no regular expression: {error}") from None
     return value
 

@@ -168,7 +168,9 @@ def stored_values(record: Record, live: Tensor | None, stored: StoredOnce) -> in
     for tensor in record.stores:
         wanted = torch.ones(tensor.shape, dtype=torch.bool)
         if live is not None and live.dim() >= tensor.dim():
-            needed = live[(0,) * (live.dim() - tensor.dim())]  # broadcasting aligns the last ones
+            needed = live  # broadcasting aligns the last dimensions
+            while needed.dim() > tensor.dim():
+                needed = needed.amax(0)
             sizes = list(zip(needed.shape, tensor.shape, strict=True))
             if all(1 in pair or len(set(pair)) == 1 for pair in sizes):
                 for d, (_, size) in enumerate(sizes):

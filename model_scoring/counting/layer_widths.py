@@ -48,9 +48,9 @@ def read_widths(path: Path | None) -> tuple[LayerWidths, ...]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--widths {printable(path)}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--widths {printable(path)} is no JSON: {error}") from None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not content:
         raise UserError(f"--widths {printable(path)} has to be {EXAMPLE}")
     return tuple(_entry(path, pattern, given) for pattern, given in content.items())
 
@@ -62,7 +62,7 @@ def _entry(path: Path, pattern: str, given: object) -> LayerWidths:
         raise UserError(f"{where} has to have bits from 1 to 32, as in {EXAMPLE}")
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UserError(f"{where} is no regular expression: {error}") from None
     return LayerWidths(pattern, **given)
 

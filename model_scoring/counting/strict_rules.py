@@ -115,10 +115,13 @@ def _work(record: Record, live: Live, settings: Settings) -> Work:
         sides = [nonzeros] if weights.same_magnitude else [high, nonzeros - high]
         return _by_value(sides, summed_bits(record, weights, settings))
     found = _products(record, weights, settings)
-    values = few_values(record.weight) if record.activation_bits and not weights.bits else None
+    if record.activation_bits is None or weights.bits:
+        return found
+    parts, kept = grouped(record.weight, len(weights.counts)), live.kept
+    values = few_values(parts[kept])
     if values is None or not values.any():
         return found
-    parts = grouped(record.weight, len(weights.counts)).abs() * live.kept[..., None]
+    parts = parts.abs() * kept[..., None]
     sides = [(parts == size).sum((2, 3)) for size in values.abs().unique() if size]
     ways = found, _by_value(sides, (record.activation_bits, settings.add_bits))
     return min(ways, key=lambda way: way.operations(settings))

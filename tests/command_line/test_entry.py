@@ -1,5 +1,6 @@
 """What a machine lacks, said in one line."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from torch import nn
 
 import run_quantization
 from model_compound_scaling.command_line.entry import not_here
+from model_compound_scaling.command_line.flag_values import regex
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,3 +58,9 @@ def test_other_errors_are_not_explained_away():
     assert not_here(ValueError("Unsupported dtype Half")) is None
     assert "--amp" in str(not_here(NotImplementedError("Unsupported dtype BFloat16")))
     assert "--compile" in str(not_here(RuntimeError("Failed to find C compiler. Please ...")))
+
+
+@pytest.mark.parametrize("pattern", ["(", "a{1,9999999999}", "(" * 9999])
+def test_what_is_no_regular_expression(pattern):
+    with pytest.raises(argparse.ArgumentTypeError, match="is no regular expression"):
+        regex(pattern)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from random_networks import RandomNetwork, random_network
 from torch import nn
 
+from model_compound_scaling.networks.quantizers import quantize_inputs, quantizers
 from model_scoring.counting.scoring import Score, score
 from model_scoring.counting.settings import WORD, Settings
 from model_scoring.dead_channels import removal
@@ -75,6 +76,32 @@ def test_random_networks(full):
         except Exception as error:
             raise AssertionError(f"seed {seed}: {', '.join(network.names)}") from error
     assert passes > count / 2
+
+
+@torch.no_grad()
+def with_activations(network: RandomNetwork, seed: int) -> RandomNetwork:
+    """Quantizers before all layers that are called, of other bits and steps each."""
+    called, generator = {}, torch.Generator().manual_seed(seed)
+    names = {m: n for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    with nn.modules.module.register_module_forward_pre_hook(
+        lambda module, args: called.update({names[module]: args[0]} if module in names else {})
+    ):
+        network(torch.randn(2, *SHAPE, generator=generator))
+    bits = torch.randint(2, 9, (len(called),), generator=generator).tolist()
+    signs = ("iu"[bool((x >= 0).all())] for x in called.values())
+    kinds = {n: f"{sign}{b}" for n, sign, b in zip(called, signs, bits, strict=True)}
+    for name, quantizer in quantizers(quantize_inputs(network, kinds)).items():
+        quantizer.start(called[name])
+    return network
+
+
+def test_random_networks_with_activations_of_few_bits(full):
+    for seed in range(76, 700 if full else 88):
+        network = with_activations(random_network(seed), seed)
+        try:
+            compare(network)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {', '.join(network.names)}") from error
 
 
 def test_the_generator_draws_all_steps():

@@ -19,6 +19,7 @@ from model_scoring.counting.layer_widths import FIELDS, LayerWidths
 from model_scoring.counting.scoring import score, warnings
 from model_scoring.counting.settings import Settings
 from model_scoring.counting.sums import Sums, levels
+from model_scoring.dead_channels.removal import thin
 
 run = partial(call, run_scoring.main)
 STEP, WEIGHT_STEP = 0.25, 0.125  # powers of two: floats are exact
@@ -205,6 +206,31 @@ def test_accumulators_of_one_width_and_trees_with_a_limit():
     assert not any("overflow" in line for line in warnings(score(network, (32, 1, 1))))
 
 
+@torch.no_grad()
+def test_a_value_each_is_of_the_weights_that_are_left():
+    """Of three values one is left where the others meet constants; as in the thin network."""
+    before, layer = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 1, 1)
+    before.weight[[0, 1]] = 0
+    layer.weight.copy_(torch.tensor([-0.5, 0.0, 0.25, 0.25])[None, :, None, None])
+    network = nn.Sequential(before, quantizer(4, True), layer).eval()
+    networks = network, thin(network, (4, 3, 3)).network
+    one, other = (score(n, (4, 3, 3)).totals["strict"] for n in networks)
+    assert (one.adds, one.mults) == (other.adds, other.mults)
+
+
+@torch.no_grad()
+def test_a_step_is_stored_whichever_channels_are_dead():
+    layers = nn.Conv2d(3, 4, 1, bias=False), quantizer(4), nn.Conv2d(4, 4, 1, bias=False)
+    found = []
+    for dead in range(4):
+        layers[0].weight.fill_(1.0)
+        layers[0].weight[dead] = 0
+        result = score(nn.Sequential(*layers).eval(), (3, 2, 2), rules=("strict",))
+        found.append(result.totals["strict"].params)
+        assert sum(c.params for c in result.counts["strict"][1:3]) == 1 / 2
+    assert len(set(found)) == 1
+
+
 def test_sixteen_bit_activations_are_counted_as_ever():
     """Ternary layers of other activations: trees from 16 to 32 bits, whatever --add-bits says."""
     network = ternary_micronet()
@@ -300,8 +326,12 @@ def test_the_summary_compares_accumulators(network_file, capsys):
         ({"conv": {}}, "weight_bits"),
         ({"conv": 4}, "weight_bits"),
         ({"(": {"weight_bits": 4}}, "regular expression"),
+        ({"a{1,9999999999}": {"weight_bits": 4}}, "regular expression"),
+        ({"(" * 9999: {"weight_bits": 4}}, "regular expression"),
         ([4], "REGEX"),
+        ({}, "REGEX"),
         ("{", "no JSON"),
+        ("[" * 99999, "no JSON"),
         (None, "o such file"),
     ],
 )

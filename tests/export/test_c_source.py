@@ -126,7 +126,20 @@ class CutTwice(nn.Module):
         return torch.cat([part.flatten(1) for part in parts], 1)
 
 
-@pytest.mark.parametrize("network", [TwoOrders, CutTwice])
+class CutInTwoForms(nn.Module):
+    """Every other row of channels, and of groups of them, which change places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.joined = nn.Conv2d(2, 4, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.conv(x))
+        groups = x.unflatten(1, (2, 2))[:, :, :, ::2].transpose(1, 2).flatten(1, 2)
+        return self.joined(torch.cat([x[:, :, ::2], groups], 1)).flatten(1)
+
+
+@pytest.mark.parametrize("network", [TwoOrders, CutTwice, CutInTwoForms])
 def test_what_several_layers_read(network, tmp_path):
     network = randomize(network())
     for layer in network.children():

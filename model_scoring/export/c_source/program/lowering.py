@@ -32,7 +32,7 @@ class Lowering:
         self.results: list[object] = []
         self.makers: dict[int, Affine] = {}  # call -> the step that may still take more
         self.samples: dict[tuple, Value] = {}
-        self.dequantized: dict[bytes, Value] = {}
+        self.dequantized: dict[tuple, Value] = {}
 
     @property
     def call(self) -> Call:
@@ -81,7 +81,7 @@ class Lowering:
         """What codes stand for, made once."""
         if value.codes is None:
             return value
-        key = value.planes.tobytes()
+        key = value.planes.tobytes(), value.planes.shape
         if key not in self.dequantized:
             out = self.program.new(value.planes.shape, value.size)
             self.program.steps.append(steps.Dequantize(out=out, x=value))
@@ -108,7 +108,7 @@ class Lowering:
     def sample(self, x: Value, size: Size, step: Size = (1, 1), start: Size = (0, 0),
                outside: float = 0.0) -> Value:  # fmt: skip
         """Pixels of a value, made once."""
-        key = x.planes.tobytes(), x.size, size, step, start, outside
+        key = x.planes.tobytes(), x.planes.shape, x.size, size, step, start, outside
         if key not in self.samples:
             out = self.program.new(x.planes.shape, size, x.codes)
             made = steps.Sample(out=out, x=x, step=step, start=start, outside=outside)
