@@ -56,7 +56,8 @@ def build_parser() -> Parser:
         "model_quantization/trained_fp_models, or a path", required=True)
     add("--ternarize", kind.regex, None, "REGEX",
         "ternarize the weights whose name matches (default: the convolutions inside the blocks; of "
-        "EfficientNets expand, project and head; of other networks all but the first)")
+        "EfficientNets expand, project and head; of LeNets all but the last layer; of other "
+        "networks all but the first)")
     add("--do-prune", SWITCH, False, None, "instead of ternarizing, prune the layers of the "
         "families below (none named: SE and fc); already ternary layers stay as they are")
     families = {"se": "squeeze-and-excitation", "fc": "fully connected", "dw": "depthwise"}

@@ -58,7 +58,8 @@ def build_parser() -> Parser:
     add("--eval", ON_OFF, False, None, "measure top-1 and top-5 accuracy on the validation images")
     add = parser.section("counting")
     add("--halfprecision", ON_OFF, True, None,
-        "16-bit values, activations and multiplications; --eval computes in 16 bit too")
+        "16-bit values, activations and multiplications; --eval computes in 16 bit too, but with "
+        "activations of few bits")
     add("--mul-bits", kind.positive, None, "N",
         "operands of multiplications (default: 16, or 32 with --no-halfprecision)")
     add("--add-bits", kind.positive, 32, "N", "operands of additions outside the tree adder")

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -36,12 +37,14 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *, prog: str, required: str = "", description: str | None = None) -> None:
         usage = f"{prog} {required} [flags]".replace("  ", " ")
         super().__init__(prog, usage, description, formatter_class=_Help, allow_abbrev=False)
+        self.given: Sequence[str] = ()
         self.presets: dict[str, dict] = {}  # value of --recipe -> other defaults
 
     def parse_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
         """What a preset says are defaults: flags that are given win, wherever they stand."""
+        self.given = sys.argv[1:] if args is None else args
         found = super().parse_args(args, namespace)
         preset = self.presets.get(getattr(found, "recipe", None), {})
         plain = {name: self.get_default(name) for name in preset}
@@ -64,9 +67,13 @@ class Parser(argparse.ArgumentParser):
         return Configuration(values, frozenset(incidental), defaults)
 
     def error(self, message: str) -> NoReturn:
-        unknown = [word for word in message.split() if word.startswith("--")]
-        if "unrecognized" in message and unknown:
-            close = difflib.get_close_matches(unknown[0], self._option_string_actions, n=1)
+        # a mistyped flag may be the required one
+        words = self.given if "are required" in message else message.split()
+        unknown = [word for word in words if word.startswith("--")]
+        known = self._option_string_actions
+        unknown = [word for word in unknown if word.partition("=")[0] not in known]
+        if unknown and ("unrecognized" in message or "are required" in message):
+            close = difflib.get_close_matches(unknown[0], known, n=1)
             message = f"unknown flag {' '.join(unknown)}"
             message += f"; did you mean {close[0]}?" if close else "; --help lists all flags"
         say(f"{self.prog}: error: {message}")

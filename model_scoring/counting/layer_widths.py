@@ -58,7 +58,11 @@ def read_widths(path: Path | None) -> tuple[LayerWidths, ...]:
 def _entry(path: Path, pattern: str, given: object) -> LayerWidths:
     where = f"--widths {printable(path)}: {printable(pattern)!r}"
     bits = given.values() if isinstance(given, dict) and given else [None]
-    if not all(type(n) is int and 1 <= n <= 32 for n in bits) or given.keys() - set(FIELDS):
+    if isinstance(given, dict) and (unknown := given.keys() - set(FIELDS)):
+        raise UserError(
+            f"{where} knows {' and '.join(FIELDS)}, not {some(sorted(map(repr, unknown)))}"
+        )
+    if not all(type(n) is int and 1 <= n <= 32 for n in bits):
         raise UserError(f"{where} has to have bits from 1 to 32, as in {EXAMPLE}")
     try:
         re.compile(pattern)

@@ -7,9 +7,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from model_compound_scaling.networks.quantizers import ActivationQuantizer
-
-HALF = 2.0**-24, torch.finfo(torch.float16).max  # its smallest and largest number above 0
+from model_compound_scaling.networks.quantizers import quantizers
 
 
 def _rounded(value: object) -> object:
@@ -63,25 +61,19 @@ def _native_types(device: torch.device) -> list[torch.dtype]:
     return [names[name] for name, supported in checks.items() if supported()]
 
 
-def _copied(network: nn.Module) -> nn.Module:
-    """In evaluation mode, with steps that float16 can hold: a layer whose inputs are all 0 has a
-    tiny one, and 0 / 0 would be NaN."""
-    network = copy.deepcopy(network).eval()
-    for module in network.modules():
-        if isinstance(module, ActivationQuantizer):
-            module.step.data.clamp_(*HALF)
-    return network
-
-
 def half_precision(network: nn.Module, image: Tensor) -> tuple[nn.Module, str]:
-    """A 16-bit copy of a network, tried with the image (1, C, H, W), and how it computes."""
+    """A 16-bit copy of a network, tried with the image (1, C, H, W), and how it computes. One whose
+    activations have few bits stays as it is: 16 bit would take another code wherever a number is
+    near to where they change, which is another network than that of its files."""
+    if quantizers(network):
+        return network, "float32, as its activations have few bits"
     for dtype in _native_types(image.device):
-        candidate = InType(_copied(network), dtype)
+        candidate = InType(copy.deepcopy(network).eval(), dtype)
         try:
             with torch.no_grad():
                 candidate(image)
         except RuntimeError:  # an operation of the network does not exist in this type
             continue
         return candidate, str(dtype).removeprefix("torch.")
-    rounding = Rounding(_copied(network))
+    rounding = Rounding(copy.deepcopy(network).eval())
     return rounding, "float32 with weights and activations rounded to float16"

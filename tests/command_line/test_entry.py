@@ -1,4 +1,4 @@
-"""What a machine lacks, said in one line."""
+"""What a machine lacks, and what a flag has wrong, said in one line."""
 
 import argparse
 import os
@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import call
 from torch import nn
 
 import run_quantization
+import run_scoring
 from model_compound_scaling.command_line.entry import not_here
 from model_compound_scaling.command_line.flag_values import regex
 
@@ -64,3 +66,17 @@ def test_other_errors_are_not_explained_away():
 def test_what_is_no_regular_expression(pattern):
     with pytest.raises(argparse.ArgumentTypeError, match="is no regular expression"):
         regex(pattern)
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "words"),
+    [
+        (run_scoring, "--t-modle x.pt", "unknown flag --t-modle; did you mean --t-model?"),
+        (run_quantization, "--modeldict=x.pt", "did you mean --model-dict?"),
+        (run_scoring, "--json x.json", "are required: --t-model"),
+        (run_scoring, "--t-model x.pt --evall", "unknown flag --evall; did you mean --eval?"),
+    ],
+)
+def test_a_mistyped_flag_is_answered_with_the_nearest(script, flags, words, capsys):
+    code, out, err = call(script.main, capsys, *flags.split())
+    assert (code, out, err.count("\n")) == (2, "", 1) and words in err

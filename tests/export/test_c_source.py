@@ -53,6 +53,15 @@ def by_program(network: nn.Module, shape, folder, *flags: str, run=(), images: i
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
+def test_a_cut_image_is_an_error(tmp_path):
+    network = build(NetworkSpec("lenet-5", 10)).eval()
+    path = compile_program(source_of(network, (1, 28, 28)), tmp_path, "-DNET_MAIN", output="net")
+    for images, code in ((0, 0), (1, 0), (1.5, 1)):
+        found = subprocess.run([path], input=bytes(int(images * 4 * 784)), capture_output=True)
+        assert found.returncode == code and found.stdout.count(b"\n") == int(images)
+        assert found.stderr == (b"the last image has 1568 bytes of 3136\n" if code else b"")
+
+
 def seeds(quick: int, all_of: int) -> list:
     return [s if s < quick else pytest.param(s, marks=pytest.mark.slow) for s in range(all_of)]
 

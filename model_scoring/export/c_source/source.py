@@ -142,10 +142,11 @@ def _facts(program: Program, layout: Layout, constants: Constants, name: str) ->
     upper = name.upper()
     return (
         f"{len(layers)} layers, {total:,} weights, {nonzeros:,} of them not zero; "
-        f"{constants.bytes:,} bytes of constants, {4 * layout.floats:,} of arena.",
+        f"{constants.bytes:,} bytes of constants, {4 * (layout.floats + ALIGNMENT):,} of arena.",
         "",
         "A library:  cc -O3 -march=native -c FILE.c",
         f"A program:  cc -O3 -march=native -D{upper}_MAIN FILE.c -o FILE -lm",
+        "It reads images (channels, height, width) of float32 from its input, and prints logits.",
         f"Without -march=native vectors are short. -D{upper}_VECTOR=n: of n floats, "
         f"-D{upper}_SCALAR: none.",
     )
