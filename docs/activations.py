@@ -11,16 +11,18 @@ if __name__ == "__main__":
     networks = list(dict.fromkeys(row["network"] for row in rows))
     figure = Figure(figsize=(4 * len(networks), 3.4), layout="constrained")
     for axes, network in zip(figure.subplots(1, len(networks)), networks, strict=True):
-        for recipe in dict.fromkeys(r["recipe"] for r in rows if r["network"] == network):
+        recipes = dict.fromkeys(r["recipe"] for r in rows if r["network"] == network)
+        beside = [((-5, 4), "right"), ((4, -11), "left")]  # labels of the upper and the lower line
+        for recipe, (offset, side) in zip(recipes, beside, strict=False):
             of = [r for r in rows if (r["network"], r["recipe"]) == (network, recipe)]
             of.sort(key=lambda row: float(row["strict_operations"]))
             points = [(float(r["strict_operations"]) / 1e6, float(r["top1_percent"])) for r in of]
             axes.plot(*zip(*points, strict=True), "o-", label=recipe)
             for row, point in zip(of, points, strict=True):
                 name = f"{row['bits']} bits" if row["bits"] else "none"
-                axes.annotate(name, point, (4, -11), textcoords="offset points", fontsize="small")
+                axes.annotate(name, point, offset, textcoords="offset points", ha=side, size=9)
         axes.set(title=network, xlabel="operations, millions (strict)", ylabel="top-1, %")
-        axes.margins(x=0.15, y=0.12)
+        axes.margins(x=0.2, y=0.12)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", loc="lower right")
     figure.savefig(sys.argv[1], dpi=120)
