@@ -1,5 +1,6 @@
 """A score as text, JSON and CSV. Nothing here writes a file."""
 
+from collections import Counter
 from dataclasses import replace
 
 from model_compound_scaling.command_line import tables
@@ -63,6 +64,13 @@ def _by_accumulators(score: Score) -> list[list[str]]:
     return rows
 
 
+def _few_bits(score: Score) -> str:
+    """How many layers have inputs of how many bits, where they are whole numbers."""
+    found = Counter(r.activation_bits for r in layers(score) if r.activation_bits)
+    shown = ", ".join(f"{bits} bits: {count}" for bits, count in sorted(found.items()))
+    return f"; inputs of {shown}" if found else ""
+
+
 def summary(score: Score, packed_bytes: int | None = None) -> list[str]:
     """Both rule sets side by side; beside their bytes those of a packed file, if there is one."""
     baselines = {
@@ -92,7 +100,7 @@ def summary(score: Score, packed_bytes: int | None = None) -> list[str]:
         zeros += f", {100 * quantized:.2f} % of the quantized weights"
     return [
         f"{score.parameters:,} parameters; zeros: {zeros}; "
-        f"{len(ternary_layers(score))} of {len(layers(score))} layers ternary",
+        f"{len(ternary_layers(score))} of {len(layers(score))} layers ternary{_few_bits(score)}",
         *tables.aligned(rows),
         f"score relative to {baselines[score.reference]}",
     ]
