@@ -67,12 +67,13 @@ class Parser(argparse.ArgumentParser):
         return Configuration(values, frozenset(incidental), defaults)
 
     def error(self, message: str) -> NoReturn:
-        # a mistyped flag may be the required one
-        words = self.given if "are required" in message else message.split()
-        unknown = [word for word in words if word.startswith("--")]
-        known = self._option_string_actions
-        unknown = [word for word in unknown if word.partition("=")[0] not in known]
-        if unknown and ("unrecognized" in message or "are required" in message):
+        words, known = [], self._option_string_actions
+        if "unrecognized" in message:
+            words = message.split()
+        elif "are required" in message:  # the required one may be mistyped
+            words = self.given
+        unknown = [w for w in words if w.startswith("--") and w.partition("=")[0] not in known]
+        if unknown:
             close = difflib.get_close_matches(unknown[0], known, n=1)
             message = f"unknown flag {' '.join(unknown)}"
             message += f"; did you mean {close[0]}?" if close else "; --help lists all flags"

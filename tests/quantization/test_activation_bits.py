@@ -189,18 +189,19 @@ def test_fewer_bits_cost_less_and_evaluation_knows_them(quantized, images, tmp_p
         best = folder / "best.pt"
         top1 = torch.load(best, weights_only=True)["figures"]["val_top1"]
         flags = ("--data-path", images, "--workers", 0, "--no-cuda", "--predict", images / "val")
-        written = ("--json", tmp_path / "x.json")
+        bits = 4 if "act4" in folder.name else 8
+        half = "--halfprecision" if bits == 4 else "--no-halfprecision"
+        written = (half, "--json", tmp_path / "x.json")
         code, out, err = call(
             run_scoring.main, capsys, "--t-model", best, "--eval", *flags, *written
         )
         assert code == 0 and f"top-1 {top1:.2f} %" in out, err
         content = json.loads((tmp_path / "x.json").read_text())
         layers = {layer["name"]: layer for layer in content["layers"] if layer["weight_bits"]}
-        bits = 4 if "act4" in folder.name else 8
         assert f"inputs of {bits} bits: " in out
         assert layers["layer1.0.conv1"]["activation_bits"] == bits
         assert layers["linear"]["activation_bits"] == 8
-        assert layers["conv1"]["activation_bits"] == 16
+        assert layers["conv1"]["activation_bits"] == (16 if bits == 4 else 32)
 
 
 def two_classes(tmp_path):
