@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -12,13 +13,13 @@ if __name__ == "__main__":
     figure = Figure(figsize=(4 * len(networks), 3.4), layout="constrained")
     for axes, network in zip(figure.subplots(1, len(networks)), networks, strict=True):
         recipes = dict.fromkeys(r["recipe"] for r in rows if r["network"] == network)
-        beside = [((-5, 4), "right"), ((4, -11), "left")]  # labels of the upper and the lower line
-        for recipe, (offset, side) in zip(recipes, beside, strict=False):
+        beside = [((4, -11), "left"), ((-5, 4), "right")]  # labels take turns
+        for recipe in recipes:
             of = [r for r in rows if (r["network"], r["recipe"]) == (network, recipe)]
             of.sort(key=lambda row: float(row["strict_operations"]))
             points = [(float(r["strict_operations"]) / 1e6, float(r["top1_percent"])) for r in of]
             axes.plot(*zip(*points, strict=True), "o-", label=recipe)
-            for row, point in zip(of, points, strict=True):
+            for row, point, (offset, side) in zip(of, points, cycle(beside), strict=False):
                 name = f"{row['bits']} bits" if row["bits"] else "none"
                 axes.annotate(name, point, offset, textcoords="offset points", ha=side, size=9)
         axes.set(title=network, xlabel="operations, millions (strict)", ylabel="top-1, %")

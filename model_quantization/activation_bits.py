@@ -18,9 +18,9 @@ from model_compound_scaling.networks.quantizers.layer_inputs import LAYERS
 from model_compound_scaling.networks.registry import Activations
 
 FIRST_BATCHES = 4  # which tell signs and first steps
-# Of the weights' learning rate, for shares of steps. Weights are about 0.1, so that both change by
-# the same shares, which is what LSQ scales the gradient for (section 2.2); Adam undoes such scales
-STEP_RATE = 10.0
+# Of the weights' learning rate, for shares of steps. Measured, as Adam undoes LSQ's scale of their
+# gradients: ten is worse at 2 to 4 bits (docs/benchmarks.md)
+STEP_RATE = 30.0
 
 
 def layer_bits(network: nn.Module, names: list[str], *, bits: int, others: int) -> dict[str, int]:
