@@ -149,6 +149,7 @@ def layers(result: Score) -> str:
         kind = "ternary " * record.ternary + record.kind
         cells = [cell(i + 1), cell(record.name), bar(ternary[i], zeros[i]), cell(zeros[i], ".1f")]
         cells += [cell(channels[i], ".1f"), cell(kind), cell(both[0].format)]
+        cells += [cell(bits) for bits in (both[0].weight_bits, both[0].activation_bits)]
         cells += [cell(getattr(count, w), ",.0f") for w in ("params", "ops") for count in both]
         rows.append(cells)
     dense = [100 - a - b for a, b in zip(ternary, zeros, strict=True)]
@@ -157,6 +158,7 @@ def layers(result: Score) -> str:
     picture = charts.bars("% of its weights", names, parts, marks, colours)
     pictures = [figure("What is kept", picture)]
     columns = ["#", "layer", "kept", "zeros, %", "deleted channels, %", "kind", "format"]
+    columns += ["bits of weights", "bits of inputs"]
     for what, name in (("params", "parameters"), ("ops", "operations")):
         one, other = ({rules: [getattr(layer[i], what) for layer in found]}
                       for i, rules in enumerate(RULE_SETS, 1))  # fmt: skip
