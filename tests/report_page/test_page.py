@@ -12,7 +12,10 @@ from html.parser import HTMLParser
 
 import pytest
 from run_files import START, figures, save_run, subject
+from torch import nn
 
+from model_compound_scaling.networks.quantizers import quantize_inputs
+from model_scoring.counting import score
 from model_scoring.report_page import charts, published_parameters, read_trials, render
 
 pytest.importorskip("matplotlib")
@@ -213,6 +216,16 @@ def test_a_network_of_many_layers_stays_readable():
     assert page.tags["tr"] == 1 + 140 + 1 + 2
     label = next(v for v in page.values("aria-label") if "of 140 layers" in v)
     assert "and 128 more, see the table" in label and len(label) < 2000
+
+
+def test_bits_of_weights_and_inputs_are_in_the_table_of_layers():
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    layers[0].weight.data.sign_()  # two values: one bit
+    network = quantize_inputs(layers, {"2": "u4"})
+    page = Page(render(subject(score=score(network, (3, 8, 8))), []))
+    texts = [text.strip() for text in page.texts]
+    after = [i for i, text in enumerate(texts) if text == "dense"]  # the column "format"
+    assert [texts[i + 1 : i + 3] for i in after] == [["1", "16"], ["16", "4"]]
 
 
 def test_ticks_of_size_are_between_the_smallest_and_the_largest(tmp_path):
