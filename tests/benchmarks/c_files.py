@@ -8,7 +8,7 @@ how many get another top-1 class than in PyTorch, and than in PyTorch with float
 import argparse
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
@@ -45,22 +45,17 @@ def validation(checkpoint: Checkpoint, channels: int, folder: Path | None) -> Da
     )  # fmt: skip
 
 
-def top1(network: nn.Module, files: Compiled, images: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Classes (n,) of images (n, channels, height, width) in each way."""
-    yield "C", torch.from_numpy(files.run(images.numpy())).argmax(1)
-    yield "PyTorch", network(images).argmax(1)
-    yield "float64", copy.deepcopy(network).double()(images.double()).argmax(1)
-
-
 def compare(network: nn.Module, files: Compiled, data: Data) -> str:
-    """In how many images any two ways differ."""
-    found: dict[str, list[Tensor]] = {}
-    for images, _ in data.val.epoch(0):
-        for way, classes in top1(network, files, images):
-            found.setdefault(way, []).append(classes)
-    every = {way: torch.cat(classes) for way, classes in found.items()}
-    pairs = combinations(every, 2)
-    counts = (f"{a} / {b} {int((every[a] != every[b]).sum())}" for a, b in pairs)
+    """In how many images the top-1 classes of any two ways differ."""
+    double = copy.deepcopy(network).double()
+    ways: dict[str, Callable[[Tensor], Tensor]] = {
+        "C": lambda images: torch.from_numpy(files.run(images.numpy())),
+        "PyTorch": network,
+        "float64": lambda images: double(images.double()),
+    }
+    found = [[way(images).argmax(1) for way in ways.values()] for images, _ in data.val.epoch(0)]
+    classes = zip(ways, map(torch.cat, zip(*found, strict=True)), strict=True)
+    counts = (f"{a} / {b} {int((x != y).sum())}" for (a, x), (b, y) in combinations(classes, 2))
     return f"other top-1 in {data.val.samples:,} images: {', '.join(counts)}"
 
 

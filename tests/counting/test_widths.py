@@ -322,6 +322,7 @@ def test_the_summary_compares_accumulators(network_file, capsys):
         ({"conv": {"weight_bits": 0}}, "1 to 32"),
         ({"conv": {"weight_bits": 33}}, "1 to 32"),
         ({"conv": {"weight_bits": True}}, "1 to 32"),
+        ({"conv": {"bits": 4}}, "weight_bits and activation_bits, not 'bits'"),
         ({"conv": {"bits": 4, "weight_bits": 4}}, "activation_bits, not 'bits'"),
         ({"conv": {}}, "weight_bits"),
         ({"conv": 4}, "weight_bits"),
