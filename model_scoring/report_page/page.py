@@ -158,7 +158,7 @@ def layers(result: Score) -> str:
     picture = charts.bars("% of its weights", names, parts, marks, colours)
     pictures = [figure("What is kept", picture)]
     columns = ["#", "layer", "kept", "zeros, %", "deleted channels, %", "kind", "format"]
-    columns += ["bits of weights", "bits of inputs"]
+    columns += ["weight bits", "input bits"]
     for what, name in (("params", "parameters"), ("ops", "operations")):
         one, other = ({rules: [getattr(layer[i], what) for layer in found]}
                       for i, rules in enumerate(RULE_SETS, 1))  # fmt: skip
